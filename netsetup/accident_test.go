@@ -1,0 +1,229 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
+	"github.com/example/kubevirt-imds/tools/podnet"
+)
+
+// Whatever happens to the wiring, the event alone brings it back.
+func TestWiringHeals(t *testing.T) {
+	accidents := []struct {
+		name   string
+		happen func(t *testing.T, pod *podnet.Pod)
+		says   string // what imds-init logs once it has healed
+	}{
+		{"somebody deletes veth-imds", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Device) }, "msg=repaired"},
+		{"somebody deletes veth-imds-br", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Port) }, "msg=repaired"},
+		{"somebody puts a link of another kind in its place", func(t *testing.T, pod *podnet.Pod) {
+			deleteLink(t, pod, wiring.Device)
+			// imds-init may be faster; then there is nothing to replace.
+			pod.Pod.Netlink().LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: wiring.Device}})
+		}, "msg=repaired"},
+		{"somebody deletes the address", deleteAddress, "msg=repaired"},
+		{"somebody sets veth-imds down", func(t *testing.T, pod *podnet.Pod) {
+			must(t, pod.Pod.Netlink().LinkSetDown(link(t, pod, wiring.Device)))
+		}, "msg=repaired"},
+		{"somebody sets veth-imds-br down", func(t *testing.T, pod *podnet.Pod) {
+			must(t, pod.Pod.Netlink().LinkSetDown(link(t, pod, wiring.Port)))
+		}, "msg=repaired"},
+		{"somebody takes veth-imds-br off the bridge", func(t *testing.T, pod *podnet.Pod) {
+			must(t, pod.Pod.Netlink().LinkSetNoMaster(link(t, pod, wiring.Port)))
+		}, "msg=repaired"},
+		{"somebody ends the isolation of veth-imds-br", func(t *testing.T, pod *podnet.Pod) {
+			must(t, pod.Pod.Netlink().LinkSetIsolated(link(t, pod, wiring.Port), false))
+		}, "msg=repaired"},
+		{"somebody deletes the rules of the bridge family", func(t *testing.T, pod *podnet.Pod) {
+			deleteTable(t, pod, nftables.TableFamilyBridge)
+		}, "msg=repaired"},
+		{"somebody deletes the rules of the ip family", func(t *testing.T, pod *podnet.Pod) {
+			deleteTable(t, pod, nftables.TableFamilyIPv4)
+		}, "msg=repaired"},
+		{"tap unplugged and plugged again", func(t *testing.T, pod *podnet.Pod) {
+			must(t, pod.UnplugTap())
+			must(t, pod.PlugTap())
+		}, "msg=wired"},
+		{"bridge deleted and made anew", func(t *testing.T, pod *podnet.Pod) {
+			must(t, pod.RemoveBridge())
+			must(t, pod.RestoreBridge())
+		}, "msg=wired"},
+		{"guest restarted", func(t *testing.T, pod *podnet.Pod) {
+			must(t, pod.StopGuest())
+			must(t, pod.StartGuest())
+		}, ""},
+	}
+	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
+		for _, accident := range accidents {
+			t.Run(fmt.Sprintf("%s/%s", binding, accident.name), func(t *testing.T) {
+				options := podnet.Options{Binding: binding}
+				pod, p := servedPod(t, options)
+				before := snapshot(t, pod)
+				accident.happen(t, pod)
+				if accident.says != "" {
+					p.waitFor(t, accident.says)
+				}
+				// A listener stays bound to the interface that it was
+				// bound to: imds-server follows by itself, its
+				// stand-in here is started anew.
+				if link(t, pod, wiring.Device).Attrs().Index != before.deviceIndex {
+					serve(t, pod)
+				}
+				mustServe(t, pod, guestAddress(binding))
+				after := snapshot(t, pod)
+				if !slices.Equal(before.state, after.state) {
+					t.Errorf("left behind:\nbefore %s\nafter  %s", strings.Join(before.state, "\n       "), strings.Join(after.state, "\n       "))
+				}
+			})
+		}
+	}
+}
+
+// Killed at any moment and started again, imds-init finds its work done, and
+// doubles nothing.
+func TestKilledAndStartedAgain(t *testing.T) {
+	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
+		t.Run(string(binding), func(t *testing.T) {
+			pod, p := servedPod(t, podnet.Options{Binding: binding})
+			before := snapshot(t, pod)
+			for range 5 {
+				p.kill()
+				mustServe(t, pod, guestAddress(binding))
+				p = start(t, pod, onThisKernel)
+				p.waitFor(t, "msg=wired")
+				mustServe(t, pod, guestAddress(binding))
+			}
+			if after := snapshot(t, pod); !slices.Equal(before.state, after.state) {
+				t.Errorf("before %q\nafter %q", before.state, after.state)
+			}
+			if index := link(t, pod, wiring.Device).Attrs().Index; index != before.deviceIndex {
+				t.Errorf("%s was made anew: index %d, before %d", wiring.Device, index, before.deviceIndex)
+			}
+		})
+	}
+}
+
+// What is no business of ours is left alone, and causes no work.
+func TestUnrelatedChangesCauseNoWork(t *testing.T) {
+	pod, p := servedPod(t, podnet.Options{Binding: podnet.Masquerade})
+	before := snapshot(t, pod)
+	for i := range 50 {
+		name := fmt.Sprintf("other%d", i)
+		must(t, pod.Pod.Netlink().LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}))
+		deleteLink(t, pod, name)
+		changeRulesOfOthers(t, pod)
+	}
+	// The last of the changes has been looked at when one that needs work is
+	// repaired.
+	deleteAddress(t, pod)
+	p.waitFor(t, "msg=repaired")
+	if after := snapshot(t, pod); !slices.Equal(before.state, after.state) {
+		t.Errorf("before %q\nafter %q", before.state, after.state)
+	}
+	if lines := p.said(); len(lines) > 0 {
+		t.Errorf("imds-init logged changes that do not concern it: %q", lines)
+	}
+}
+
+// changeRulesOfOthers writes to nf_tables as KubeVirt does when it makes its
+// NAT.
+func changeRulesOfOthers(t *testing.T, pod *podnet.Pod) {
+	t.Helper()
+	nft, err := pod.Pod.Nftables()
+	must(t, err)
+	table := nft.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyIPv4})
+	nft.AddChain(&nftables.Chain{Name: "chain", Table: table})
+	must(t, nft.Flush())
+	nft.DelTable(table)
+	must(t, nft.Flush())
+}
+
+// podState is what imds-init has made in a pod: links, addresses, bridge
+// ports, forwarding entries, rules. Indexes and counters are not part of it.
+type podState struct {
+	state       []string
+	deviceIndex int
+}
+
+func snapshot(t *testing.T, pod *podnet.Pod) podState {
+	t.Helper()
+	var s podState
+	nl := pod.Pod.Netlink()
+	links, err := nl.LinkList()
+	must(t, err)
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		s.add("link %s %s up=%t mtu=%d master=%s", a.Name, l.Type(), a.Flags&net.FlagUp != 0, a.MTU, names[a.MasterIndex])
+		if a.Name == wiring.Device {
+			s.deviceIndex = a.Index
+		}
+		family := netlink.FAMILY_V4
+		if a.Name == wiring.Device || a.Name == wiring.Port {
+			family = netlink.FAMILY_ALL
+		}
+		addresses, err := nl.AddrList(l, family)
+		must(t, err)
+		for _, address := range addresses {
+			s.add("address %s on %s", address.IPNet, a.Name)
+		}
+	}
+	nft, err := pod.Pod.Nftables()
+	must(t, err)
+	chains, err := nft.ListChains()
+	must(t, err)
+	for _, chain := range chains {
+		if chain.Table.Name != "imds" {
+			continue
+		}
+		rules, err := nft.GetRules(chain.Table, chain)
+		must(t, err)
+		s.add("rules %d %s: %d", chain.Table.Family, chain.Name, len(rules))
+	}
+	slices.Sort(s.state)
+	return s
+}
+
+func (s *podState) add(format string, values ...any) {
+	s.state = append(s.state, fmt.Sprintf(format, values...))
+}
+
+func link(t *testing.T, pod *podnet.Pod, name string) netlink.Link {
+	t.Helper()
+	l, err := pod.Pod.Netlink().LinkByName(name)
+	must(t, err)
+	return l
+}
+
+func deleteLink(t *testing.T, pod *podnet.Pod, name string) {
+	t.Helper()
+	must(t, pod.Pod.Netlink().LinkDel(link(t, pod, name)))
+}
+
+func deleteAddress(t *testing.T, pod *podnet.Pod) {
+	t.Helper()
+	device := link(t, pod, wiring.Device)
+	addresses, err := pod.Pod.Netlink().AddrList(device, netlink.FAMILY_V4)
+	must(t, err)
+	for _, address := range addresses {
+		must(t, pod.Pod.Netlink().AddrDel(device, &address))
+	}
+}
+
+func deleteTable(t *testing.T, pod *podnet.Pod, family nftables.TableFamily) {
+	t.Helper()
+	nft, err := pod.Pod.Nftables()
+	must(t, err)
+	nft.DelTable(&nftables.Table{Name: "imds", Family: family})
+	must(t, nft.Flush())
+}

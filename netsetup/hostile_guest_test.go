@@ -1,0 +1,119 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
+	"github.com/example/kubevirt-imds/tools/podnet"
+)
+
+// A hostile guest sends whatever it likes. Nothing that has to do with the
+// metadata service gets beyond its own pod, and it stays served.
+func TestHostileGuestReachesNobodyElse(t *testing.T) {
+	guest, neighbour := podnet.PodAddr.AsSlice(), podnet.NeighbourAddr.AsSlice()
+	address := wiring.Address.Addr().AsSlice()
+	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+	for _, binding := range []podnet.Binding{podnet.Bridge, podnet.ManagedTap} {
+		t.Run(string(binding), func(t *testing.T) {
+			pod, _ := servedPod(t, podnet.Options{Binding: binding})
+			own, gateway := mac(t, pod.Guest, "eth0"), mac(t, pod.Neighbour, podnet.NeighbourInterface)
+			uplink, err := podnet.Capture(pod.Neighbour, podnet.NeighbourInterface)
+			must(t, err)
+
+			for _, frame := range [][]byte{
+				// plays metadata service to the neighbours
+				arp(own, broadcast, 2, own, address, broadcast, address),
+				arp(own, gateway, 2, own, address, gateway, neighbour),
+				udp(own, gateway, address, neighbour, 0),
+				// takes our MACs
+				arp(wiring.DeviceMAC, broadcast, 1, wiring.DeviceMAC, guest, make([]byte, 6), neighbour),
+				arp(wiring.PortMAC, broadcast, 1, wiring.PortMAC, guest, make([]byte, 6), neighbour),
+				// asks for the address beyond the pod
+				arp(own, broadcast, 1, own, guest, make([]byte, 6), address),
+				arp(own, gateway, 1, own, guest, make([]byte, 6), address),
+				udp(own, gateway, guest, address, 0),
+				udp(own, broadcast, guest, address, 0),
+				// from an address that is not its own
+				udp(own, gateway, neighbour, address, 0),
+				// in fragments: the first, a later one
+				udp(own, gateway, guest, address, 0x2000),
+				udp(own, gateway, guest, address, 0x00b9),
+				// behind a VLAN tag
+				tagged(udp(own, gateway, guest, address, 0)),
+				tagged(arp(own, broadcast, 1, own, guest, make([]byte, 6), address)),
+			} {
+				sendFrame(t, pod.Guest, "eth0", frame)
+			}
+			mustServe(t, pod, guestAddress(binding))
+			pingGateway(t, pod)
+
+			frames, err := uplink.Stop()
+			must(t, err)
+			reached := slices.ContainsFunc(frames, func(f podnet.Frame) bool { return !f.Outgoing })
+			if !reached {
+				t.Fatal("the capture saw nothing of the guest, so it proves nothing")
+			}
+			for _, frame := range frames {
+				if frame.ConcernsMetadata() {
+					t.Errorf("on the uplink: %v", frame)
+				}
+			}
+		})
+	}
+}
+
+// sendFrame puts an Ethernet frame on an interface as it is.
+func sendFrame(t *testing.T, n *podnet.Namespace, name string, frame []byte) {
+	t.Helper()
+	must(t, n.Do(func() error {
+		nic, err := net.InterfaceByName(name)
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		if err != nil {
+			return fmt.Errorf("packet socket: %w", err)
+		}
+		defer unix.Close(fd)
+		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: nic.Index})
+	}))
+}
+
+func ethernet(source, target net.HardwareAddr, kind uint16) []byte {
+	return binary.BigEndian.AppendUint16(slices.Concat(target, source), kind)
+}
+
+// arp is an ARP request (1) or reply (2) of RFC 826 in an Ethernet frame.
+func arp(source, target net.HardwareAddr, operation byte, senderMAC, sender, targetMAC, wanted []byte) []byte {
+	packet := []byte{0, 1, 8, 0, 6, 4, 0, operation}
+	return slices.Concat(ethernet(source, target, unix.ETH_P_ARP), packet, senderMAC, sender, targetMAC, wanted)
+}
+
+// udp is an IPv4 packet (RFC 791) with a little payload in an Ethernet frame;
+// fragment holds the header's flags and fragment offset.
+func udp(source, target net.HardwareAddr, from, to []byte, fragment uint16) []byte {
+	payload := []byte{0x30, 0x39, 0, 80, 0, 12, 0, 0, 'a', 's', 'k', 's'}
+	header := []byte{0x45, 0, 0, byte(20 + len(payload)), 0, 1, byte(fragment >> 8), byte(fragment), 64, unix.IPPROTO_UDP, 0, 0}
+	header = slices.Concat(header, from, to)
+	var sum uint32
+	for i := 0; i < len(header); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(header[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(header[10:], ^uint16(sum))
+	return slices.Concat(ethernet(source, target, unix.ETH_P_IP), header, payload)
+}
+
+// tagged puts an 802.1Q tag, VLAN 7, into a frame.
+func tagged(frame []byte) []byte {
+	return slices.Concat(frame[:12], []byte{0x81, 0x00, 0x00, 0x07}, frame[12:])
+}

@@ -1,0 +1,74 @@
+// Package events tells when something in the pod's network has changed.
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// sources are the kernel's notifications that concern the wiring.
+var sources = []struct {
+	protocol int
+	groups   []int
+}{
+	{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE}},
+	{unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}},
+}
+
+// Watch subscribes to the changes of links, IPv4 addresses, routes and policy
+// rules, and of nf_tables, in the network namespace of the process. The
+// channel gets a value after each change; several that come close together
+// are one value, since whoever reads it looks at all that is there anyway. It
+// is subscribed when Watch returns, so that nothing that happens later is
+// missed, and it ends with the context.
+func Watch(ctx context.Context) (<-chan struct{}, error) {
+	changed := make(chan struct{}, 1)
+	for _, source := range sources {
+		socket, err := subscribe(source.protocol, source.groups)
+		if err != nil {
+			return nil, fmt.Errorf("subscribe to netlink events of protocol %d: %w", source.protocol, err)
+		}
+		context.AfterFunc(ctx, func() { socket.Close() })
+		go forward(socket, changed)
+	}
+	return changed, nil
+}
+
+// subscribe opens a netlink socket that is a member of the groups. It does not
+// block, so that the Go runtime waits for it and a close ends the wait.
+func subscribe(protocol int, groups []int) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, err
+	}
+	socket := os.NewFile(uintptr(fd), "netlink")
+	address := &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
+	for _, group := range groups {
+		address.Groups |= 1 << (group - 1)
+	}
+	if err := unix.Bind(fd, address); err != nil {
+		socket.Close()
+		return nil, err
+	}
+	return socket, nil
+}
+
+// forward turns messages into values until the socket is closed. What they say
+// does not matter, so their end may be cut off; nor does it matter when some
+// were lost because they came too fast (ENOBUFS).
+func forward(socket *os.File, changed chan<- struct{}) {
+	message := make([]byte, unix.NLMSG_HDRLEN)
+	for {
+		if _, err := socket.Read(message); errors.Is(err, os.ErrClosed) {
+			return
+		}
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+}

@@ -1,0 +1,119 @@
+package links
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
+)
+
+// EnsureEndpoint makes sure that the veth pair is there, that its device is up,
+// carries the address and is the way back for answers, and that neither end
+// speaks IPv6. Links of those names that are not our pair are replaced. It says
+// whether it had to change anything; then the inventory is out of date.
+func EnsureEndpoint(inv Inventory) (changed bool, err error) {
+	device, made, err := ensurePair(inv)
+	if err != nil {
+		return true, err
+	}
+	changed = made
+	for _, ensure := range []func(netlink.Link) (bool, error){ensureConf, ensureAddress, ensureUp, ensureRoute} {
+		did, err := ensure(device)
+		if err != nil {
+			return true, err
+		}
+		changed = changed || did
+	}
+	return changed, nil
+}
+
+// ensurePair returns the device's end of the pair, made anew where the links of
+// those names are no pair.
+func ensurePair(inv Inventory) (device netlink.Link, made bool, err error) {
+	device, port := inv.named(wiring.Device), inv.named(wiring.Port)
+	if isPair(device, port) {
+		return device, false, nil
+	}
+	for _, stranger := range []netlink.Link{device, port} {
+		if stranger == nil {
+			continue
+		}
+		// With one end of a veth pair the other is gone too.
+		if err := netlink.LinkDel(stranger); err != nil && !errors.Is(err, unix.ENODEV) {
+			return nil, false, fmt.Errorf("replace link %s, which is not ours: %w", stranger.Attrs().Name, err)
+		}
+	}
+	device, err = makePair()
+	return device, true, err
+}
+
+// isPair says whether the two links are the ends of one veth pair in this
+// namespace, with the MACs that we give them.
+func isPair(device, port netlink.Link) bool {
+	if device == nil || port == nil || device.Type() != "veth" || port.Type() != "veth" {
+		return false
+	}
+	d, p := device.Attrs(), port.Attrs()
+	return d.ParentIndex == p.Index && p.ParentIndex == d.Index &&
+		bytes.Equal(d.HardwareAddr, wiring.DeviceMAC) && bytes.Equal(p.HardwareAddr, wiring.PortMAC)
+}
+
+// makePair makes the two ends, both down: IPv6 gives an interface its
+// link-local address when it comes up, and by then it must have been told not
+// to.
+func makePair() (device netlink.Link, err error) {
+	pair := netlink.NewVeth(netlink.LinkAttrs{Name: wiring.Device, HardwareAddr: wiring.DeviceMAC})
+	pair.PeerName, pair.PeerHardwareAddr = wiring.Port, wiring.PortMAC
+	if err := netlink.LinkAdd(pair); err != nil {
+		return nil, fmt.Errorf("make veth pair %s, %s: %w", wiring.Device, wiring.Port, err)
+	}
+	for _, name := range []string{wiring.Port, wiring.Device} {
+		if device, err = netlink.LinkByName(name); err != nil {
+			return nil, fmt.Errorf("find link %s, just made: %w", name, err)
+		}
+		// A kernel without IPv6 has nothing to switch off.
+		err := netlink.LinkSetIP6AddrGenMode(device, addrGenModeNone)
+		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+			return nil, fmt.Errorf("switch off IPv6 addresses on %s: %w", name, err)
+		}
+	}
+	return device, nil
+}
+
+// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of include/uapi/linux/if_link.h.
+const addrGenModeNone = 1
+
+func ensureAddress(device netlink.Link) (changed bool, err error) {
+	addresses, err := netlink.AddrList(device, netlink.FAMILY_V4)
+	if err != nil {
+		return false, fmt.Errorf("list addresses of %s: %w", wiring.Device, err)
+	}
+	want := &netlink.Addr{
+		IPNet: addressNet(),
+		Scope: unix.RT_SCOPE_LINK,
+	}
+	for _, have := range addresses {
+		if have.Equal(*want) && have.Scope == want.Scope {
+			return false, nil
+		}
+	}
+	if err := netlink.AddrReplace(device, want); err != nil {
+		return false, fmt.Errorf("add address %s to %s: %w", wiring.Address, wiring.Device, err)
+	}
+	return true, nil
+}
+
+func ensureUp(device netlink.Link) (changed bool, err error) {
+	if device.Attrs().Flags&net.FlagUp != 0 {
+		return false, nil
+	}
+	if err := netlink.LinkSetUp(device); err != nil {
+		return false, fmt.Errorf("set %s up: %w", wiring.Device, err)
+	}
+	return true, nil
+}

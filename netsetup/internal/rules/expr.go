@@ -1,0 +1,77 @@
+package rules
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// part is a piece of a rule: one match or one statement, as the kernel's
+// nf_tables expressions. They all work on register 1.
+type part []expr.Any
+
+const register = 1
+
+func iifname(name string) part   { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
+func notIif(name string) part    { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, name) }
+func oifname(name string) part   { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
+func notOif(name string) part    { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, name) }
+func accept() part               { return part{&expr.Verdict{Kind: expr.VerdictAccept}} }
+func drop() part                 { return part{&expr.Verdict{Kind: expr.VerdictDrop}} }
+func notrack() part              { return part{&expr.Notrack{}} }
+func counter() part              { return part{&expr.Counter{}} }
+func ipSource(a netip.Addr) part { return ipv4(12, a) }
+func ipTarget(a netip.Addr) part { return ipv4(16, a) }
+
+// ifname matches a whole interface name: 16 bytes, padded with zeros (IFNAMSIZ).
+func ifname(key expr.MetaKey, op expr.CmpOp, name string) part {
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, name)
+	return part{
+		&expr.Meta{Key: key, Register: register},
+		&expr.Cmp{Op: op, Register: register, Data: padded},
+	}
+}
+
+// ipv4 matches an address at an offset of the IPv4 header (RFC 791). The
+// protocol is that inside a VLAN tag, where the frame has one.
+func ipv4(offset uint32, a netip.Addr) part {
+	return network(unix.ETH_P_IP, offset, expr.CmpOpEq, a)
+}
+
+// notIPTarget matches IPv4 packets to any other address.
+func notIPTarget(a netip.Addr) part { return network(unix.ETH_P_IP, 16, expr.CmpOpNeq, a) }
+
+// arpSender and arpTarget match the protocol addresses of an ARP packet for
+// IPv4 over Ethernet (RFC 826).
+func arpSender(a netip.Addr) part { return network(unix.ETH_P_ARP, 14, expr.CmpOpEq, a) }
+func arpTarget(a netip.Addr) part { return network(unix.ETH_P_ARP, 24, expr.CmpOpEq, a) }
+
+func network(protocol uint16, offset uint32, op expr.CmpOp, a netip.Addr) part {
+	return part{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, protocol)},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Cmp{Op: op, Register: register, Data: a.AsSlice()},
+	}
+}
+
+func etherTarget(mac net.HardwareAddr) part { return ether(0, mac) }
+func etherSource(mac net.HardwareAddr) part { return ether(6, mac) }
+
+func ether(offset uint32, mac net.HardwareAddr) part {
+	return part{
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseLLHeader, Offset: offset, Len: 6},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: mac},
+	}
+}
+
+func setEtherTarget(mac net.HardwareAddr) part {
+	return part{
+		&expr.Immediate{Register: register, Data: mac},
+		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: register, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
+	}
+}

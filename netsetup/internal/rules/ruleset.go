@@ -1,0 +1,166 @@
+package rules
+
+import (
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
+)
+
+// tableName is the name of our table in each family.
+const tableName = "imds"
+
+// chain is a base chain and its rules in order.
+type chain struct {
+	family   nftables.TableFamily
+	name     string
+	hook     *nftables.ChainHook
+	priority *nftables.ChainPriority
+	rules    []rule
+}
+
+// rule is one rule; its purpose is shown by `nft list ruleset` as a comment.
+type rule struct {
+	purpose string
+	parts   []part
+}
+
+// expressions puts the counter before the last part, the verdict, so that it
+// counts what matched.
+func (r rule) expressions() []expr.Any {
+	var all []expr.Any
+	last := len(r.parts) - 1
+	for _, p := range r.parts[:last] {
+		all = append(all, p...)
+	}
+	all = append(all, counter()...)
+	return append(all, r.parts[last]...)
+}
+
+// bridgeEarly runs before the destination NAT of the bridge family and before
+// br_netfilter hands the frame to the IPv4 hooks (NF_BR_PRI_NAT_DST_BRIDGED in
+// include/uapi/linux/netfilter_bridge.h).
+const bridgeEarly nftables.ChainPriority = -300
+
+// ruleset is every chain for a wiring. It stands from the first moment on:
+// without a bridge there are no guests, and nobody reaches the address.
+func ruleset(w wiring.Wiring) []chain {
+	return []chain{
+		{nftables.TableFamilyBridge, "prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityRef(bridgeEarly), fromPorts(w)},
+		{nftables.TableFamilyBridge, "postrouting", nftables.ChainHookPostrouting, nftables.ChainPriorityFilter, toPorts(w)},
+		{nftables.TableFamilyIPv4, "prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, intoPod()},
+		{nftables.TableFamilyIPv4, "input", nftables.ChainHookInput, nftables.ChainPriorityFilter, toListeners()},
+		{nftables.TableFamilyIPv4, "forward", nftables.ChainHookForward, nftables.ChainPriorityFilter, throughPod(w)},
+		{nftables.TableFamilyIPv4, "output", nftables.ChainHookOutput, nftables.ChainPriorityRaw, outOfPod()},
+		{nftables.TableFamilyARP, "input", arpInput, nftables.ChainPriorityFilter, arpIntoPod()},
+		{nftables.TableFamilyARP, "output", arpOutput, nftables.ChainPriorityFilter, arpOutOfPod()},
+	}
+}
+
+// Hooks of the ARP family (NF_ARP_IN and NF_ARP_OUT in
+// include/uapi/linux/netfilter_arp.h).
+var (
+	arpInput  = nftables.ChainHookRef(0)
+	arpOutput = nftables.ChainHookRef(1)
+)
+
+var address = wiring.Address.Addr()
+
+// fromPorts judges the frames that enter the bridge. Only a guest may ask, and
+// nobody but the endpoint may speak for it.
+func fromPorts(w wiring.Wiring) []rule {
+	rules := []rule{
+		{"the endpoint speaks", []part{iifname(wiring.Port), accept()}},
+		{"nobody else has its MAC", []part{etherSource(wiring.DeviceMAC), drop()}},
+		{"nobody else has its port's MAC", []part{etherSource(wiring.PortMAC), drop()}},
+		{"nobody else has its address", []part{ipSource(address), drop()}},
+		{"nobody else answers for its address", []part{arpSender(address), drop()}},
+	}
+	for _, guest := range w.Guests {
+		rules = append(rules,
+			rule{"a guest that sends to its gateway is served", []part{iifname(guest), ipTarget(address), setEtherTarget(wiring.DeviceMAC), accept()}},
+			rule{"a guest looks for the endpoint", []part{iifname(guest), arpTarget(address), accept()}},
+		)
+	}
+	return append(rules,
+		rule{"nobody else asks", []part{ipTarget(address), drop()}},
+		rule{"nobody else looks for the endpoint", []part{arpTarget(address), drop()}},
+		rule{"the endpoint gets nothing else", []part{etherTarget(wiring.DeviceMAC), drop()}},
+	)
+}
+
+// toPorts judges the frames that leave the bridge, its own and those it
+// forwards: nothing of ours reaches an uplink, nothing foreign the endpoint.
+func toPorts(w wiring.Wiring) []rule {
+	rules := []rule{
+		{"a question to the endpoint", []part{oifname(wiring.Port), ipTarget(address), accept()}},
+		{"a look for the endpoint", []part{oifname(wiring.Port), arpTarget(address), accept()}},
+		{"the endpoint gets nothing else", []part{oifname(wiring.Port), drop()}},
+		{"questions go to the endpoint only", []part{ipTarget(address), drop()}},
+		{"the endpoint is looked for on its port only", []part{arpTarget(address), drop()}},
+	}
+	for _, guest := range w.Guests {
+		rules = append(rules, rule{"the endpoint answers a guest", []part{oifname(guest), etherSource(wiring.DeviceMAC), accept()}})
+	}
+	return append(rules,
+		rule{"the endpoint answers nobody else", []part{etherSource(wiring.DeviceMAC), drop()}},
+		rule{"nobody else has its address", []part{ipSource(address), drop()}},
+		rule{"nobody else answers for its address", []part{arpSender(address), drop()}},
+	)
+}
+
+// intoPod keeps NAT and connection tracking away from the endpoint's packets.
+// Where bridge-nf-call-iptables is 1 they pass here once more as frames on the
+// bridge, and KubeVirt's masquerade would change their source.
+func intoPod() []rule {
+	return []rule{
+		{"the endpoint is for its address only", []part{iifname(wiring.Device), notIPTarget(address), drop()}},
+		{"questions bypass NAT", []part{ipTarget(address), notrack()}},
+		{"answers bypass NAT", []part{ipSource(address), notrack()}},
+	}
+}
+
+// toListeners keeps the pod's other interfaces away from the address, which
+// the kernel would accept on any of them.
+func toListeners() []rule {
+	return []rule{
+		{"only the endpoint and the pod itself ask", []part{notIif(wiring.Device), notIif("lo"), ipTarget(address), drop()}},
+	}
+}
+
+// throughPod keeps the pod from forwarding a question that found no endpoint:
+// beyond the pod the same address may be the metadata service of the node.
+// Frames that pass here on their way across the bridge have the bridge as
+// both interfaces.
+func throughPod(w wiring.Wiring) []rule {
+	question := rule{"questions stay in the pod", []part{ipTarget(address), drop()}}
+	if w.Joined() {
+		question.parts = []part{ipTarget(address), notOif(w.Bridge.Name), drop()}
+	}
+	return []rule{
+		{"the endpoint is no router", []part{iifname(wiring.Device), drop()}},
+		question,
+	}
+}
+
+// outOfPod does for the pod's own packets what the others do for the guest's.
+func outOfPod() []rule {
+	return []rule{
+		{"questions bypass NAT", []part{ipTarget(address), notrack()}},
+		{"answers bypass NAT", []part{ipSource(address), notrack()}},
+		{"questions stay in the pod", []part{ipTarget(address), notOif("lo"), drop()}},
+		{"answers leave by the endpoint", []part{ipSource(address), notOif(wiring.Device), notOif("lo"), drop()}},
+	}
+}
+
+func arpIntoPod() []rule {
+	return []rule{
+		{"only the endpoint answers for its address", []part{notIif(wiring.Device), arpTarget(address), drop()}},
+	}
+}
+
+func arpOutOfPod() []rule {
+	return []rule{
+		{"only the endpoint speaks for its address", []part{notOif(wiring.Device), arpSender(address), drop()}},
+	}
+}

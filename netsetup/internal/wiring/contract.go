@@ -1,0 +1,28 @@
+package wiring
+
+import (
+	"net"
+	"net/netip"
+)
+
+// The endpoint is a veth pair: [Device] carries [Address], [Port] is a port
+// of the VM's bridge. imds-server binds its listener to Device.
+const (
+	Device = "veth-imds"
+	Port   = "veth-imds-br"
+)
+
+// Address is where every guest looks for its metadata service. It is carried
+// with scope link, so that the kernel never picks it as the source address of
+// the pod's other connections (inet_select_addr in net/ipv4/devinet.c).
+var Address = netip.MustParsePrefix("169.254.169.254/32")
+
+// DeviceMAC is the same in every pod, so that a guest's ARP entry stays right
+// after a live migration.
+var DeviceMAC = net.HardwareAddr{0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe}
+
+// PortMAC is the highest unicast MAC that is locally administered, but for
+// its last bit. A bridge without a MAC of its own takes the lowest of its
+// ports' (br_stp_recalculate_bridge_id in net/bridge/br_stp_if.c); with this
+// one it never takes ours.
+var PortMAC = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xfe}

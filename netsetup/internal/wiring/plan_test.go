@@ -1,0 +1,83 @@
+package wiring
+
+import (
+	"math/rand/v2"
+	"reflect"
+	"testing"
+)
+
+// The links of a pod as KubeVirt leaves them, by binding.
+var (
+	lo    = Link{Index: 1, Name: "lo", MTU: 65536}
+	ours  = []Link{{Index: 2, Name: "veth-imds-br", Kind: "veth", MTU: 1500}, {Index: 3, Name: "veth-imds", Kind: "veth", MTU: 1500}}
+	k6t   = Link{Index: 10, Name: "k6t-eth0", Kind: "bridge", MTU: 1400}
+	tap0  = Link{Index: 11, Name: "tap0", Kind: "tun", Master: 10, MTU: 1400}
+	eth0  = Link{Index: 5, Name: "eth0", Kind: "veth", MTU: 1400}
+	nic   = Link{Index: 5, Name: "eth0-nic", Kind: "veth", Master: 10, MTU: 1400}
+	dummy = Link{Index: 12, Name: "eth0", Kind: "dummy", MTU: 1400}
+
+	second     = Link{Index: 6, Name: "k6t-16477688c0e", Kind: "bridge", MTU: 9000}
+	secondTap  = Link{Index: 7, Name: "tap16477688c0e", Kind: "tun", Master: 6, MTU: 9000}
+	secondNIC  = Link{Index: 8, Name: "16477688c0e-nic", Kind: "veth", Master: 6, MTU: 9000}
+	ownPort    = Link{Index: 2, Name: "veth-imds-br", Kind: "veth", Master: 10, MTU: 1400}
+	masquerade = []Link{lo, eth0, k6t, tap0}
+	bridged    = []Link{lo, nic, k6t, tap0, dummy}
+)
+
+func TestPlan(t *testing.T) {
+	for _, c := range []struct {
+		scenario   string
+		links      []Link
+		bridgeName string
+		want       Wiring
+	}{
+		{"nothing there yet", []Link{lo, eth0}, "", Wiring{Waiting: "a bridge named k6t-*"}},
+		{"only our own links", append([]Link{lo}, ours...), "", Wiring{Waiting: "a bridge named k6t-*"}},
+		{"bridge without ports", []Link{lo, eth0, k6t}, "", Wiring{Waiting: "a guest's tap on bridge k6t-eth0"}},
+		{"bridge with its uplink, tap still missing", []Link{lo, nic, k6t}, "", Wiring{Waiting: "a guest's tap on bridge k6t-eth0"}},
+		{"tap that is not a port yet", []Link{lo, k6t, {Index: 11, Name: "tap0", Kind: "tun"}}, "", Wiring{Waiting: "a guest's tap on bridge k6t-eth0"}},
+		{"masquerade", masquerade, "", Wiring{Bridge: k6t, MTU: 1400, Guests: []string{"tap0"}}},
+		{"bridge binding: the uplink is isolated", bridged, "", Wiring{Bridge: k6t, MTU: 1400, Guests: []string{"tap0"}, Uplinks: []string{"eth0-nic"}}},
+		{"already wired: our port is neither guest nor uplink", append([]Link{ownPort}, bridged...), "", Wiring{Bridge: k6t, MTU: 1400, Guests: []string{"tap0"}, Uplinks: []string{"eth0-nic"}}},
+		{"bridge that is not KubeVirt's", []Link{lo, {Index: 10, Name: "cni0", Kind: "bridge"}, tap0}, "", Wiring{Waiting: "a bridge named k6t-*"}},
+		{"k6t- name on a link that is no bridge", []Link{lo, {Index: 10, Name: "k6t-eth0", Kind: "dummy"}, tap0}, "", Wiring{Waiting: "a bridge named k6t-*"}},
+		{"two bridges: the pod network's first, though it is younger", []Link{second, secondTap, secondNIC, k6t, tap0}, "", Wiring{Bridge: k6t, MTU: 1400, Guests: []string{"tap0"}}},
+		{"two bridges: the pod network's has no tap yet", []Link{second, secondTap, secondNIC, k6t}, "", Wiring{Bridge: second, MTU: 9000, Guests: []string{"tap16477688c0e"}, Uplinks: []string{"16477688c0e-nic"}}},
+		{"no pod network: the older of two secondary bridges", []Link{
+			{Index: 20, Name: "k6t-net2", Kind: "bridge"}, {Index: 21, Name: "tap2", Kind: "tun", Master: 20, MTU: 1500}, second, secondTap},
+			"", Wiring{Bridge: second, MTU: 9000, Guests: []string{"tap16477688c0e"}}},
+		{"pod network on an interface not named eth0", []Link{second, secondTap,
+			{Index: 30, Name: "k6t-ovn-udn1", Kind: "bridge"}, {Index: 31, Name: "tap0", Kind: "tun", Master: 30, MTU: 1500}},
+			"", Wiring{Bridge: Link{Index: 30, Name: "k6t-ovn-udn1", Kind: "bridge"}, MTU: 1500, Guests: []string{"tap0"}}},
+		{"bridge named by the user, another one first", []Link{k6t, tap0, second, secondTap, secondNIC}, "k6t-16477688c0e",
+			Wiring{Bridge: second, MTU: 9000, Guests: []string{"tap16477688c0e"}, Uplinks: []string{"16477688c0e-nic"}}},
+		{"bridge named by the user, not there yet", masquerade, "k6t-net1", Wiring{Waiting: "a bridge named k6t-net1"}},
+		{"bridge named by the user, without a tap", []Link{k6t, tap0, second}, "k6t-16477688c0e", Wiring{Waiting: "a guest's tap on bridge k6t-16477688c0e"}},
+		{"network attachment that is a tap, named like a guest's", []Link{k6t, tap0, {Index: 13, Name: "tap1-nic", Kind: "tun", Master: 10, MTU: 1500}}, "",
+			Wiring{Bridge: k6t, MTU: 1400, Guests: []string{"tap0"}, Uplinks: []string{"tap1-nic"}}},
+		{"uplink named like a tap", []Link{k6t, tap0, {Index: 13, Name: "tap7", Kind: "veth", Master: 10, MTU: 1500}}, "",
+			Wiring{Bridge: k6t, MTU: 1400, Guests: []string{"tap0"}, Uplinks: []string{"tap7"}}},
+		{"bridge whose MTU was held down by our own port", []Link{
+			{Index: 10, Name: "k6t-eth0", Kind: "bridge", MTU: 1500}, {Index: 11, Name: "tap0", Kind: "tun", Master: 10, MTU: 9000},
+			{Index: 2, Name: "veth-imds-br", Kind: "veth", Master: 10, MTU: 1500}},
+			"", Wiring{Bridge: Link{Index: 10, Name: "k6t-eth0", Kind: "bridge", MTU: 1500}, Guests: []string{"tap0"}, MTU: 9000}},
+	} {
+		t.Run(c.scenario, func(t *testing.T) {
+			if got := Plan(c.links, c.bridgeName); !reflect.DeepEqual(got, c.want) {
+				t.Errorf("Plan:\n got %+v\nwant %+v", got, c.want)
+			}
+		})
+	}
+}
+
+// The kernel lists links in no promised order.
+func TestPlanDoesNotDependOnTheOrderOfTheLinks(t *testing.T) {
+	links := append([]Link{lo, second, secondTap, secondNIC}, bridged...)
+	want := Plan(links, "")
+	for range 100 {
+		rand.Shuffle(len(links), func(i, j int) { links[i], links[j] = links[j], links[i] })
+		if got := Plan(links, ""); !reflect.DeepEqual(got, want) {
+			t.Fatalf("Plan of %v:\n got %+v\nwant %+v", links, got, want)
+		}
+	}
+}

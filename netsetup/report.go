@@ -1,0 +1,49 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// reporter logs one line for each state of the wiring and for each repair, not
+// one for each event.
+type reporter struct {
+	log  *slog.Logger
+	last string // the state that was told last
+}
+
+// tell logs what came of a reconcile, where it is news.
+func (r *reporter) tell(o outcome) {
+	state := fmt.Sprint(o.wiring, o.err)
+	entered := state != r.last
+	r.last = state
+	switch {
+	case o.err != nil:
+		if entered {
+			r.log.Error("not served", "reason", o.err)
+		}
+	case !o.wiring.Joined():
+		if entered {
+			r.log.Info("endpoint ready, nobody to serve yet", "missing", o.wiring.Waiting)
+		}
+	case entered:
+		r.log.Info("wired", wired(o)...)
+	case o.changed:
+		r.log.Info("repaired", wired(o)...)
+	}
+}
+
+// wired is the wiring as attributes of a log line, with the proof that the
+// address answers.
+func wired(o outcome) []any {
+	return []any{
+		"bridge", o.wiring.Bridge.Name,
+		"guests", strings.Join(o.wiring.Guests, ","),
+		"uplinks", strings.Join(o.wiring.Uplinks, ","),
+		"mtu", o.wiring.MTU,
+		"took", o.took.Round(time.Microsecond),
+		"server", probe(),
+	}
+}

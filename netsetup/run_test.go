@@ -1,0 +1,110 @@
+package main
+
+import (
+	"bytes"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
+	"github.com/example/kubevirt-imds/tools/podnet"
+)
+
+func TestCommandLine(t *testing.T) {
+	for _, c := range []struct {
+		args   []string
+		bridge string
+		status int
+		stdout string
+		stderr string
+	}{
+		{[]string{"--version"}, "", exitOK, "imds-init ", ""},
+		{[]string{"init", "--version"}, "", exitOK, "imds-init ", ""},
+		{[]string{"--help"}, "", exitOK, "", "IMDS_BRIDGE_NAME"},
+		{[]string{"--twice"}, "", exitUsage, "", "usage: imds-init"},
+		{[]string{"serve"}, "", exitUsage, "", `unknown argument "serve"; run imds-init --help`},
+		{nil, "k6t-a-name-too-long", exitFailed, "", `IMDS_BRIDGE_NAME "k6t-a-name-too-long" is longer than 15 bytes; give the name`},
+		{nil, "../tap0", exitFailed, "", `IMDS_BRIDGE_NAME "../tap0" is no interface name; give the name`},
+	} {
+		t.Run(strings.Join(c.args, " ")+c.bridge, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			getenv := func(string) string { return c.bridge }
+			status := run(t.Context(), c.args, getenv, &stdout, &stderr)
+			if status != c.status || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) {
+				t.Errorf("status %d, want %d\nstdout %q, want %q\nstderr %q, want %q", status, c.status, &stdout, c.stdout, &stderr, c.stderr)
+			}
+		})
+	}
+}
+
+// startOnce runs imds-init --once to its end.
+func startOnce(t *testing.T, pod *podnet.Pod) (output string, err error) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", "--once")
+	cmd.Env = append(cmd.Environ(), playInit+"="+onThisKernel)
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	must(t, pod.Pod.Start(cmd))
+	err = cmd.Wait()
+	return log.String(), err
+}
+
+func TestOnce(t *testing.T) {
+	pod := newPod(t, podnet.Options{Binding: podnet.Bridge})
+	output, err := startOnce(t, pod)
+	if err == nil || !strings.Contains(output, "nobody to serve: missing a bridge named k6t-*; run without --once to wait for it") {
+		t.Errorf("without a bridge: %v, %s", err, output)
+	}
+	must(t, pod.Wire())
+	if output, err = startOnce(t, pod); err != nil {
+		t.Fatalf("with a bridge: %v, %s", err, output)
+	}
+	must(t, pod.StartGuest())
+	serve(t, pod)
+	mustServe(t, pod, guestAddress(podnet.Bridge))
+}
+
+// A pod that cannot be served is not harmed: one clear line, no endpoint, the
+// guest's own network as it was, and a process that stays, since a failing
+// container would hold back the VM.
+func TestKernelWithoutNetfilter(t *testing.T) {
+	pod := newPod(t, podnet.Options{Binding: podnet.Bridge})
+	p := start(t, pod, withoutNetfilter)
+	p.waitFor(t, "the node's kernel lacks nf_tables")
+	must(t, pod.Wire())
+	must(t, pod.StartGuest())
+	pingGateway(t, pod)
+	if _, err := pod.Pod.Netlink().LinkByName(wiring.Device); err == nil {
+		t.Errorf("%s is there, though nobody could be kept from it", wiring.Device)
+	}
+	if lines := p.said(); len(lines) > 0 {
+		t.Errorf("it says the same again: %q", lines)
+	}
+	must(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	p.waitFor(t, "stopped")
+}
+
+// Where the rules can no longer be had the endpoint leaves the bridge, and
+// comes back with them.
+func TestWithoutRulesNobodyIsServed(t *testing.T) {
+	pod, p := servedPod(t, podnet.Options{Binding: podnet.Bridge})
+	giveBack := takeTable(t, pod)
+	p.waitFor(t, `msg="not served" reason="nf_tables: `)
+	if answer, err := ask(pod); err == nil {
+		t.Errorf("guest was answered %q without the rules", answer)
+	}
+	giveBack()
+	p.waitFor(t, "msg=wired")
+	mustServe(t, pod, guestAddress(podnet.Bridge))
+}
+
+func TestStopsOnSIGTERMAndLeavesTheWiring(t *testing.T) {
+	pod, p := servedPod(t, podnet.Options{Binding: podnet.Masquerade})
+	must(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	p.waitFor(t, "stopped; the wiring stays")
+	if err := p.cmd.Wait(); err != nil {
+		t.Errorf("status after SIGTERM: %v", err)
+	}
+	mustServe(t, pod, guestAddress(podnet.Masquerade))
+}
