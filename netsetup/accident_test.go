@@ -63,6 +63,7 @@ func TestWiringHeals(t *testing.T) {
 	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
 		for _, accident := range accidents {
 			t.Run(fmt.Sprintf("%s/%s", binding, accident.name), func(t *testing.T) {
+				t.Parallel()
 				options := podnet.Options{Binding: binding}
 				pod, p := servedPod(t, options)
 				before := snapshot(t, pod)

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -173,5 +175,49 @@ func pingGateway(t *testing.T, pod *podnet.Pod) {
 	_, err := pod.Guest.Dial(ctx, "tcp", podnet.NeighbourAddr.String()+":9")
 	if err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Fatalf("guest does not reach its neighbour any more: %v", err)
+	}
+}
+
+// A neighbour that sends with the endpoint's MAC or address neither draws the
+// guest's questions to itself nor gets a word of its own through to the guest.
+func TestNeighbourThatSpoofsTheEndpoint(t *testing.T) {
+	for _, binding := range []podnet.Binding{podnet.Bridge, podnet.ManagedTap} {
+		t.Run(string(binding), func(t *testing.T) {
+			pod, _ := servedPod(t, podnet.Options{Binding: binding})
+			guest, own := mac(t, pod.Guest, "eth0"), mac(t, pod.Neighbour, podnet.NeighbourInterface)
+			to, address := podnet.PodAddr.AsSlice(), wiring.Address.Addr().AsSlice()
+			broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+			nic, err := podnet.Capture(pod.Guest, "eth0")
+			must(t, err)
+			spoofed := [][]byte{
+				udp(wiring.DeviceMAC, guest, podnet.NeighbourAddr.AsSlice(), to, 0),
+				udp(wiring.DeviceMAC, broadcast, podnet.NeighbourAddr.AsSlice(), to, 0),
+				udp(wiring.PortMAC, guest, podnet.NeighbourAddr.AsSlice(), to, 0),
+				udp(own, guest, address, to, 0),
+				udp(wiring.DeviceMAC, guest, address, to, 0),
+				arp(own, guest, 2, own, address, guest, to),
+				arp(own, broadcast, 1, own, address, make([]byte, 6), to),
+				arp(own, broadcast, 1, wiring.DeviceMAC, address, make([]byte, 6), address),
+				arp(wiring.DeviceMAC, guest, 2, wiring.DeviceMAC, address, guest, to),
+			}
+			for _, frame := range spoofed {
+				sendFrame(t, pod.Neighbour, podnet.NeighbourInterface, frame)
+				sendFrame(t, pod.Neighbour, podnet.NeighbourInterface, tagged(frame))
+			}
+			// The last frame is one that the guest does see: then it has
+			// seen all that it will of those before.
+			last := udp(own, guest, podnet.NeighbourAddr.AsSlice(), to, 0)
+			sendFrame(t, pod.Neighbour, podnet.NeighbourInterface, last)
+			must(t, nic.Wait(t.Context(), func(f podnet.Frame) bool { return bytes.Equal(f.Data[:len(last)], last) }))
+			frames, err := nic.Stop()
+			must(t, err)
+			for _, frame := range spoofed {
+				// What comes behind a VLAN tag is captured without it.
+				if slices.ContainsFunc(frames, func(f podnet.Frame) bool { return bytes.HasPrefix(f.Data, frame) }) {
+					t.Errorf("the guest got %x", frame)
+				}
+			}
+			mustServe(t, pod, guestAddress(binding))
+		})
 	}
 }

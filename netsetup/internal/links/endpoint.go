@@ -12,18 +12,24 @@ import (
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 )
 
-// EnsureEndpoint makes sure that the veth pair is there, that its device is up,
+// EnsureEndpoint makes sure that the veth pair is there and up, that its device
 // carries the address and is the way back for answers, and that neither end
 // speaks IPv6. Links of those names that are not our pair are replaced. It says
 // whether it had to change anything; then the inventory is out of date.
 func EnsureEndpoint(inv Inventory) (changed bool, err error) {
-	device, made, err := ensurePair(inv)
+	device, port, made, err := ensurePair(inv)
 	if err != nil {
 		return true, err
 	}
 	changed = made
-	for _, ensure := range []func(netlink.Link) (bool, error){ensureConf, ensureAddress, ensureUp, ensureRoute} {
-		did, err := ensure(device)
+	for _, ensure := range []func() (bool, error){
+		func() (bool, error) { return ensureConf(device) },
+		func() (bool, error) { return ensureAddress(device) },
+		func() (bool, error) { return ensureUp(port) },
+		func() (bool, error) { return ensureUp(device) },
+		func() (bool, error) { return ensureRoute(device) },
+	} {
+		did, err := ensure()
 		if err != nil {
 			return true, err
 		}
@@ -32,12 +38,12 @@ func EnsureEndpoint(inv Inventory) (changed bool, err error) {
 	return changed, nil
 }
 
-// ensurePair returns the device's end of the pair, made anew where the links of
-// those names are no pair.
-func ensurePair(inv Inventory) (device netlink.Link, made bool, err error) {
-	device, port := inv.named(wiring.Device), inv.named(wiring.Port)
+// ensurePair returns the ends of the pair, made anew where the links of those
+// names are no pair.
+func ensurePair(inv Inventory) (device, port netlink.Link, made bool, err error) {
+	device, port = inv.named(wiring.Device), inv.named(wiring.Port)
 	if isPair(device, port) {
-		return device, false, nil
+		return device, port, false, nil
 	}
 	for _, stranger := range []netlink.Link{device, port} {
 		if stranger == nil {
@@ -45,11 +51,11 @@ func ensurePair(inv Inventory) (device netlink.Link, made bool, err error) {
 		}
 		// With one end of a veth pair the other is gone too.
 		if err := netlink.LinkDel(stranger); err != nil && !errors.Is(err, unix.ENODEV) {
-			return nil, false, fmt.Errorf("replace link %s, which is not ours: %w", stranger.Attrs().Name, err)
+			return nil, nil, false, fmt.Errorf("replace link %s, which is not ours: %w", stranger.Attrs().Name, err)
 		}
 	}
-	device, err = makePair()
-	return device, true, err
+	device, port, err = makePair()
+	return device, port, true, err
 }
 
 // isPair says whether the two links are the ends of one veth pair in this
@@ -66,23 +72,29 @@ func isPair(device, port netlink.Link) bool {
 // makePair makes the two ends, both down: IPv6 gives an interface its
 // link-local address when it comes up, and by then it must have been told not
 // to.
-func makePair() (device netlink.Link, err error) {
+func makePair() (device, port netlink.Link, err error) {
 	pair := netlink.NewVeth(netlink.LinkAttrs{Name: wiring.Device, HardwareAddr: wiring.DeviceMAC})
 	pair.PeerName, pair.PeerHardwareAddr = wiring.Port, wiring.PortMAC
 	if err := netlink.LinkAdd(pair); err != nil {
-		return nil, fmt.Errorf("make veth pair %s, %s: %w", wiring.Device, wiring.Port, err)
+		return nil, nil, fmt.Errorf("make veth pair %s, %s: %w", wiring.Device, wiring.Port, err)
 	}
-	for _, name := range []string{wiring.Port, wiring.Device} {
-		if device, err = netlink.LinkByName(name); err != nil {
-			return nil, fmt.Errorf("find link %s, just made: %w", name, err)
-		}
-		// A kernel without IPv6 has nothing to switch off.
-		err := netlink.LinkSetIP6AddrGenMode(device, addrGenModeNone)
-		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-			return nil, fmt.Errorf("switch off IPv6 addresses on %s: %w", name, err)
-		}
+	if device, err = withoutIPv6(wiring.Device); err != nil {
+		return nil, nil, err
 	}
-	return device, nil
+	port, err = withoutIPv6(wiring.Port)
+	return device, port, err
+}
+
+func withoutIPv6(name string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("find link %s, just made: %w", name, err)
+	}
+	// A kernel without IPv6 has nothing to switch off.
+	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, fmt.Errorf("switch off IPv6 addresses on %s: %w", name, err)
+	}
+	return link, nil
 }
 
 // addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of include/uapi/linux/if_link.h.
@@ -108,12 +120,15 @@ func ensureAddress(device netlink.Link) (changed bool, err error) {
 	return true, nil
 }
 
-func ensureUp(device netlink.Link) (changed bool, err error) {
-	if device.Attrs().Flags&net.FlagUp != 0 {
+// ensureUp sets one end up. Both are up long before there is a bridge: the
+// kernel gives a veth its queue only some time after its peer came up, and
+// drops what is sent until then, which would be the first answer.
+func ensureUp(end netlink.Link) (changed bool, err error) {
+	if end.Attrs().Flags&net.FlagUp != 0 {
 		return false, nil
 	}
-	if err := netlink.LinkSetUp(device); err != nil {
-		return false, fmt.Errorf("set %s up: %w", wiring.Device, err)
+	if err := netlink.LinkSetUp(end); err != nil {
+		return false, fmt.Errorf("set %s up: %w", end.Attrs().Name, err)
 	}
 	return true, nil
 }

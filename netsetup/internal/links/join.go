@@ -2,7 +2,6 @@ package links
 
 import (
 	"fmt"
-	"net"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -12,9 +11,9 @@ import (
 
 // EnsureJoined makes the endpoint's port a port of the wiring's bridge, or of
 // none, and says whether it had to change anything. Two isolated ports of a
-// bridge exchange no frame: the uplinks are isolated before the endpoint's
-// port comes up, and that port is isolated before it comes up too, so there is
-// no moment in which the network behind an uplink sees the endpoint.
+// bridge exchange no frame, so the network behind an uplink and the endpoint
+// never see each other. The rules, which are there before, keep them apart for
+// the moment in which the port is not isolated yet.
 func EnsureJoined(inv Inventory, w wiring.Wiring) (changed bool, err error) {
 	if !w.Joined() {
 		return Part(inv)
@@ -47,9 +46,6 @@ func Part(inv Inventory) (changed bool, err error) {
 	port := inv.named(wiring.Port)
 	if port == nil || port.Attrs().MasterIndex == 0 {
 		return false, nil
-	}
-	if err := netlink.LinkSetDown(port); err != nil {
-		return false, fmt.Errorf("set %s down: %w", wiring.Port, err)
 	}
 	if err := netlink.LinkSetNoMaster(port); err != nil {
 		return false, fmt.Errorf("take %s off its bridge: %w", wiring.Port, err)
@@ -108,27 +104,14 @@ func ensureMTU(inv Inventory, mtu int) (changed bool, err error) {
 }
 
 func enslave(port netlink.Link, bridge wiring.Link) (changed bool, err error) {
-	attrs := port.Attrs()
-	if attrs.MasterIndex != bridge.Index {
-		if err := netlink.LinkSetDown(port); err != nil {
-			return false, fmt.Errorf("set %s down: %w", wiring.Port, err)
-		}
+	if port.Attrs().MasterIndex != bridge.Index {
 		if err := netlink.LinkSetMasterByIndex(port, bridge.Index); err != nil {
 			return false, fmt.Errorf("make %s a port of %s: %w", wiring.Port, bridge.Name, err)
 		}
 		changed = true
 	}
 	isolated, err := ensureIsolated(port)
-	if err != nil {
-		return changed, err
-	}
-	if changed || attrs.Flags&net.FlagUp == 0 {
-		if err := netlink.LinkSetUp(port); err != nil {
-			return true, fmt.Errorf("set %s up: %w", wiring.Port, err)
-		}
-		changed = true
-	}
-	return changed || isolated, nil
+	return changed || isolated, err
 }
 
 // pinMAC tells the bridge where the endpoint's MAC is. Without the entry the

@@ -67,7 +67,9 @@ var (
 var address = wiring.Address.Addr()
 
 // fromPorts judges the frames that enter the bridge. Only a guest may ask, and
-// nobody but the endpoint may speak for it.
+// nobody but the endpoint may speak for it. Most of what is dropped here would
+// also be dropped on its way out of the bridge or into the pod, or be kept off
+// by the isolation of the ports: no single mistake opens the endpoint.
 func fromPorts(w wiring.Wiring) []rule {
 	rules := []rule{
 		{"the endpoint speaks", []part{iifname(wiring.Port), accept()}},

@@ -16,14 +16,11 @@ type Link struct {
 const bridgePrefix = "k6t-"
 
 // podNetworkTap is the tap of the pod's network, whatever the name of the
-// pod's interface; taps of secondary networks are numbered or hashed
-// (GenerateTapDeviceName in KubeVirt's pkg/network/link/names.go).
+// pod's interface (GenerateTapDeviceName in the same file).
 const podNetworkTap = "tap0"
 
 // uplinkSuffix ends the name that KubeVirt gives to a pod's own interface
 // when it makes it a port of the bridge (GenerateNewBridgedVmiInterfaceName).
-// A network attachment can be a tap with a name of the tenant's choice, so
-// the suffix decides before the kind does.
 const uplinkSuffix = "-nic"
 
 // isVMBridge says whether the endpoint may be joined to this link: the bridge
@@ -35,8 +32,21 @@ func (l Link) isVMBridge(name string) bool {
 	return l.Kind == "bridge" && strings.HasPrefix(l.Name, bridgePrefix)
 }
 
-// isGuest says whether a guest's NIC is behind this bridge port. All that is
-// not surely a guest counts as an uplink, which is never served.
-func (l Link) isGuest() bool {
+// isGuestOf says whether a guest's NIC is behind this port of the bridge: it
+// has one of the names that KubeVirt gives to the bridge's tap, or it is some
+// other tap and no uplink. All that is not surely a guest counts as an uplink,
+// which is never served.
+func (l Link) isGuestOf(bridge Link) bool {
+	if l.Name == podNetworkTap || l.Name == secondaryTap(bridge.Name) {
+		return true
+	}
 	return l.Kind == "tun" && !strings.HasSuffix(l.Name, uplinkSuffix)
+}
+
+// secondaryTap is the tap of the bridge of a secondary network. Both are named
+// after the pod's interface: pod16477688c0e gives k6t-16477688c0e and
+// tap16477688c0e, and the older net1 gives k6t-net1 and tap1.
+func secondaryTap(bridge string) string {
+	of := strings.TrimPrefix(bridge, bridgePrefix)
+	return "tap" + strings.TrimPrefix(of, "net")
 }

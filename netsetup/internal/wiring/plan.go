@@ -57,7 +57,7 @@ func join(bridge Link, links []Link) Wiring {
 		if port.Master != bridge.Index || port.Name == Port {
 			continue
 		}
-		if port.isGuest() {
+		if port.isGuestOf(bridge) {
 			w.Guests = append(w.Guests, port.Name)
 		} else {
 			w.Uplinks = append(w.Uplinks, port.Name)

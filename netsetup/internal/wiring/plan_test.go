@@ -55,7 +55,11 @@ func TestPlan(t *testing.T) {
 		{"bridge named by the user, without a tap", []Link{k6t, tap0, second}, "k6t-16477688c0e", Wiring{Waiting: "a guest's tap on bridge k6t-16477688c0e"}},
 		{"network attachment that is a tap, named like a guest's", []Link{k6t, tap0, {Index: 13, Name: "tap1-nic", Kind: "tun", Master: 10, MTU: 1500}}, "",
 			Wiring{Bridge: k6t, MTU: 1400, Guests: []string{"tap0"}, Uplinks: []string{"tap1-nic"}}},
-		{"uplink named like a tap", []Link{k6t, tap0, {Index: 13, Name: "tap7", Kind: "veth", Master: 10, MTU: 1500}}, "",
+		{"secondary network with an ordinal name", []Link{{Index: 20, Name: "k6t-net1", Kind: "bridge"}, {Index: 21, Name: "tap1", Kind: "veth", Master: 20, MTU: 1500}}, "",
+			Wiring{Bridge: Link{Index: 20, Name: "k6t-net1", Kind: "bridge"}, MTU: 1500, Guests: []string{"tap1"}}},
+		{"tap with a name of somebody else's", []Link{k6t, {Index: 13, Name: "vm7", Kind: "tun", Master: 10, MTU: 1500}}, "",
+			Wiring{Bridge: k6t, MTU: 1500, Guests: []string{"vm7"}}},
+		{"uplink named like another bridge's tap", []Link{k6t, tap0, {Index: 13, Name: "tap7", Kind: "veth", Master: 10, MTU: 1500}}, "",
 			Wiring{Bridge: k6t, MTU: 1400, Guests: []string{"tap0"}, Uplinks: []string{"tap7"}}},
 		{"bridge whose MTU was held down by our own port", []Link{
 			{Index: 10, Name: "k6t-eth0", Kind: "bridge", MTU: 1500}, {Index: 11, Name: "tap0", Kind: "tun", Master: 10, MTU: 9000},

@@ -1,0 +1,49 @@
+# Everything that CI runs is a recipe here. Without just: npx --yes rust-just <recipe>
+
+version := `git describe --tags --always --dirty 2>/dev/null || echo unknown`
+arch    := `go env GOARCH`
+
+# list the recipes
+_default:
+    @just --list --unsorted
+
+# show it at work, without a cluster: a VM's pod is injected, wired and served
+demo *ARGS:
+    go run ./tools/demo {{ ARGS }}
+
+# run all tests
+test *ARGS:
+    go test ./... {{ ARGS }}
+
+# format the code
+fmt:
+    go fmt ./...
+
+# check format, vet, staticcheck and the tidiness of go.mod
+lint:
+    @test -z "$(gofmt -l .)" || { echo "not gofmt'ed; run: just fmt"; gofmt -l .; exit 1; }
+    go vet ./...
+    go tool staticcheck ./...
+    go mod tidy -diff
+
+# look for known vulnerabilities (asks the Go vulnerability database)
+vulnerabilities:
+    go tool govulncheck ./...
+
+# build the three static binaries into bin/linux-<architecture>
+build goarch=arch:
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -ldflags '-s -w -X main.version={{ version }}' -o bin/linux-{{ goarch }}/imds-server  ./server
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -ldflags '-s -w -X main.version={{ version }}' -o bin/linux-{{ goarch }}/imds-init    ./netsetup
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -ldflags '-s -w -X main.version={{ version }}' -o bin/linux-{{ goarch }}/imds-webhook ./injector
+
+# compare the hot paths with a reference in the same run
+bench:
+    go test -run '^$' -bench . -benchmem ./server/... ./injector/...
+
+# fuzz each target for a while
+fuzz time='30s':
+    @go list -f '{{{{ .Dir }}' ./... | while read -r dir; do \
+        grep -hoE '^func Fuzz[A-Za-z0-9_]*' "$dir"/*_test.go 2>/dev/null | cut -c6- | while read -r target; do \
+            echo "$dir $target"; (cd "$dir" && go test -run '^$' -fuzz "^$target\$" -fuzztime {{ time }} .) || exit 1; \
+        done || exit 1; \
+    done
