@@ -51,6 +51,8 @@ func TestNeighbourGetsNoAnswer(t *testing.T) {
 				"by the guest's MAC":    mac(t, pod.Guest, "eth0"),
 				"by broadcast":          {0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
 			}
+			heard, err := podnet.Capture(pod.Neighbour, podnet.NeighbourInterface)
+			must(t, err)
 			for way, to := range ways {
 				ctx, cancel := context.WithTimeout(t.Context(), neighbourPatience)
 				reply, err := pod.NeighbourAsks(ctx, to)
@@ -58,6 +60,13 @@ func TestNeighbourGetsNoAnswer(t *testing.T) {
 				must(t, err)
 				if reply.Outcome != podnet.NoAnswer {
 					t.Errorf("neighbour that asks %s: %v", way, reply)
+				}
+			}
+			frames, err := heard.Stop()
+			must(t, err)
+			for _, frame := range frames {
+				if frame.ConcernsMetadata() && !frame.Outgoing {
+					t.Errorf("the pod answered the neighbour: %v", frame)
 				}
 			}
 			mustServe(t, pod, guestAddress(options.Binding))
@@ -145,6 +154,38 @@ func TestNothingOfOursIsOnTheUplink(t *testing.T) {
 			if len(frames) == 0 {
 				t.Fatal("the capture saw nothing at all, so it proves nothing")
 			}
+			for _, frame := range frames {
+				if frame.ConcernsMetadata() {
+					t.Errorf("on the uplink: %v", frame)
+				}
+			}
+		})
+	}
+}
+
+// Beyond the pod 169.254.169.254 may be the metadata service of the node, with
+// the node's credentials. A question that finds no endpoint, because somebody
+// has deleted it and nobody is there to repair it, stays in the pod.
+func TestQuestionWithoutEndpointStaysInThePod(t *testing.T) {
+	for _, options := range bindings {
+		t.Run(name(options), func(t *testing.T) {
+			t.Parallel()
+			pod, p := servedPod(t, options)
+			p.kill()
+			deleteAddress(t, pod)
+			uplink, err := podnet.Capture(pod.Neighbour, podnet.NeighbourInterface)
+			must(t, err)
+			if answer, err := ask(pod); err == nil {
+				t.Errorf("guest was answered %q", answer)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), neighbourPatience)
+			defer cancel()
+			if conn, err := pod.Pod.Dial(ctx, "tcp", endpoint); err == nil {
+				t.Errorf("the pod itself was answered by %s", conn.RemoteAddr())
+			}
+			pingGateway(t, pod)
+			frames, err := uplink.Stop()
+			must(t, err)
 			for _, frame := range frames {
 				if frame.ConcernsMetadata() {
 					t.Errorf("on the uplink: %v", frame)
