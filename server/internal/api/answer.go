@@ -1,0 +1,47 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+)
+
+// refuse answers with a problem document.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, p *problem) {
+	switch p.kind {
+	case methodNotAllowed:
+		w.Header().Set("Allow", "GET, HEAD")
+	case tokenUnavailable:
+		w.Header().Set("Retry-After", "5") // seconds
+	}
+	if p.kind != tokenUnavailable { // that is logged where the token is read
+		h.refused.Add(p.kind.anchor, "remote", r.RemoteAddr)
+	}
+	write(w, r, p.Status, mediaProblem, marshalLine(p))
+}
+
+// write sends a whole answer.
+func write(w http.ResponseWriter, r *http.Request, status int, media string, body []byte) {
+	header := w.Header()
+	header["Cache-Control"] = noStore
+	header["X-Content-Type-Options"] = noSniff
+	header.Set("Content-Type", media)
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		w.Write(body)
+	}
+}
+
+// Header values that all answers share, so that an answer does not allocate them.
+var (
+	noStore = []string{"no-store"}
+	noSniff = []string{"nosniff"}
+)
+
+// marshalLine returns the JSON of strings and numbers, which cannot fail, as one
+// line.
+func marshalLine(document any) []byte {
+	line, _ := json.Marshal(document)
+	return append(line, '\n')
+}

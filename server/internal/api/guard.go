@@ -1,0 +1,103 @@
+package api
+
+import (
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/example/kubevirt-imds/server/internal/quote"
+)
+
+// guard refuses requests that no program in the guest means to send, but that a
+// proxy, a web page or a trick can make it send. Every request passes it, to
+// whatever path.
+type guard struct {
+	// hosts are the values of Host that name this server.
+	hosts []string
+	// requireHeader makes /v1/ want the header "Metadata: true".
+	requireHeader bool
+}
+
+func newGuard(listen netip.AddrPort, requireHeader bool) guard {
+	hosts := []string{listen.String()}
+	if listen.Port() == 80 {
+		bare := listen.Addr().String()
+		if listen.Addr().Is6() {
+			bare = "[" + bare + "]"
+		}
+		hosts = []string{bare, listen.String()}
+	}
+	return guard{hosts: hosts, requireHeader: requireHeader}
+}
+
+// check returns the first reason to refuse a request, or nil.
+func (g guard) check(r *http.Request) *problem {
+	checks := [...]func(*http.Request) *problem{
+		g.checkMethod,
+		g.checkForwarded,
+		g.checkHost,
+		g.checkBrowser,
+		g.checkHeader,
+	}
+	for _, check := range checks {
+		if p := check(r); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+// checkMethod refuses methods that change something: nothing can be changed.
+func (g guard) checkMethod(r *http.Request) *problem {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return nil
+	}
+	return methodNotAllowed.because("the method %s is not served, use GET or HEAD", quote.Text(r.Method))
+}
+
+// checkForwarded refuses what came through a proxy: somebody else asks.
+func (g guard) checkForwarded(r *http.Request) *problem {
+	for _, name := range [...]string{"X-Forwarded-For", "Forwarded", "X-Real-Ip"} {
+		if _, present := r.Header[name]; present {
+			return forwardedRequest.because("the header %s says that a proxy sent this request; ask from inside the VM and without a proxy (curl --noproxy '*')", name)
+		}
+	}
+	return nil
+}
+
+// checkHost refuses names that somebody pointed at this address: a web page in
+// the guest's browser could read the answer (DNS rebinding). HTTP/1.0 knows no
+// Host.
+func (g guard) checkHost(r *http.Request) *problem {
+	if r.Host == "" && !r.ProtoAtLeast(1, 1) {
+		return nil
+	}
+	if slices.ContainsFunc(g.hosts, func(host string) bool { return strings.EqualFold(host, r.Host) }) {
+		return nil
+	}
+	return foreignHost.because("the host %s is not this service; ask for http://%s", quote.Text(r.Host), strings.Join(g.hosts, " or http://"))
+}
+
+// checkBrowser refuses what a web page asks for.
+func (g guard) checkBrowser(r *http.Request) *problem {
+	for _, name := range [...]string{"Origin", "Sec-Fetch-Site"} {
+		if _, present := r.Header[name]; present {
+			return browserRequest.because("the header %s says that a browser sent this request; use a program that is none, such as curl", name)
+		}
+	}
+	return nil
+}
+
+// checkHeader refuses requests without a header that whoever can only choose a
+// URL cannot add (server-side request forgery).
+func (g guard) checkHeader(r *http.Request) *problem {
+	if !g.requireHeader || !strings.HasPrefix(r.URL.Path, "/v1/") {
+		return nil
+	}
+	values := r.Header["Metadata"]
+	if len(values) == 1 && strings.EqualFold(values[0], "true") {
+		return nil
+	}
+	return headerRequired.because(`this VM has the annotation imds.kubevirt.io/require-header; send the header "Metadata: true", once`)
+}

@@ -1,0 +1,173 @@
+package config
+
+import (
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// required is the least environment that the server starts with.
+var required = map[string]string{
+	"IMDS_NAMESPACE": "tenant",
+	"IMDS_POD_NAME":  "virt-launcher-fedora-x7k2p",
+	"IMDS_VM_NAME":   "fedora",
+	"IMDS_SA_NAME":   "default",
+}
+
+// lookup returns an environment of the required variables and these.
+func lookup(variables map[string]string) Lookup {
+	all := maps.Clone(required)
+	maps.Copy(all, variables)
+	return func(name string) (string, bool) {
+		value, set := all[name]
+		return value, set
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	got, err := FromEnvironment(lookup(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		TokenPath: "/var/run/secrets/tokens/token",
+		Identity: Identity{
+			Namespace:          "tenant",
+			ServiceAccountName: "default",
+			VMName:             "fedora",
+			PodName:            "virt-launcher-fedora-x7k2p",
+		},
+		Listen: Listen{Addr: netip.MustParseAddrPort("169.254.169.254:80"), Device: "veth-imds"},
+	}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// A missing annotation comes through the downward API as an empty variable.
+func TestEmptyVariablesMeanTheDefaults(t *testing.T) {
+	want, err := FromEnvironment(lookup(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := FromEnvironment(lookup(map[string]string{
+		"IMDS_TOKEN_PATH": "", "IMDS_VMI_UID": "", "IMDS_NODE_NAME": "", "IMDS_LISTEN_ADDR": "",
+		"IMDS_REQUIRE_HEADER": "", "IMDS_HOP_LIMIT": "",
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestEverythingSet(t *testing.T) {
+	got, err := FromEnvironment(lookup(map[string]string{
+		"IMDS_TOKEN_PATH":     "/tokens/t",
+		"IMDS_VMI_UID":        "0b6f5a1e",
+		"IMDS_NODE_NAME":      "node1",
+		"IMDS_LISTEN_ADDR":    "[fe80::a9fe:a9fe]:8080",
+		"IMDS_LISTEN_DEVICE":  "eth1.100",
+		"IMDS_REQUIRE_HEADER": "true",
+		"IMDS_HOP_LIMIT":      "1",
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		TokenPath: "/tokens/t",
+		Identity: Identity{
+			Namespace:          "tenant",
+			ServiceAccountName: "default",
+			VMName:             "fedora",
+			PodName:            "virt-launcher-fedora-x7k2p",
+			VMIUID:             "0b6f5a1e",
+			NodeName:           "node1",
+		},
+		Listen:        Listen{Addr: netip.MustParseAddrPort("[fe80::a9fe:a9fe]:8080"), Device: "eth1.100", HopLimit: 1},
+		RequireHeader: true,
+	}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if dial := got.Listen.Dial().String(); dial != "[fe80::a9fe:a9fe%eth1.100]:8080" {
+		t.Errorf("a process of the pod dials %s, want the device as the zone", dial)
+	}
+}
+
+func TestEmptyDeviceMeansAllDevices(t *testing.T) {
+	got, err := ListenFromEnvironment(lookup(map[string]string{"IMDS_LISTEN_DEVICE": ""}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Device != "" {
+		t.Errorf("got device %q, want none", got.Device)
+	}
+}
+
+func TestWrongValues(t *testing.T) {
+	tests := map[string]struct{ name, value, remedy string }{
+		"no namespace":                 {"IMDS_NAMESPACE", "", "metadata.namespace"},
+		"no pod name":                  {"IMDS_POD_NAME", "", "metadata.name"},
+		"no VM name":                   {"IMDS_VM_NAME", "", "imds.kubevirt.io/vm-name"},
+		"no ServiceAccount":            {"IMDS_SA_NAME", "", "spec.serviceAccountName"},
+		"address without port":         {"IMDS_LISTEN_ADDR", "169.254.169.254", "and a port"},
+		"address with port 0":          {"IMDS_LISTEN_ADDR", "169.254.169.254:0", "and a port"},
+		"address with too big a port":  {"IMDS_LISTEN_ADDR", "169.254.169.254:65536", "and a port"},
+		"host name":                    {"IMDS_LISTEN_ADDR", "localhost:80", "an IP address"},
+		"IPv4 wildcard":                {"IMDS_LISTEN_ADDR", "0.0.0.0:80", "wildcard"},
+		"IPv6 wildcard":                {"IMDS_LISTEN_ADDR", "[::]:80", "wildcard"},
+		"multicast":                    {"IMDS_LISTEN_ADDR", "224.0.0.1:80", "one address"},
+		"IPv4 in IPv6":                 {"IMDS_LISTEN_ADDR", "[::ffff:169.254.169.254]:80", "one address"},
+		"zone":                         {"IMDS_LISTEN_ADDR", "[fe80::1%eth0]:80", "IMDS_LISTEN_DEVICE"},
+		"device with a slash":          {"IMDS_LISTEN_DEVICE", "../eth0", "network device"},
+		"device with white space":      {"IMDS_LISTEN_DEVICE", "eth 0", "network device"},
+		"device with too long a name":  {"IMDS_LISTEN_DEVICE", "veth-imds-000000", "15 bytes"},
+		"device named ..":              {"IMDS_LISTEN_DEVICE", "..", "network device"},
+		"header neither true or false": {"IMDS_REQUIRE_HEADER", "yes", `"true" or "false"`},
+		"header in capitals":           {"IMDS_REQUIRE_HEADER", "True", `"true" or "false"`},
+		"hop limit 0":                  {"IMDS_HOP_LIMIT", "0", "1 to 255"},
+		"hop limit 256":                {"IMDS_HOP_LIMIT", "256", "1 to 255"},
+		"hop limit not a number":       {"IMDS_HOP_LIMIT", "one", "1 to 255"},
+		"hop limit of a hostile user":  {"IMDS_HOP_LIMIT", "1\nIMDS_X=\"y\"", "1 to 255"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := FromEnvironment(lookup(map[string]string{test.name: test.value}))
+			if err == nil {
+				t.Fatalf("%s=%q was accepted", test.name, test.value)
+			}
+			if !strings.HasPrefix(err.Error(), test.name+"=\"") || !strings.Contains(err.Error(), test.remedy) {
+				t.Errorf("the error names not the variable, the value and the remedy %q: %v", test.remedy, err)
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("the error has more than one line: %v", err)
+			}
+		})
+	}
+}
+
+func TestLinkLocalAddressWantsADevice(t *testing.T) {
+	_, err := ListenFromEnvironment(lookup(map[string]string{
+		"IMDS_LISTEN_ADDR": "[fe80::a9fe:a9fe]:80", "IMDS_LISTEN_DEVICE": "",
+	}))
+	if err == nil || !strings.Contains(err.Error(), "IMDS_LISTEN_DEVICE") {
+		t.Errorf("got error %v, want one that names IMDS_LISTEN_DEVICE", err)
+	}
+}
+
+func TestAllProblemsAreReportedAtOnce(t *testing.T) {
+	_, err := FromEnvironment(lookup(map[string]string{
+		"IMDS_VM_NAME": "", "IMDS_LISTEN_ADDR": "x", "IMDS_LISTEN_DEVICE": "a b", "IMDS_REQUIRE_HEADER": "x", "IMDS_HOP_LIMIT": "x",
+	}))
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, name := range []string{"IMDS_VM_NAME", "IMDS_LISTEN_ADDR", "IMDS_LISTEN_DEVICE", "IMDS_REQUIRE_HEADER", "IMDS_HOP_LIMIT"} {
+		if !strings.Contains(err.Error(), name+"=") {
+			t.Errorf("%s is not in the error: %v", name, err)
+		}
+	}
+}

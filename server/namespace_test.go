@@ -1,0 +1,166 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/example/kubevirt-imds/server/internal/config"
+	"github.com/example/kubevirt-imds/server/internal/netnstest"
+	"github.com/example/kubevirt-imds/server/internal/tokentest"
+)
+
+// sidecarUser is the uid and gid of the container.
+const sidecarUser = 65532
+
+var imdsPrefix = netip.MustParsePrefix("169.254.169.254/32")
+
+// asSidecar makes a command run as the container does: as an ordinary user and
+// without a capability. Real root changes its uid. Root of a user namespace has
+// no other uid to change to, but can give the command a user namespace below,
+// where the uid is that and where nothing is allowed to the network namespace.
+func asSidecar(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
+	t.Helper()
+	uidMap, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if isRealRoot := bytes.Contains(uidMap, []byte("4294967295")); isRealRoot {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: sidecarUser, Gid: sidecarUser}}
+		return cmd
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: sidecarUser, HostID: 0, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: sidecarUser, HostID: 0, Size: 1}},
+	}
+	return cmd
+}
+
+// sidecarEnvironment is the environment with the defaults of the listener, and a
+// token that the sidecar's user can read.
+func sidecarEnvironment(t *testing.T) map[string]string {
+	t.Helper()
+	volume := tokentest.NewVolume(t, freshToken())
+	if err := os.Chmod(filepath.Dir(volume.Dir), 0o755); err != nil { // t.TempDir's parent is private
+		t.Fatal(err)
+	}
+	variables := environment(netip.AddrPort{}, volume.TokenPath())
+	delete(variables, "IMDS_LISTEN_ADDR")
+	delete(variables, "IMDS_LISTEN_DEVICE")
+	return variables
+}
+
+// allowPort80 sets the sysctl that the sidecar's patch sets.
+func allowPort80(t *testing.T) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("80"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// makeEndpoint makes what imds-init makes, and a guest behind it.
+func makeEndpoint(t *testing.T, guest *netnstest.Namespace) {
+	t.Helper()
+	err := errors.Join(
+		netnstest.AddVeth("veth-imds", "eth0", guest),
+		netnstest.SetUp("veth-imds"),
+		netnstest.AddAddress("veth-imds", imdsPrefix),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest.Do(t, func() error {
+		return errors.Join(netnstest.AddAddress("eth0", netip.MustParsePrefix("169.254.1.2/16")), netnstest.SetUp("eth0"))
+	})
+}
+
+// ask asks for the identity, in the namespace of the caller.
+func ask() error {
+	conn, err := net.DialTimeout("tcp4", config.DefaultListenAddr, 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.WriteString(conn, "GET /v1/identity HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n"); err != nil {
+		return err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("the status is %s", response.Status)
+	}
+	return response.Body.Close()
+}
+
+// As the sidecar runs: on port 80, by the defaults, as an ordinary user without
+// a capability, started before there is anything to listen on.
+func TestSidecarWithoutPrivileges(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		allowPort80(t)
+		variables := sidecarEnvironment(t)
+		s := start(t, asSidecar(t, program(variables)), netip.MustParseAddrPort(config.DefaultListenAddr))
+		s.log.wait(t, `msg=waiting for="device veth-imds"`)
+		wantNoPrivilege(t, s.Process.Pid)
+
+		guest := netnstest.New(t)
+		makeEndpoint(t, guest)
+		s.log.wait(t, "msg=listening")
+		guest.Do(t, ask)
+		if output, err := asSidecar(t, program(variables, "probe")).CombinedOutput(); err != nil {
+			t.Errorf("probe: %v: %s", err, output)
+		}
+
+		// imds-init makes the pair anew if somebody deleted it.
+		if err := netnstest.DeleteLink("veth-imds"); err != nil {
+			t.Fatal(err)
+		}
+		s.log.wait(t, `msg=waiting for="device veth-imds"`)
+		other := netnstest.New(t)
+		makeEndpoint(t, other)
+		s.log.wait(t, "msg=listening")
+		other.Do(t, ask)
+		s.stop(t)
+	})
+}
+
+// wantNoPrivilege checks the user and the capabilities of a process.
+func wantNoPrivilege(t *testing.T, pid int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+		if strings.HasPrefix(name, "Cap") && name != "CapBnd" && strings.Trim(value, "0") != "" {
+			t.Errorf("the process has capabilities: %s", line)
+		}
+	}
+}
+
+// Without the sysctl the server ends, since no event would ever change that.
+func TestPort80WithoutTheSysctl(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		makeEndpoint(t, netnstest.New(t))
+		output, err := asSidecar(t, program(sidecarEnvironment(t))).CombinedOutput()
+		if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 1 || !strings.Contains(string(output), "net.ipv4.ip_unprivileged_port_start to 80 or less") {
+			t.Errorf("got %v: %s; want exit status 1 and the sysctl", err, output)
+		}
+	})
+}

@@ -1,0 +1,48 @@
+package main
+
+// usage is the manual of imds-server.
+const usage = `imds-server tells a KubeVirt guest its Kubernetes identity: the HTTP service at
+http://169.254.169.254, for the one VM of its virt-launcher pod.
+
+Usage:
+  imds-server [serve]      serve until SIGTERM or SIGINT; then finish the
+                           requests in flight, at most 5 s. A second signal ends
+                           it at once
+  imds-server probe        exit 0 if /healthz answers 200 within 1 s, so that a
+                           token can be had; else print the reason and exit 1
+  imds-server probe -live  exit 0 if the server answers at all within 1 s: for a
+                           livenessProbe, since a restart cures no missing token
+  imds-server --version    print the version
+  imds-server --help       print this text
+
+Exit status: 0 success, 1 failure, 2 wrong usage.
+
+Endpoints, for GET and HEAD:
+  /healthz       200 and OK, or 503 and the reason while there is no valid token
+  /v1/token      {"token","expirationTimestamp"}; ?audience=A picks the token
+                 for audience A; "Accept: application/jwt" gives the bare token
+  /v1/identity   {"namespace","serviceAccountName","vmName","podName","vmiUID",
+                 "nodeName"}; the last two only if known
+  Errors are RFC 9457 problem documents that say what to do.
+
+Environment:
+  IMDS_TOKEN_PATH      file of the default token; the tokens for other audiences
+                       are files in the folder "audiences" beside it
+                       (default /var/run/secrets/tokens/token)
+  IMDS_NAMESPACE       namespace of the pod (required)
+  IMDS_POD_NAME        name of the pod (required)
+  IMDS_VM_NAME         name of the VM (required)
+  IMDS_SA_NAME         name of the pod's ServiceAccount (required)
+  IMDS_VMI_UID         UID of the VirtualMachineInstance
+  IMDS_NODE_NAME       name of the node
+  IMDS_LISTEN_ADDR     IP address and port (default 169.254.169.254:80)
+  IMDS_LISTEN_DEVICE   network device, no other is listened on; set, but empty:
+                       all of them (default veth-imds)
+  IMDS_REQUIRE_HEADER  "true": /v1/ wants the header "Metadata: true" (default
+                       "false")
+  IMDS_HOP_LIMIT       TTL of the answers, 1 to 255; 1 keeps them from the
+                       containers inside the guest (default: the kernel's)
+
+The server waits for the address and the device as long as it takes. A port
+below 1024 wants the sysctl net.ipv4.ip_unprivileged_port_start, no capability.
+`
