@@ -1,0 +1,196 @@
+package podnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Namespace is a network namespace that lives as long as this value is open, or a process is in it.
+type Namespace struct {
+	name    string
+	file    *os.File
+	netlink *netlink.Handle
+	close   sync.Once
+}
+
+// NewNamespace makes a network namespace in which only lo exists, and is up. The name is for error messages.
+func NewNamespace(name string) (*Namespace, error) {
+	n := &Namespace{name: name}
+	err := onDiscardedThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		var err error
+		if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return err
+		}
+		n.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err == nil {
+		err = n.setUp("lo")
+	}
+	if err != nil {
+		n.Close()
+		return nil, fmt.Errorf("making the network namespace %s: %w", name, err)
+	}
+	return n, nil
+}
+
+// Do runs f inside the namespace, on a thread of its own that is thrown away afterwards. Goroutines that f starts run outside.
+// Sockets that f makes belong to the namespace for good.
+func (n *Namespace) Do(f func() error) error {
+	return onDiscardedThread(func() error {
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("entering the network namespace %s: %w", n.name, err)
+		}
+		return f()
+	})
+}
+
+// Netlink returns the namespace's rtnetlink handle, which [Namespace.Close] closes. It may be used from several goroutines.
+func (n *Namespace) Netlink() *netlink.Handle { return n.netlink }
+
+// Nftables returns a connection to the namespace's nf_tables.
+func (n *Namespace) Nftables() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithNetNSFd(int(n.file.Fd())))
+}
+
+// Sysctl sets a key such as net.ipv4.ip_forward. As with sysctl(8), a key with slashes is taken as it is: for interface names that
+// hold a dot.
+func (n *Namespace) Sysctl(key, value string) error {
+	path := key
+	if !strings.Contains(path, "/") {
+		path = strings.ReplaceAll(path, ".", "/")
+	}
+	err := n.Do(func() error {
+		return os.WriteFile(filepath.Join("/proc/sys", path), []byte(value), 0)
+	})
+	if err != nil {
+		return fmt.Errorf("sysctl %s=%s in %s: %w", key, value, n.name, err)
+	}
+	return nil
+}
+
+// Dial connects from inside the namespace. The address holds an IP address, not a name: resolvers are of the outside.
+func (n *Namespace) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if _, err := netip.ParseAddrPort(address); err != nil {
+		return nil, fmt.Errorf("dial %q: use an IP address and a port: %w", address, err)
+	}
+	var conn net.Conn
+	err := n.Do(func() (err error) {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// Listen listens inside the namespace. As for [Namespace.Dial], the address holds an IP address or no host at all.
+func (n *Namespace) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	var listener net.Listener
+	err := n.Do(func() (err error) {
+		listener, err = (&net.ListenConfig{}).Listen(ctx, network, address)
+		return err
+	})
+	return listener, err
+}
+
+// HTTPClient returns a client whose requests leave from inside the namespace, each by a connection of its own, as those of
+// successive runs of curl do. It follows no redirect and knows no proxy.
+func (n *Namespace) HTTPClient() *http.Client {
+	return &http.Client{
+		Transport:     &http.Transport{DialContext: n.Dial, DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// Start starts cmd, which is born inside the namespace. Do not set cmd.SysProcAttr.Pdeathsig: the thread that starts it ends at
+// once.
+func (n *Namespace) Start(cmd *exec.Cmd) error {
+	return n.Do(cmd.Start)
+}
+
+// Path is the namespace's file, for nsenter --net and the like. It holds while this process lives and the namespace is open.
+func (n *Namespace) Path() string {
+	// Not os.Getpid: in a PID namespace of its own a process may have another number there than in /proc.
+	self, err := os.Readlink("/proc/self")
+	if err != nil {
+		self = "self"
+	}
+	return fmt.Sprintf("/proc/%s/fd/%d", self, n.file.Fd())
+}
+
+// MAC returns the hardware address of an interface.
+func (n *Namespace) MAC(name string) (net.HardwareAddr, error) {
+	link, err := n.link(name)
+	if err != nil {
+		return nil, err
+	}
+	return link.Attrs().HardwareAddr, nil
+}
+
+// Close gives the namespace up. It may be called twice.
+func (n *Namespace) Close() error {
+	var err error
+	n.close.Do(func() {
+		if n.netlink != nil {
+			n.netlink.Close()
+		}
+		if n.file != nil {
+			err = n.file.Close()
+		}
+	})
+	return err
+}
+
+func (n *Namespace) link(name string) (netlink.Link, error) {
+	link, err := n.netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s in %s: %w", name, n.name, err)
+	}
+	return link, nil
+}
+
+func (n *Namespace) setUp(name string) error {
+	link, err := n.link(name)
+	if err != nil {
+		return err
+	}
+	return n.netlink.LinkSetUp(link)
+}
+
+// remove deletes an interface. That it is not there is no error.
+func (n *Namespace) remove(name string) error {
+	link, err := n.netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("interface %s in %s: %w", name, n.name, err)
+	}
+	return n.netlink.LinkDel(link)
+}
+
+// assign gives an address to an interface, with the broadcast address that belongs to it.
+func (n *Namespace) assign(link netlink.Link, addr netip.Prefix) error {
+	ip := addr.Addr().AsSlice()
+	ones := net.CIDRMask(addr.Bits(), len(ip)*8)
+	err := n.netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: ones}})
+	if err != nil {
+		return fmt.Errorf("address %s on %s in %s: %w", addr, link.Attrs().Name, n.name, err)
+	}
+	return nil
+}

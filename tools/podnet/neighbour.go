@@ -1,0 +1,115 @@
+package podnet
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Outcome is what a neighbour's request for a token came to.
+type Outcome string
+
+const (
+	// Answered: a TCP connection was made, which is one too many, whatever came by it.
+	Answered Outcome = "answered"
+	// NoAnswer: nobody answered, neither the ARP request nor the TCP one.
+	NoAnswer Outcome = "no answer"
+	// Refused: something answered, with a TCP reset.
+	Refused Outcome = "refused"
+)
+
+// Reply is what the neighbour has seen.
+type Reply struct {
+	Outcome Outcome
+	// Status and Body of the HTTP answer, when there was one.
+	Status int
+	Body   string
+	// Err is how it ended when there was no HTTP answer.
+	Err error
+}
+
+func (r Reply) String() string {
+	if r.Status != 0 {
+		return fmt.Sprintf("%s: status %d, %d bytes", r.Outcome, r.Status, len(r.Body))
+	}
+	return fmt.Sprintf("%s: %v", r.Outcome, r.Err)
+}
+
+// NeighbourAsks has the neighbour try GET http://169.254.169.254/v1/token by way of the pod's uplink, until ctx ends. With a MAC
+// it sends the packets there; without, it asks by ARP. The neighbour is left as it was. An error means that the attempt could not
+// be made.
+func (p *Pod) NeighbourAsks(ctx context.Context, mac net.HardwareAddr) (Reply, error) {
+	p.attack.Lock()
+	defer p.attack.Unlock()
+	undo, err := p.routeToMetadata(mac)
+	if err != nil {
+		return Reply{}, errors.Join(err, undo())
+	}
+	return p.ask(ctx), undo()
+}
+
+// routeToMetadata has the neighbour look for 169.254.169.254 on its link to the pod. undo is never nil.
+func (p *Pod) routeToMetadata(mac net.HardwareAddr) (undo func() error, err error) {
+	undo = func() error { return nil }
+	up, err := p.Neighbour.link(NeighbourInterface)
+	if err != nil {
+		return undo, err
+	}
+	index := up.Attrs().Index
+	to := &net.IPNet{IP: MetadataAddr.AsSlice(), Mask: net.CIDRMask(32, 32)}
+	route := &netlink.Route{LinkIndex: index, Scope: netlink.SCOPE_LINK, Dst: to}
+	if err := p.Neighbour.netlink.RouteAdd(route); err != nil {
+		return undo, fmt.Errorf("the neighbour's route to %s: %w", to, err)
+	}
+	undo = func() error { return p.Neighbour.netlink.RouteDel(route) }
+	entry := &netlink.Neigh{LinkIndex: index, IP: to.IP, HardwareAddr: mac, State: netlink.NUD_PERMANENT}
+	if mac != nil {
+		if err := p.Neighbour.netlink.NeighSet(entry); err != nil {
+			return undo, fmt.Errorf("the neighbour's ARP entry %s for %s: %w", mac, to.IP, err)
+		}
+	}
+	removeRoute := undo
+	return func() error {
+		// Also what ARP has learned or is still asking for goes, or it would serve the next attempt.
+		err := p.Neighbour.netlink.NeighDel(entry)
+		if errors.Is(err, unix.ENOENT) {
+			err = nil
+		}
+		return errors.Join(err, removeRoute())
+	}, nil
+}
+
+func (p *Pod) ask(ctx context.Context) Reply {
+	conn, err := p.Neighbour.Dial(ctx, "tcp", net.JoinHostPort(MetadataAddr.String(), "80"))
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return Reply{Outcome: Refused, Err: err}
+	}
+	if err != nil {
+		return Reply{Outcome: NoAnswer, Err: err}
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+
+	request, err := http.NewRequest(http.MethodGet, "http://"+MetadataAddr.String()+"/v1/token", nil)
+	if err != nil {
+		return Reply{Outcome: Answered, Err: err}
+	}
+	if err := request.Write(conn); err != nil {
+		return Reply{Outcome: Answered, Err: err}
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), request)
+	if err != nil {
+		return Reply{Outcome: Answered, Err: err}
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	return Reply{Outcome: Answered, Status: response.StatusCode, Body: string(body), Err: err}
+}

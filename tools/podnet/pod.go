@@ -1,0 +1,247 @@
+// Package podnet builds, in network namespaces of its own, the network of a KubeVirt pod as virt-handler leaves it, with a guest
+// behind a real tap and a neighbour on the uplink. Tests and the demo use it in place of a cluster.
+//
+// Everything is done with netlink and system calls: no ip, nft or other program has to be installed. It runs as root, and as an
+// ordinary user inside a user namespace (see [Main] and [Rerun]).
+//
+//	neighbour                pod                                     guest
+//	up0 10.244.1.1/24 <veth> eth0 ... k6t-eth0 ... tap0 <pumped frames> eth0
+//
+// The wiring follows KubeVirt 1.9, pkg/network/setup and pkg/network/driver.
+package podnet
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+)
+
+// Binding is how a VM's network interface is bound to the pod's network, in the words of the VirtualMachineInstance's spec.
+type Binding string
+
+const (
+	// Masquerade: the guest sits behind NAT, at 10.0.2.2.
+	Masquerade Binding = "masquerade"
+	// Bridge: the guest has taken over the pod's address and MAC.
+	Bridge Binding = "bridge"
+	// ManagedTap: as Bridge, but KubeVirt's DHCP server is absent, and with it the bridge's own address.
+	ManagedTap Binding = "managedTap"
+)
+
+// The fixed addresses of the pod network.
+var (
+	// NeighbourAddr is the gateway of the pod network, and the neighbour's own address.
+	NeighbourAddr = netip.MustParseAddr("10.244.1.1")
+	// PodAddr is the address that the CNI plugin gave to the pod.
+	PodAddr = netip.MustParseAddr("10.244.1.5")
+	// MasqueradeGuestAddr and MasqueradeGateway are KubeVirt's default masquerade network, 10.0.2.0/24.
+	MasqueradeGuestAddr = netip.MustParseAddr("10.0.2.2")
+	MasqueradeGateway   = netip.MustParseAddr("10.0.2.1")
+	// MetadataAddr is the address that the project serves.
+	MetadataAddr = netip.MustParseAddr("169.254.169.254")
+)
+
+// NeighbourInterface is the neighbour's end of the pod's uplink.
+const NeighbourInterface = "up0"
+
+// Options say how the pod's network is built. The zero value is a masquerade pod as a node with default sysctls makes it.
+type Options struct {
+	// Binding of the pod network. Empty: Masquerade.
+	Binding Binding
+	// Ports are the TCP ports that the VM lists, which are then the only ones that masquerade lets in. Empty: all.
+	Ports []uint16
+	// MTU of the pod's uplink, in bytes. 0: 1500.
+	MTU int
+	// PrimaryInterface is the name that the CNI plugin gave to the pod's uplink. Empty: eth0.
+	PrimaryInterface string
+	// BridgeNetfilter sets net.bridge.bridge-nf-call-iptables in the pod. nil: as the kernel makes it.
+	BridgeNetfilter *bool
+	// RPFilter is net.ipv4.conf.{all,default}.rp_filter in the pod: 0 off, 1 strict, 2 loose.
+	RPFilter int
+	// GuestMAC is the MAC of the guest's NIC. nil: the pod's own in Bridge and ManagedTap (which accept no other), random in
+	// Masquerade.
+	GuestMAC net.HardwareAddr
+}
+
+// Pod is a pod's network with all that is around it. Its methods may be called from several goroutines.
+type Pod struct {
+	// Pod is the namespace of the virt-launcher pod, in which virt-handler and the sidecars work.
+	Pod *Namespace
+	// Guest is the guest's kernel.
+	Guest *Namespace
+	// Neighbour is the network beyond the uplink: the node's gateway and other pods.
+	Neighbour *Namespace
+
+	options Options
+	primary *nic
+
+	mu      sync.Mutex // guards what follows, and the pod's wiring
+	wired   []*nic     // in the order of the guest's eth0, eth1, ...
+	running bool       // the guest
+	cables  map[*nic]*cable
+
+	attack sync.Mutex // held by whoever has changed the neighbour's addresses, routes or ARP entries
+}
+
+// New makes the three namespaces and the pod's uplink as a CNI plugin does: eth0 with 10.244.1.5/24 and a default route. Nothing of
+// KubeVirt's is there before [Pod.Wire].
+func New(options Options) (*Pod, error) {
+	if err := options.complete(); err != nil {
+		return nil, err
+	}
+	p := &Pod{options: options, cables: map[*nic]*cable{}}
+	if err := p.build(); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+func (o *Options) complete() error {
+	if o.Binding == "" {
+		o.Binding = Masquerade
+	}
+	switch o.Binding {
+	case Masquerade:
+	case Bridge, ManagedTap:
+		if o.Ports != nil {
+			return fmt.Errorf("ports %v: only %s has a list of ports, not %s", o.Ports, Masquerade, o.Binding)
+		}
+		if o.GuestMAC != nil {
+			return fmt.Errorf("guest MAC %s: in %s binding the guest has the pod's MAC", o.GuestMAC, o.Binding)
+		}
+	default:
+		return fmt.Errorf("binding %q: use %s, %s or %s", o.Binding, Masquerade, Bridge, ManagedTap)
+	}
+	if o.MTU == 0 {
+		o.MTU = 1500
+	}
+	if o.PrimaryInterface == "" {
+		o.PrimaryInterface = "eth0"
+	}
+	if o.GuestMAC == nil && o.Binding == Masquerade {
+		o.GuestMAC = randomMAC()
+	}
+	return nil
+}
+
+func (p *Pod) build() error {
+	for _, n := range []struct {
+		name string
+		at   **Namespace
+	}{{"pod", &p.Pod}, {"guest", &p.Guest}, {"neighbour", &p.Neighbour}} {
+		made, err := NewNamespace(n.name)
+		if err != nil {
+			return err
+		}
+		*n.at = made
+	}
+	for _, conf := range []string{"all", "default"} {
+		if err := p.Pod.Sysctl("net.ipv4.conf."+conf+".rp_filter", fmt.Sprint(p.options.RPFilter)); err != nil {
+			return err
+		}
+	}
+	if nf := p.options.BridgeNetfilter; nf != nil {
+		value := map[bool]string{false: "0", true: "1"}[*nf]
+		if err := p.Pod.Sysctl("net.bridge.bridge-nf-call-iptables", value); err != nil {
+			return err
+		}
+	}
+	p.primary = &nic{
+		binding:        p.options.Binding,
+		iface:          p.options.PrimaryInterface,
+		uplink:         NeighbourInterface,
+		bridge:         "k6t-" + p.options.PrimaryInterface,
+		bridgePort:     p.options.PrimaryInterface + "-nic",
+		tap:            "tap0",
+		guestInterface: "eth0",
+		podAddr:        netip.PrefixFrom(PodAddr, 24),
+		neighbourAddr:  netip.PrefixFrom(NeighbourAddr, 24),
+		defaultRoute:   true,
+		mtu:            p.options.MTU,
+		guestMAC:       p.options.GuestMAC,
+	}
+	return p.plugUplink(p.primary)
+}
+
+// Close stops the guest and removes the namespaces with all that is in them. Processes that were started in one of them keep it
+// alive until they end. It may be called twice.
+func (p *Pod) Close() error {
+	errs := []error{p.StopGuest()}
+	for _, n := range []*Namespace{p.Pod, p.Guest, p.Neighbour} {
+		if n != nil {
+			errs = append(errs, n.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// nic is one of the VM's network interfaces, from the neighbour's end of the uplink to the guest's NIC.
+type nic struct {
+	number         int // 0: the pod network
+	binding        Binding
+	iface          string // as the CNI plugin named it: eth0, pod37a8eec1ce1
+	uplink         string // the neighbour's end
+	bridge         string // k6t-eth0
+	bridgePort     string // what iface is renamed to where it becomes a port of the bridge: eth0-nic
+	tap            string
+	guestInterface string
+	podAddr        netip.Prefix
+	neighbourAddr  netip.Prefix
+	defaultRoute   bool
+	mtu            int
+	podMAC         net.HardwareAddr // the one that the CNI plugin gave; the guest's, in bridge binding
+	guestMAC       net.HardwareAddr
+}
+
+// guestAddr is what KubeVirt's DHCP server gives to the guest.
+func (n *nic) guestAddr() netip.Prefix {
+	if n.binding == Masquerade {
+		return netip.PrefixFrom(MasqueradeGuestAddr, 24)
+	}
+	return n.podAddr
+}
+
+// guestGateway is the router that KubeVirt's DHCP server gives to the guest.
+func (n *nic) guestGateway() netip.Addr {
+	if n.binding == Masquerade {
+		return MasqueradeGateway
+	}
+	return n.neighbourAddr.Addr()
+}
+
+// secondaryNIC describes a secondary network's interface. Its names are made as KubeVirt makes them from the CNI's "pod" + hash
+// (pkg/network/namescheme and pkg/network/link).
+func secondaryNIC(number int, iface string, mtu int) (*nic, error) {
+	hash, ok := strings.CutPrefix(iface, "pod")
+	if !ok || hash == "" || len(iface) > 14 {
+		return nil, fmt.Errorf("interface %q: a secondary interface is named pod and up to 11 characters more, such as pod37a8eec1ce1", iface)
+	}
+	subnet := func(host byte) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 245, byte(number), host}), 24)
+	}
+	return &nic{
+		number:         number,
+		binding:        Bridge,
+		iface:          iface,
+		uplink:         fmt.Sprintf("up%d", number),
+		bridge:         "k6t-" + hash,
+		bridgePort:     hash + "-nic",
+		tap:            "tap" + hash,
+		guestInterface: fmt.Sprintf("eth%d", number),
+		podAddr:        subnet(5),
+		neighbourAddr:  subnet(1),
+		mtu:            mtu,
+	}, nil
+}
+
+// randomMAC makes a locally administered unicast address.
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	rand.Read(mac) // never fails: crypto/rand
+	mac[0] = mac[0]&^0x01 | 0x02
+	return mac
+}

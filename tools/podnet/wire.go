@@ -1,0 +1,315 @@
+package podnet
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// bridgeMAC is what KubeVirt gives to the bridge in masquerade binding.
+var bridgeMAC = net.HardwareAddr{0x02, 0, 0, 0, 0, 0}
+
+// bridgeBindingAddr is the address of the bridge in bridge binding, from which KubeVirt's DHCP server answers.
+var bridgeBindingAddr = netip.MustParsePrefix("169.254.75.10/32")
+
+// uplinkIndex is the interface index of the neighbour's first uplink. On a node the two ends of a pod's uplink have indices far
+// apart. Were they the same number, the kernel would take each end for a link without a peer, and let up to a second pass before it
+// tells the bridge that its port has carrier (linkwatch_urgent_event in net/core/link_watch.c).
+const uplinkIndex = 1000
+
+// plugUplink is the CNI plugin: a veth pair between pod and neighbour, addresses at both ends, and the default route where the
+// network has one.
+func (p *Pod) plugUplink(n *nic) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.Index = n.uplink, n.mtu, uplinkIndex+n.number
+	err := p.Neighbour.netlink.LinkAdd(&netlink.Veth{
+		LinkAttrs:     attrs,
+		PeerName:      n.iface,
+		PeerMTU:       uint32(n.mtu),
+		PeerNamespace: netlink.NsFd(int(p.Pod.file.Fd())),
+	})
+	if err != nil {
+		return fmt.Errorf("veth pair %s and %s: %w", n.uplink, n.iface, err)
+	}
+	for _, end := range []struct {
+		in   *Namespace
+		name string
+		addr netip.Prefix
+	}{{p.Neighbour, n.uplink, n.neighbourAddr}, {p.Pod, n.iface, n.podAddr}} {
+		link, err := end.in.link(end.name)
+		if err != nil {
+			return err
+		}
+		if err := end.in.assign(link, end.addr); err != nil {
+			return err
+		}
+		if err := end.in.netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		if end.in == p.Pod {
+			n.podMAC = link.Attrs().HardwareAddr
+		}
+	}
+	if n.guestMAC == nil {
+		n.guestMAC = n.podMAC
+	}
+	if !n.defaultRoute {
+		return nil
+	}
+	return p.Pod.addDefaultRoute(n.neighbourAddr.Addr())
+}
+
+func (n *Namespace) addDefaultRoute(gateway netip.Addr) error {
+	if err := n.netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()}); err != nil {
+		return fmt.Errorf("default route via %s in %s: %w", gateway, n.name, err)
+	}
+	return nil
+}
+
+// Wire does to the pod what virt-handler does before QEMU starts: the bridge, the NAT rules or the renamed uplink and the stand-in
+// for it, and the tap, which has no carrier until the guest opens it.
+func (p *Pod) Wire() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.wire(p.primary)
+}
+
+// AddSecondaryBridge gives the VM one more network, in bridge binding: an uplink of its own to the neighbour (up1 with 10.245.1.1,
+// up2 with 10.245.2.1, ...), a bridge k6t-* and a tap*, which is the next NIC of the guest. The interface is named as KubeVirt has
+// Multus name it: pod and a hash. On a running guest this is NIC hot-plug.
+func (p *Pod) AddSecondaryBridge(iface string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, err := secondaryNIC(len(p.wired), iface, p.options.MTU)
+	if err != nil {
+		return err
+	}
+	if n.guestInterface == p.primary.guestInterface {
+		return fmt.Errorf("interface %q: wire the pod network first, it is the guest's eth0", iface)
+	}
+	if err := p.plugUplink(n); err != nil {
+		return err
+	}
+	if err := p.wire(n); err != nil {
+		return err
+	}
+	return p.plugCable(n)
+}
+
+func (p *Pod) wire(n *nic) error {
+	var err error
+	if n.binding == Masquerade {
+		err = p.wireMasquerade(n)
+	} else {
+		err = p.wireBridge(n)
+	}
+	if err != nil {
+		return fmt.Errorf("wiring %s in %s binding: %w", n.iface, n.binding, err)
+	}
+	p.wired = append(p.wired, n)
+	return nil
+}
+
+func (p *Pod) wireMasquerade(n *nic) error {
+	if err := p.addBridge(n); err != nil {
+		return err
+	}
+	if err := p.addTap(n); err != nil {
+		return err
+	}
+	if err := p.Pod.Sysctl("net.ipv4.ip_forward", "1"); err != nil {
+		return err
+	}
+	return p.masquerade(n)
+}
+
+func (p *Pod) wireBridge(n *nic) error {
+	uplink, err := p.Pod.link(n.iface)
+	if err != nil {
+		return err
+	}
+	addrs, err := p.Pod.netlink.AddrList(uplink, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	if err := p.addBridge(n); err != nil {
+		return err
+	}
+	if err := p.renameUplink(n, uplink, addrs); err != nil {
+		return err
+	}
+	if err := p.enslaveUplink(n); err != nil {
+		return err
+	}
+	if err := p.addTap(n); err != nil {
+		return err
+	}
+	if err := p.addStandIn(n, addrs); err != nil {
+		return err
+	}
+	return p.Pod.Sysctl("net.ipv4.conf.all.arp_ignore", "1")
+}
+
+// addBridge makes the bridge with its addresses, without ports.
+func (p *Pod) addBridge(n *nic) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = n.bridge
+	if n.binding == Masquerade {
+		attrs.MTU, attrs.HardwareAddr = n.mtu, bridgeMAC
+	}
+	if err := p.Pod.netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		return fmt.Errorf("bridge %s: %w", n.bridge, err)
+	}
+	bridge, err := p.Pod.link(n.bridge)
+	if err != nil {
+		return err
+	}
+	switch n.binding {
+	case Masquerade:
+		err = p.Pod.assign(bridge, netip.PrefixFrom(MasqueradeGateway, 24))
+	case Bridge:
+		err = p.Pod.assign(bridge, bridgeBindingAddr)
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.Pod.netlink.LinkSetUp(bridge); err != nil {
+		return err
+	}
+	if n.binding == Masquerade {
+		return p.Pod.Sysctl("net/ipv4/conf/"+n.bridge+"/route_localnet", "1")
+	}
+	return nil
+}
+
+// renameUplink takes the uplink's name, addresses and MAC away from it; its MAC becomes the bridge's.
+func (p *Pod) renameUplink(n *nic, uplink netlink.Link, addrs []netlink.Addr) error {
+	bridge, err := p.Pod.link(n.bridge)
+	if err != nil {
+		return err
+	}
+	if err := p.Pod.netlink.LinkSetDown(uplink); err != nil {
+		return err
+	}
+	if err := p.Pod.netlink.LinkSetName(uplink, n.bridgePort); err != nil {
+		return err
+	}
+	if err := p.Pod.netlink.LinkSetHardwareAddr(uplink, bridge.Attrs().HardwareAddr); err != nil {
+		return err
+	}
+	for _, addr := range addrs {
+		if addr.IP.To4() == nil {
+			continue // the kernel has flushed IPv6 when the link went down
+		}
+		// Without the label: the kernel has renamed that as well.
+		if err := p.Pod.netlink.AddrDel(uplink, &netlink.Addr{IPNet: addr.IPNet}); err != nil {
+			return fmt.Errorf("removing %s from %s: %w", addr.IPNet, n.bridgePort, err)
+		}
+	}
+	return nil
+}
+
+// enslaveUplink makes the renamed uplink a port of the bridge that learns nothing: the guest's MAC is behind the tap.
+func (p *Pod) enslaveUplink(n *nic) error {
+	port, err := p.Pod.link(n.bridgePort)
+	if err != nil {
+		return err
+	}
+	if err := p.join(n.bridgePort, n.bridge); err != nil {
+		return err
+	}
+	if err := p.Pod.netlink.LinkSetUp(port); err != nil {
+		return err
+	}
+	return p.Pod.netlink.LinkSetLearning(port, false)
+}
+
+// addStandIn keeps the uplink's name, MAC and addresses in the pod, on a link that is down, for whoever looks for them there. A tap
+// that nobody opens does as well where the kernel has no dummy driver.
+func (p *Pod) addStandIn(n *nic, addrs []netlink.Addr) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = n.iface
+	err := p.Pod.netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
+	if err == unix.EOPNOTSUPP {
+		err = p.Pod.Do(func() error { return makeTap(n.iface) })
+	}
+	if err != nil {
+		return fmt.Errorf("stand-in for %s: %w", n.iface, err)
+	}
+	link, err := p.Pod.link(n.iface)
+	if err != nil {
+		return err
+	}
+	if err := p.Pod.netlink.LinkSetHardwareAddr(link, n.podMAC); err != nil {
+		return err
+	}
+	if err := p.Pod.netlink.LinkSetMTU(link, n.mtu); err != nil {
+		return err
+	}
+	for _, addr := range addrs {
+		if err := p.Pod.netlink.AddrAdd(link, &netlink.Addr{IPNet: addr.IPNet}); err != nil {
+			return fmt.Errorf("address %s on %s: %w", addr.IPNet, n.iface, err)
+		}
+	}
+	return nil
+}
+
+// addTap makes the guest's tap a port of the bridge.
+func (p *Pod) addTap(n *nic) error {
+	if err := p.Pod.Do(func() error { return makeTap(n.tap) }); err != nil {
+		return err
+	}
+	tap, err := p.Pod.link(n.tap)
+	if err != nil {
+		return err
+	}
+	if err := p.Pod.netlink.LinkSetMTU(tap, n.mtu); err != nil {
+		return err
+	}
+	if err := p.join(n.tap, n.bridge); err != nil {
+		return err
+	}
+	return p.Pod.netlink.LinkSetUp(tap)
+}
+
+// join makes a link a port of a bridge.
+func (p *Pod) join(port, bridge string) error {
+	portLink, err := p.Pod.link(port)
+	if err != nil {
+		return err
+	}
+	bridgeLink, err := p.Pod.link(bridge)
+	if err != nil {
+		return err
+	}
+	if err := p.Pod.netlink.LinkSetMaster(portLink, bridgeLink); err != nil {
+		return fmt.Errorf("%s as a port of %s: %w", port, bridge, err)
+	}
+	return nil
+}
+
+// RemoveBridge deletes the pod network's bridge, as an accident would. Its ports stay, without a bridge.
+func (p *Pod) RemoveBridge() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.Pod.remove(p.primary.bridge)
+}
+
+// RestoreBridge makes the pod network's bridge anew after [Pod.RemoveBridge], with the ports that virt-handler gave it.
+func (p *Pod) RestoreBridge() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := p.primary
+	if err := p.addBridge(n); err != nil {
+		return err
+	}
+	if n.binding != Masquerade {
+		if err := p.enslaveUplink(n); err != nil {
+			return err
+		}
+	}
+	return p.join(n.tap, n.bridge)
+}
