@@ -1,0 +1,51 @@
+package admission
+
+import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	admissionv1 "k8s.io/api/admission/v1"
+)
+
+// FuzzHandler holds for whatever body there is: an answer of a kind that the
+// API server understands, with the uid of the request.
+func FuzzHandler(f *testing.F) {
+	f.Add([]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"1","object":{"a":[1e3]}}}`))
+	f.Add([]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"1","object":null,"oldObject":{}}}`))
+	f.Add([]byte(`{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"1"}}`))
+	f.Add([]byte(`{"request":{"resource":7}}`))
+	f.Add([]byte(`[[[[`))
+	handler := Handler(func(request *Request) (Verdict, error) {
+		if request.Object == nil {
+			panic("no object")
+		}
+		return Allow(), nil
+	}, slog.New(slog.DiscardHandler))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		request := httptest.NewRequest(http.MethodPost, "/mutate-pod", bytes.NewReader(body))
+		request.Header.Set("Content-Type", "application/json")
+		recorder := httptest.NewRecorder()
+		handler.ServeHTTP(recorder, request)
+		switch recorder.Code {
+		case http.StatusBadRequest, http.StatusRequestEntityTooLarge:
+		case http.StatusOK:
+			var sent struct{ Request struct{ UID string } }
+			var answer admissionv1.AdmissionReview
+			if err := json.Unmarshal(body, &sent); err != nil {
+				t.Fatalf("accepted a body that is no JSON: %v", err)
+			}
+			if err := json.Unmarshal(recorder.Body.Bytes(), &answer); err != nil || answer.Response == nil {
+				t.Fatalf("answer %s: %v", recorder.Body, err)
+			}
+			if string(answer.Response.UID) != sent.Request.UID {
+				t.Errorf("uid %q became %q", sent.Request.UID, answer.Response.UID)
+			}
+		default:
+			t.Errorf("status %d: %s", recorder.Code, recorder.Body)
+		}
+	})
+}

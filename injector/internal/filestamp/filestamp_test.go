@@ -1,0 +1,56 @@
+package filestamp
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestChangesShow(t *testing.T) {
+	dir := t.TempDir()
+	path, other := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	write := func(path, content string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stamp := func() Stamp {
+		t.Helper()
+		taken, err := Of(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return taken
+	}
+
+	write(path, "one")
+	first := stamp()
+	if !first.Equal(stamp()) {
+		t.Error("an unchanged file shows as changed")
+	}
+	write(path, "three")
+	if first.Equal(stamp()) {
+		t.Error("another size does not show")
+	}
+
+	// The same content, size and time behind another inode: a swapped link.
+	write(other, "three")
+	second := stamp()
+	if err := os.Chtimes(other, second[0].ModTime(), second[0].ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(other, path); err != nil {
+		t.Fatal(err)
+	}
+	if second.Equal(stamp()) {
+		t.Error("another inode does not show")
+	}
+
+	if _, err := Of(path, other); !os.IsNotExist(err) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if first.Equal(nil) || !Stamp(nil).Equal(nil) {
+		t.Error("no files are equal to no files only")
+	}
+}

@@ -1,0 +1,65 @@
+package patchset
+
+import (
+	"encoding/json"
+	"os"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/example/kubevirt-imds/injector/internal/jsonfuzz"
+	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+)
+
+// FuzzPatch holds for whatever patch file there is beside the declared ones: it
+// is refused with a reason, or gives a set that can be applied. Nothing panics.
+func FuzzPatch(f *testing.F) {
+	var declared []string
+	for _, name := range []string{"10-imds-init.yaml", "20-imds-server.yaml"} {
+		text, err := os.ReadFile("../../../kustomize/sidecar/" + name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		declared = append(declared, string(text))
+	}
+	seeds := append([]string{
+		patch("  $setElementOrder/initContainers:\n  - name: imds-server\n  initContainers:\n  - name: imds-server\n"),
+		patch("  containers:\n  - name: compute\n    $patch: delete\n"),
+		patch("  affinity: {$patch: replace, podAffinity: {}}\n  volumes:\n  - name: a\n    $retainKeys: [name, emptyDir]\n    emptyDir: {}\n"),
+		"apiVersion: v1\nkind: Pod\nmetadata: {annotations: {a: null}, labels: }\n",
+	}, declared...)
+	for _, seed := range seeds {
+		f.Add(seed, uint64(0))
+		f.Add(seed, uint64(1))
+	}
+	f.Fuzz(func(t *testing.T, text string, seed uint64) {
+		if seed != 0 {
+			var mutated jsontree.Object
+			if err := yaml.Unmarshal([]byte(text), &mutated); err != nil || mutated == nil {
+				return
+			}
+			jsonfuzz.Mutate(mutated, seed, "", "$patch", "delete", "replace", "merge", "$retainKeys",
+				"$setElementOrder/initContainers", "$setElementOrder/volumes", "$deleteFromPrimitiveList/volumes",
+				"name", "env", "containers", "initContainers", "volumes", "imds-init", "compute", "sysctls", "securityContext")
+			encoded, err := json.Marshal(mutated)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text = string(encoded)
+		}
+		set := &Set{serverImage: image}
+		for _, text := range append(declared, text) {
+			decoded, err := decodePatch([]byte(text))
+			if err != nil {
+				return
+			}
+			set.addSysctls(takeSysctls(decoded))
+			set.files = append(set.files, file{name: "fuzz", patch: decoded})
+		}
+		if set.prove() != nil {
+			return
+		}
+		// An error is as good as a pod here.
+		_, _ = set.Apply(object(t, "spec: {initContainers: [{name: a, env: [{name: b}]}], volumes: [{name: c}]}"))
+	})
+}

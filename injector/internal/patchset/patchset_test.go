@@ -1,0 +1,452 @@
+package patchset
+
+import (
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+)
+
+const image = "registry.example/server:v1"
+
+// whole is a patch that brings everything that a set has to bring.
+const whole = `apiVersion: v1
+kind: Pod
+metadata:
+  name: any
+spec:
+  initContainers:
+  - name: imds-init
+  - name: imds-server
+  volumes:
+  - name: imds-token
+    projected:
+      sources:
+      - serviceAccountToken:
+          path: token
+`
+
+// folder makes a folder of patch files from names and contents in turn.
+func folder(t *testing.T, namesAndContents ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for i := 0; i < len(namesAndContents); i += 2 {
+		write(t, filepath.Join(dir, namesAndContents[i]), namesAndContents[i+1])
+	}
+	return dir
+}
+
+// write moves a new file over path.
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func open(t *testing.T, dir string) (*Folder, *strings.Builder) {
+	t.Helper()
+	log := new(strings.Builder)
+	f, err := Open(dir, image, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, log
+}
+
+// patch puts a spec into the frame of a patch.
+func patch(spec string) string {
+	return "apiVersion: v1\nkind: Pod\nspec:\n" + spec
+}
+
+func object(t *testing.T, text string) jsontree.Object {
+	t.Helper()
+	data, err := yaml.YAMLToJSONStrict([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var decoded jsontree.Object
+	if err := jsontree.Decode(strings.NewReader(string(data)), &decoded); err != nil {
+		t.Fatal(err)
+	}
+	return decoded
+}
+
+// applied returns the pod with the patches of a folder applied.
+func applied(t *testing.T, pod, dir string) jsontree.Object {
+	t.Helper()
+	f, _ := open(t, dir)
+	set, err := f.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := object(t, pod)
+	after, err := set.Apply(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(before, object(t, pod)) {
+		t.Error("the pod itself was changed")
+	}
+	again, err := set.Apply(before)
+	if err != nil || !reflect.DeepEqual(again, after) {
+		t.Errorf("applied a second time the set gives another pod: %v", err)
+	}
+	return after
+}
+
+// names returns the values of a key in a list at path.
+func values(t *testing.T, pod jsontree.Object, key string, path ...string) string {
+	t.Helper()
+	list, err := jsontree.LookupList(pod, path...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, element := range list {
+		found = append(found, jsontree.LookupString(element.(jsontree.Object), key))
+	}
+	return strings.Join(found, " ")
+}
+
+func TestWrongFilesNameFileLineAndReason(t *testing.T) {
+	for name, test := range map[string]struct {
+		content string
+		want    string
+	}{
+		"empty":                {"", "the file is empty"},
+		"comments only":        {"# nothing\n", "the file is empty"},
+		"syntax":               {"apiVersion: v1\nkind: Pod\nspec:\n  initContainers: [\n", "line 4: did not find expected node content"},
+		"tab":                  {"apiVersion: v1\nkind: Pod\nspec:\n\tvolumes: []\n", "line 4: found character that cannot start any token"},
+		"two documents":        {whole + "---\n" + whole, "more than one document"},
+		"duplicate key":        {patch("  hostname: a\n  hostname: b\n"), `line 5: mapping key "hostname" already defined at line 4`},
+		"unknown field":        {patch("  initContainers:\n  - name: a\n    comand: [x]\n"), "line 6: unknown field spec.initContainers[0].comand"},
+		"field in wrong case":  {patch("  initcontainers: []\n"), "line 4: unknown field spec.initcontainers"},
+		"two wrong fields":     {patch("  foo: 1\n  bar: 2\n"), "line 4: unknown field spec.foo; line 5: unknown field spec.bar"},
+		"unknown directive":    {patch("  $path: replace\n"), "line 4: unknown field spec.$path"},
+		"order of no list":     {patch("  $setElementOrder/initContainer: []\n"), "line 4: unknown field spec.$setElementOrder/initContainer"},
+		"number for string":    {patch("  securityContext:\n    sysctls:\n    - name: a\n      value: 80\n"), "line 7: field spec.securityContext.sysctls[0].value: want a string: write it in quotes"},
+		"string for number":    {patch("  terminationGracePeriodSeconds: \"30\"\n"), "line 4: field spec.terminationGracePeriodSeconds: want an integer"},
+		"string for boolean":   {patch("  hostNetwork: \"no\"\n"), "line 4: field spec.hostNetwork: want true or false"},
+		"object for list":      {patch("  volumes:\n    name: a\n"), "line 5: field spec.volumes: want a list"},
+		"list for object":      {patch("  securityContext: []\n"), "line 4: field spec.securityContext: want an object"},
+		"list for map":         {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels: [a]\n", "line 4: field metadata.labels: want an object"},
+		"number for label":     {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    a: 1\n", "line 5: field metadata.labels.a: want a string"},
+		"number for label key": {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    1: a\n", "line 5: field metadata.labels.1: want a string"},
+		"merge key":            {patch("  <<: {hostname: a}\n"), "line 4: unknown field spec.<<"},
+		"no containers left":   {patch("  containers:\n"), "the patches remove the container compute"},
+		"empty list element":   {patch("  volumes:\n  -\n"), "line 5: spec.volumes[0] is empty"},
+		"wrong quantity":       {patch("  containers:\n  - name: a\n    resources:\n      limits: {cpu: much}\n"), "quantities must match"},
+		"a list":               {"- a\n", "line 1: field : want an object"},
+		"another kind":         {"apiVersion: apps/v1\nkind: Deployment\n", "not a Pod: begin with apiVersion: v1 and kind: Pod"},
+		"no kind":              {"apiVersion: v1\n", "not a Pod"},
+		"status":               {"apiVersion: v1\nkind: Pod\nstatus: {phase: Running}\n", "field status cannot be patched"},
+		"namespace":            {"apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b}\n", "field metadata.namespace cannot be patched"},
+		"element without key":  {patch("  initContainers:\n  - command: [a]\n"), "20-wrong.yaml: map: map[command:[a]] does not contain declared merge key: name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := folder(t, "10-whole.yaml", whole, "20-wrong.yaml", test.content)
+			_, err := Open(dir, image, slog.New(slog.DiscardHandler))
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got  %v\nwant %s", err, test.want)
+			}
+			if err != nil && !strings.Contains(err.Error(), dir) {
+				t.Errorf("%v does not name the place", err)
+			}
+		})
+	}
+}
+
+func TestSetsThatLackSomething(t *testing.T) {
+	for want, dir := range map[string]string{
+		"no patch files in":                                      folder(t, "README.md", "text", ".hidden.yaml", whole),
+		"no patch brings the container imds-server":              folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n", "", 1)),
+		"no patch brings the volume imds-token":                  folder(t, "a.yaml", patch("  initContainers:\n  - name: imds-init\n  - name: imds-server\n")),
+		"volume imds-token has no projected serviceAccountToken": folder(t, "a.yaml", patch("  initContainers:\n  - name: imds-init\n  - name: imds-server\n  volumes:\n  - name: imds-token\n    emptyDir: {}\n")),
+	} {
+		if _, err := Open(dir, image, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}
+
+func TestFilesAreAppliedInNameOrder(t *testing.T) {
+	dir := folder(t,
+		"b.yml", patch("  priorityClassName: second\n"),
+		"a.yaml", whole,
+		"c.json", "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Pod\",\n\t\"spec\": {\"priorityClassName\": \"third\"}\n}\n",
+		".d.yaml", patch("  priorityClassName: hidden\n"),
+		"e.txt", "not a patch")
+	if err := os.Symlink(dir, filepath.Join(dir, "..data")); err != nil {
+		t.Fatal(err)
+	}
+	pod := applied(t, "spec: {containers: [{name: compute}]}", dir)
+	if got := jsontree.LookupString(pod, "spec", "priorityClassName"); got != "third" {
+		t.Errorf("priorityClassName %q", got)
+	}
+}
+
+func TestThePodsElementsComeFirstAndKeepTheirOrder(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", patch(`  initContainers:
+  - name: zz-more
+  - name: imds-server
+    env:
+    - name: ADDED
+      value: x
+  - name: existing-b
+    env:
+    - name: NEW
+      value: x
+    - name: B
+      value: changed
+  - name: aa-more
+  tolerations:
+  - key: atomic
+`), "c.yaml", patch(`  initContainers:
+  - name: imds-server
+    env:
+    - name: AFTERWARDS
+      value: x
+`))
+	pod := applied(t, `
+spec:
+  initContainers:
+  - name: existing-c
+  - name: existing-b
+    env:
+    - {name: C, value: "1"}
+    - {name: B, value: "2"}
+    - {name: A, value: "3"}
+    ports:
+    - {containerPort: 53, protocol: UDP}
+    - {containerPort: 53, protocol: TCP}
+  - name: existing-a
+  volumes:
+  - name: z
+  - name: a
+  tolerations:
+  - key: own
+`, dir)
+	for _, test := range []struct{ got, want string }{
+		{values(t, pod, "name", "spec", "initContainers"), "existing-c existing-b existing-a imds-init imds-server zz-more aa-more"},
+		{values(t, pod, "name", "spec", "volumes"), "z a imds-token"},
+		{values(t, pod, "key", "spec", "tolerations"), "atomic"},
+	} {
+		if test.got != test.want {
+			t.Errorf("got %s, want %s", test.got, test.want)
+		}
+	}
+	containers, _ := jsontree.LookupList(pod, "spec", "initContainers")
+	if got := values(t, containers[1].(jsontree.Object), "name", "env"); got != "C B A NEW" {
+		t.Errorf("env of existing-b: %s", got)
+	}
+	if got := values(t, containers[1].(jsontree.Object), "protocol", "ports"); got != "UDP TCP" {
+		t.Errorf("ports of existing-b: %s", got)
+	}
+	if got := values(t, containers[4].(jsontree.Object), "name", "env"); got != "ADDED AFTERWARDS" {
+		t.Errorf("env of imds-server: %s", got)
+	}
+}
+
+func TestAPatchMayStateTheOrderItself(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", patch(`  $setElementOrder/initContainers:
+  - name: imds-server
+  - name: existing
+  - name: imds-init
+  initContainers:
+  - name: imds-server
+`))
+	pod := applied(t, "spec: {initContainers: [{name: existing}]}", dir)
+	if got := values(t, pod, "name", "spec", "initContainers"); got != "imds-server existing imds-init" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestDirectivesDelete(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", patch(`  nodeSelector:
+    gone: null
+  containers:
+  - name: unwanted
+    $patch: delete
+  affinity:
+    $patch: replace
+    podAffinity: {}
+`))
+	pod := applied(t, `
+spec:
+  nodeSelector: {gone: "1", kept: "2"}
+  affinity: {nodeAffinity: {}}
+  containers: [{name: compute}, {name: unwanted}, {name: other}]
+`, dir)
+	if got := values(t, pod, "name", "spec", "containers"); got != "compute other" {
+		t.Errorf("containers: %s", got)
+	}
+	if got, _ := json.Marshal(jsontree.LookupObject(pod, "spec", "nodeSelector")); string(got) != `{"kept":"2"}` {
+		t.Errorf("nodeSelector: %s", got)
+	}
+	if got, _ := json.Marshal(jsontree.LookupObject(pod, "spec", "affinity")); string(got) != `{"podAffinity":{}}` {
+		t.Errorf("affinity: %s", got)
+	}
+}
+
+// A key whose value somebody commented out.
+func TestEmptyMetadataRemovesNothing(t *testing.T) {
+	dir := folder(t, "a.yaml", whole,
+		"b.yaml", "apiVersion: v1\nkind: Pod\nmetadata:\nspec:\n",
+		"c.yaml", "apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n  annotations:\n")
+	pod := applied(t, `{metadata: {labels: {a: b}, annotations: {c: d}}, spec: {containers: [{name: compute}]}}`, dir)
+	if got, _ := json.Marshal(pod["metadata"]); string(got) != `{"annotations":{"c":"d"},"labels":{"a":"b"}}` {
+		t.Errorf("metadata: %s", got)
+	}
+	if got := values(t, pod, "name", "spec", "containers"); got != "compute" {
+		t.Errorf("containers: %s", got)
+	}
+}
+
+func TestOnlyNewContainersGetTheImage(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", patch(`  containers:
+  - name: compute
+    env:
+    - name: A
+      value: b
+  - name: helper
+    image: registry.example/helper:v2
+  - name: bare
+`))
+	pod := applied(t, "spec: {containers: [{name: compute, image: virt-launcher}, {name: own}]}", dir)
+	if got, want := values(t, pod, "image", "spec", "containers"), "virt-launcher  registry.example/helper:v2 "+image; got != want {
+		t.Errorf("containers have %s, want %s", got, want)
+	}
+	if got, want := values(t, pod, "image", "spec", "initContainers"), image+" "+image; got != want {
+		t.Errorf("init containers have %s, want %s", got, want)
+	}
+}
+
+func TestSysctlsOfSeveralFilesAreMerged(t *testing.T) {
+	sysctls := func(pairs ...string) string {
+		text := "  securityContext:\n    sysctls:\n"
+		for i := 0; i < len(pairs); i += 2 {
+			text += "    - {name: " + pairs[i] + ", value: \"" + pairs[i+1] + "\"}\n"
+		}
+		return patch(text)
+	}
+	dir := folder(t, "a.yaml", whole, "b.yaml", sysctls("one", "1", "two", "2"), "c.yaml", sysctls("two", "22", "three", "3"))
+	pod := applied(t, `spec: {securityContext: {fsGroup: 107, sysctls: [{name: own, value: "0"}, {name: three, value: "33"}]}}`, dir)
+	if got := values(t, pod, "name", "spec", "securityContext", "sysctls"); got != "own three one two" {
+		t.Errorf("names: %s", got)
+	}
+	if got := values(t, pod, "value", "spec", "securityContext", "sysctls"); got != "0 3 1 22" {
+		t.Errorf("values: %s", got)
+	}
+	if jsontree.Lookup(pod, "spec", "securityContext", "fsGroup") != json.Number("107") {
+		t.Error("the rest of the security context is gone")
+	}
+}
+
+func TestPodsOfUnexpectedShapeAreErrors(t *testing.T) {
+	f, _ := open(t, folder(t, "a.yaml", whole, "b.yaml", patch("  securityContext:\n    sysctls:\n    - name: a\n      value: b\n")))
+	set, _ := f.Current()
+	for _, pod := range []string{
+		`{"spec":"x"}`,
+		`{"spec":{"initContainers":"x"}}`,
+		`{"spec":{"initContainers":["x"]}}`,
+		`{"spec":{"containers":[{"image":"x"}]}}`,
+		`{"spec":{"containers":[{"name":{}}]}}`,
+		`{"spec":{"volumes":[null]}}`,
+		`{"spec":{"volumes":[[]]}}`,
+		`{"spec":{"securityContext":[]}}`,
+		`{"spec":{"securityContext":{"sysctls":{}}}}`,
+	} {
+		if after, err := set.Apply(object(t, pod)); err == nil {
+			text, _ := json.Marshal(after)
+			t.Errorf("%s became %s", pod, text)
+		}
+	}
+}
+
+func TestChangedFilesAreReadAgain(t *testing.T) {
+	dir := folder(t, "a.yaml", whole)
+	f, log := open(t, dir)
+	first, err := f.Current()
+	if again, _ := f.Current(); err != nil || again != first {
+		t.Fatalf("an unchanged folder was read again: %v", err)
+	}
+	write(t, filepath.Join(dir, "b.yaml"), patch("  priorityClassName: changed\n"))
+	second, err := f.Current()
+	if err != nil || second == first || len(second.files) != 2 {
+		t.Fatalf("a new file is not in use: %v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, "b.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if third, err := f.Current(); err != nil || len(third.files) != 1 {
+		t.Errorf("a removed file is still in use: %v", err)
+	}
+	if n := strings.Count(log.String(), "changed patches are in use"); n != 2 {
+		t.Errorf("reported %d times:\n%s", n, log)
+	}
+}
+
+func TestWrongChangeIsReportedOnceAndTheLastGoodSetStays(t *testing.T) {
+	dir := folder(t, "a.yaml", whole)
+	f, log := open(t, dir)
+	first, _ := f.Current()
+	for _, spoil := range []func(){
+		func() { write(t, filepath.Join(dir, "a.yaml"), "kind: [") },
+		func() { write(t, filepath.Join(dir, "a.yaml"), strings.Replace(whole, "imds-init", "imds", 1)) },
+		func() { os.Remove(filepath.Join(dir, "a.yaml")) },
+	} {
+		log.Reset()
+		spoil()
+		for range 3 {
+			if set, err := f.Current(); set != first || err == nil {
+				t.Errorf("got another set, or no reason: %v", err)
+			}
+		}
+		if n := strings.Count(log.String(), "\n"); n != 1 {
+			t.Errorf("%d lines:\n%s", n, log)
+		}
+	}
+	write(t, filepath.Join(dir, "a.yaml"), whole)
+	if set, err := f.Current(); set == first || err != nil {
+		t.Errorf("the repaired file is not in use: %v", err)
+	}
+}
+
+// The kubelet shows a ConfigMap as links by way of ..data, which it swaps.
+func TestConfigMapVolume(t *testing.T) {
+	dir := t.TempDir()
+	version := func(name, content string) {
+		t.Helper()
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, name, "a.yaml"), content)
+		if err := os.Symlink(name, filepath.Join(dir, "..data_tmp")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	version("..2026_1", whole)
+	if err := os.Symlink("..data/a.yaml", filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	f, _ := open(t, dir)
+	first, _ := f.Current()
+	version("..2026_2", whole+"  priorityClassName: swapped\n")
+	if second, err := f.Current(); err != nil || second == first {
+		t.Errorf("the swapped ConfigMap is not in use: %v", err)
+	}
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+)
+
+const usage = `imds-webhook puts the IMDS sidecars into virt-launcher pods (POST /mutate-pod)
+and checks the imds.kubevirt.io/ annotations of VMs (POST /mutate-virtualmachine).
+
+usage:
+  imds-webhook --patches DIR --server-image IMAGE --tls-cert FILE --tls-key FILE
+  imds-webhook --patches DIR --server-image IMAGE --self-signed
+  imds-webhook --version
+
+  --patches DIR          the strategic merge patches for the pod: every *.yaml,
+                         *.yml and *.json in DIR, in name order; read again when
+                         they change
+  --server-image IMAGE   the image for containers that the patches bring without
+                         one
+  --tls-cert FILE        the serving certificate and its chain, PEM
+  --tls-key FILE         its private key, PEM; both are read again when they
+                         change
+  --self-signed          make a CA and a certificate in memory instead
+  --listen ADDRESS       where the API server connects to, TLS 1.3
+                         (default :8443)
+  --health-listen ADDRESS
+                         where the kubelet asks /healthz and /readyz, plain HTTP
+                         (default :8081)
+  --version              print the version and exit
+
+SIGTERM makes /readyz fail and ends the process once the requests under way are
+answered; a second SIGTERM ends it at once. The exit status is 0 after a clean
+end, 1 after a failure and 2 for a wrong command line.
+`
+
+// options are the command line.
+type options struct {
+	listen       string
+	healthListen string
+	tlsCert      string
+	tlsKey       string
+	selfSigned   bool
+	patches      string
+	serverImage  string
+	version      bool
+}
+
+// parseOptions reads and checks the command line. It returns flag.ErrHelp when
+// the usage is asked for.
+func parseOptions(args []string) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("imds-webhook", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&o.listen, "listen", ":8443", "")
+	flags.StringVar(&o.healthListen, "health-listen", ":8081", "")
+	flags.StringVar(&o.tlsCert, "tls-cert", "", "")
+	flags.StringVar(&o.tlsKey, "tls-key", "", "")
+	flags.BoolVar(&o.selfSigned, "self-signed", false, "")
+	flags.StringVar(&o.patches, "patches", "", "")
+	flags.StringVar(&o.serverImage, "server-image", "", "")
+	flags.BoolVar(&o.version, "version", false, "")
+	if err := flags.Parse(args); err != nil {
+		return options{}, err
+	}
+	if flags.NArg() > 0 {
+		return options{}, fmt.Errorf("argument %q is not expected: everything is a flag", flags.Arg(0))
+	}
+	if o.version {
+		return o, nil
+	}
+	return o, o.check()
+}
+
+func (o options) check() error {
+	switch {
+	case o.patches == "":
+		return errors.New("--patches is missing: name the folder with the pod's patches")
+	case o.serverImage == "":
+		return errors.New("--server-image is missing: name the image with imds-init and imds-server")
+	case strings.ContainsAny(o.serverImage, " \t\r\n"):
+		return fmt.Errorf("--server-image %q has white space in it: name one image", o.serverImage)
+	case o.selfSigned && (o.tlsCert != "" || o.tlsKey != ""):
+		return errors.New("--self-signed contradicts --tls-cert and --tls-key: give one or the other")
+	case !o.selfSigned && o.tlsCert == "" && o.tlsKey == "":
+		return errors.New("no certificate: give --tls-cert and --tls-key, or --self-signed")
+	case !o.selfSigned && o.tlsCert == "":
+		return errors.New("--tls-cert is missing: --tls-key needs the certificate of its key")
+	case !o.selfSigned && o.tlsKey == "":
+		return errors.New("--tls-key is missing: --tls-cert needs the key of its certificate")
+	}
+	return nil
+}

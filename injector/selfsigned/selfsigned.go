@@ -1,0 +1,96 @@
+// Package selfsigned makes a certificate authority and one serving certificate
+// for where nothing else issues them: a laptop, a demo, a cluster without
+// cert-manager.
+package selfsigned
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+)
+
+// Bundle is what Issue makes, all in PEM.
+type Bundle struct {
+	// CA is the authority's certificate: the caBundle of a webhook
+	// configuration.
+	CA []byte
+	// Certificate is the serving certificate. A server does not send the CA.
+	Certificate []byte
+	// Key is the serving certificate's private key (PKCS #8).
+	Key []byte
+}
+
+// clockSkew is how far a client's clock may be behind ours.
+const clockSkew = 5 * time.Minute
+
+// Issue makes an authority and a serving certificate for names, DNS names or IP
+// addresses, that both expire after lifetime. The keys are ECDSA P-256. The
+// authority's key is forgotten: it can sign nothing else.
+func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
+	if len(names) == 0 {
+		return nil, errors.New("a serving certificate needs at least one DNS name or IP address")
+	}
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+
+	now := time.Now()
+	ca := &x509.Certificate{
+		Subject:               pkix.Name{Organization: []string{"kubevirt-imds"}, CommonName: "self-signed CA"},
+		NotBefore:             now.Add(-clockSkew),
+		NotAfter:              now.Add(lifetime),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		MaxPathLenZero:        true,
+		KeyUsage:              x509.KeyUsageCertSign,
+	}
+	serving := &x509.Certificate{
+		Subject:     pkix.Name{Organization: []string{"kubevirt-imds"}},
+		NotBefore:   ca.NotBefore,
+		NotAfter:    ca.NotAfter,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			serving.IPAddresses = append(serving.IPAddresses, ip)
+		} else {
+			serving.DNSNames = append(serving.DNSNames, name)
+		}
+	}
+
+	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
+	if err != nil {
+		return nil, fmt.Errorf("CA certificate: %w", err)
+	}
+	// Parsed, the CA has the key identifier that the serving certificate
+	// refers to.
+	if ca, err = x509.ParseCertificate(caDER); err != nil {
+		return nil, fmt.Errorf("CA certificate: %w", err)
+	}
+	servingDER, err := x509.CreateCertificate(rand.Reader, serving, ca, &key.PublicKey, caKey)
+	if err != nil {
+		return nil, fmt.Errorf("serving certificate: %w", err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return &Bundle{
+		CA:          pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}),
+		Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: servingDER}),
+		Key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
+	}, nil
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/example/kubevirt-imds/injector/internal/admission"
+	"github.com/example/kubevirt-imds/injector/internal/certificate"
+	"github.com/example/kubevirt-imds/injector/internal/patchset"
+	"github.com/example/kubevirt-imds/injector/internal/pod"
+	"github.com/example/kubevirt-imds/injector/internal/virtualmachine"
+)
+
+// timing is how long things may take.
+type timing struct {
+	// header and request limit how long a client takes to send the header of
+	// a request and the whole of it, and to take the answer.
+	header, request time.Duration
+	// idle is how long a connection without a request stays open.
+	idle time.Duration
+	// withdrawal is how long the service goes on taking requests after it was
+	// told to end: so long the API server may still be sent here.
+	withdrawal func() <-chan time.Time
+	// shutdown limits how long requests under way may take after that.
+	shutdown time.Duration
+}
+
+var productionTiming = timing{
+	// The API server gives a webhook 10 s by default.
+	header:  5 * time.Second,
+	request: 10 * time.Second,
+	// Longer than the 90 s of the API server's client, so that no request
+	// meets a connection that is just being closed.
+	idle: 2 * time.Minute,
+	// Together shorter than a pod's usual grace period of 30 s. The image has
+	// no shell for a preStop hook that would wait instead.
+	withdrawal: func() <-chan time.Time { return time.After(5 * time.Second) },
+	shutdown:   15 * time.Second,
+}
+
+const maxHeaderBytes = 16 << 10
+
+// service is the webhook with its two listeners open.
+type service struct {
+	webhook, health                 *http.Server
+	webhookListener, healthListener net.Listener
+	draining                        *atomic.Bool
+	timing                          timing
+	log                             *slog.Logger
+}
+
+// listen opens both listeners.
+func listen(opts options, certificates *certificate.Source, patches *patchset.Folder, timing timing, log *slog.Logger) (*service, error) {
+	reviews := http.NewServeMux()
+	reviews.Handle("POST /mutate-pod", admission.Handler(pod.NewInjector(patches, log).Review, log))
+	reviews.Handle("POST /mutate-virtualmachine", admission.Handler(virtualmachine.NewReviewer(log).Review, log))
+
+	draining := new(atomic.Bool)
+	s := &service{
+		webhook:  newServer(reviews, timing, log),
+		health:   newServer(healthHandler(certificates, patches, draining), timing, log),
+		draining: draining,
+		timing:   timing,
+		log:      log,
+	}
+	s.webhook.TLSConfig = &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: certificates.Get,
+		// A resumed session would go on with a certificate that was renewed.
+		SessionTicketsDisabled: true,
+	}
+
+	var err error
+	if s.webhookListener, err = net.Listen("tcp", opts.listen); err != nil {
+		return nil, fmt.Errorf("--listen %s: %w", opts.listen, err)
+	}
+	if s.healthListener, err = net.Listen("tcp", opts.healthListen); err != nil {
+		s.webhookListener.Close()
+		return nil, fmt.Errorf("--health-listen %s: %w", opts.healthListen, err)
+	}
+	log.Info("listening", "webhook", s.webhookListener.Addr().String(), "health", s.healthListener.Addr().String())
+	return s, nil
+}
+
+func newServer(handler http.Handler, timing timing, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: timing.header,
+		ReadTimeout:       timing.request,
+		WriteTimeout:      timing.request,
+		IdleTimeout:       timing.idle,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+}
+
+// run serves until ctx ends, then drains.
+func (s *service) run(ctx context.Context) error {
+	failed := make(chan error, 2)
+	go func() { failed <- s.webhook.ServeTLS(s.webhookListener, "", "") }()
+	go func() { failed <- s.health.Serve(s.healthListener) }()
+	defer s.health.Close()
+	defer s.webhook.Close()
+
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	s.draining.Store(true)
+	s.log.Info("draining: not ready any more, still serving")
+	select {
+	case err := <-failed:
+		return err
+	case <-s.timing.withdrawal():
+	}
+	return s.shutdown(context.WithoutCancel(ctx))
+}
+
+// shutdown closes the webhook's listener and waits for requests under way.
+func (s *service) shutdown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timing.shutdown)
+	defer cancel()
+	closed, ended := make(chan struct{}), make(chan error, 1)
+	s.webhook.RegisterOnShutdown(func() { close(closed) })
+	go func() { ended <- s.webhook.Shutdown(ctx) }()
+
+	<-closed
+	s.log.Info("no new connections any more, waiting for requests under way")
+	if err := <-ended; errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("requests were still under way %s after the listener closed", s.timing.shutdown)
+	} else if err != nil {
+		return err
+	}
+	s.log.Info("drained")
+	return nil
+}
