@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// captureBuffer is asked of the kernel for frames that wait to be read, in bytes.
+// captureBuffer is asked of the kernel for frames that wait to be read, in
+// bytes.
 const captureBuffer = 4 << 20
 
 // Recording collects the frames that pass an interface.
@@ -29,7 +30,8 @@ type Recording struct {
 	err     error
 }
 
-// Capture starts to record what passes an interface, both ways. Every frame from now on is in it.
+// Capture starts to record what passes an interface, both ways. Every frame
+// from now on is in it.
 func Capture(n *Namespace, name string) (*Recording, error) {
 	link, err := n.link(name)
 	if err != nil {
@@ -39,10 +41,15 @@ func Capture(n *Namespace, name string) (*Recording, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Recording{file: os.NewFile(uintptr(fd), "capture on "+name), buffer: make([]byte, 2*largestFrame), arrived: make(chan struct{})}
+	r := &Recording{
+		file:    os.NewFile(uintptr(fd), "capture on "+name),
+		buffer:  make([]byte, 2*largestFrame),
+		arrived: make(chan struct{}),
+	}
 	r.socket, err = r.file.SyscallConn()
 	if err == nil {
-		// The kernel cuts it to its own limit; frames lost for lack of it are reported by Stop.
+		// The kernel cuts it to its own limit; frames lost for lack of it are
+		// reported by Stop.
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, captureBuffer)
 	}
 	if err != nil {
@@ -65,7 +72,8 @@ func (r *Recording) Frames() []Frame {
 	return slices.Clone(r.frames)
 }
 
-// Wait returns when a frame that matches has been seen, or ctx has ended. Frames from before the call count.
+// Wait returns when a frame that matches has been seen, or ctx has ended.
+// Frames from before the call count.
 func (r *Recording) Wait(ctx context.Context, matches func(Frame) bool) error {
 	for seen := 0; ; {
 		r.mu.Lock()
@@ -83,8 +91,8 @@ func (r *Recording) Wait(ctx context.Context, matches func(Frame) bool) error {
 	}
 }
 
-// Stop ends the recording and returns all of it, with the frames that had passed when Stop was called. An error means that it is
-// not complete.
+// Stop ends the recording and returns all of it, with the frames that had
+// passed when Stop was called. An error means that it is not complete.
 func (r *Recording) Stop() ([]Frame, error) {
 	r.fail(r.file.SetReadDeadline(time.Now()))
 	r.reader.Wait()
@@ -100,7 +108,8 @@ func (r *Recording) Stop() ([]Frame, error) {
 	return r.frames, r.err
 }
 
-// receive takes all frames that wait. It returns true where waiting for more makes no sense.
+// receive takes all frames that wait. It returns true where waiting for more
+// makes no sense.
 func (r *Recording) receive(fd int) bool {
 	for {
 		n, from, err := unix.Recvfrom(fd, r.buffer, 0)

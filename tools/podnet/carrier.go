@@ -16,9 +16,9 @@ const carrierLimit = 5 * time.Second
 
 // awaitCarrier runs open, which gives carrier to a tap, and returns when the
 // kernel has acted on it: the bridge that the tap is a port of forwards, and
-// sends itself. That takes the kernel a few milliseconds, and a guest far longer
-// to boot. A frame that came in between would be lost, and ARP tries again only
-// a second later.
+// sends itself. That takes the kernel a few milliseconds, and a guest far
+// longer to boot. A frame that came in between would be lost, and ARP tries
+// again only a second later.
 func (n *Namespace) awaitCarrier(tap string, open func() error) error {
 	events, err := n.linkEvents()
 	if err != nil {
@@ -43,8 +43,8 @@ func (n *Namespace) awaitCarrier(tap string, open func() error) error {
 	}
 }
 
-// running says whether frames pass a port and its bridge, as far as they are set
-// up.
+// running says whether frames pass a port and its bridge, as far as they are
+// set up.
 func (n *Namespace) running(port string) (bool, error) {
 	link, err := n.link(port)
 	if err != nil {
@@ -61,8 +61,8 @@ func (n *Namespace) running(port string) (bool, error) {
 	return isRunning(bridge), nil
 }
 
-// isRunning is true for an interface that is set down, too: it has no carrier to
-// wait for.
+// isRunning is true for an interface that is set down, too: it has no carrier
+// to wait for.
 func isRunning(link netlink.Link) bool {
 	return link.Attrs().OperState == netlink.OperUp || link.Attrs().Flags&net.FlagUp == 0
 }

@@ -10,9 +10,10 @@ import (
 // largestFrame holds any frame a tap of MTU 65535 gives, in bytes.
 const largestFrame = 1 << 16
 
-// StartGuest plays QEMU and the guest that boots in it: the pod's taps are opened, which gives them carrier, each is joined frame by
-// frame with a NIC of the guest (eth0, eth1, ...), and eth0 gets what KubeVirt's DHCP server would give it. The guest of a running
-// pod may be stopped and started again.
+// StartGuest plays QEMU and the guest that boots in it: the pod's taps are
+// opened, which gives them carrier, each is joined frame by frame with a NIC of
+// the guest (eth0, eth1, ...), and eth0 gets what KubeVirt's DHCP server would
+// give it. The guest of a running pod may be stopped and started again.
 func (p *Pod) StartGuest() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -28,7 +29,8 @@ func (p *Pod) StartGuest() error {
 	return nil
 }
 
-// StopGuest ends QEMU: the taps stay, without carrier, and the guest's NICs are gone. That no guest is running is no error.
+// StopGuest ends QEMU: the taps stay, without carrier, and the guest's NICs are
+// gone. That no guest is running is no error.
 func (p *Pod) StopGuest() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -44,8 +46,8 @@ func (p *Pod) stopGuest() error {
 	return errors.Join(errs...)
 }
 
-// UnplugTap is the first half of NIC hot-plug on the pod network: QEMU lets go of tap0, which takes eth0 from the guest, and
-// virt-handler deletes it.
+// UnplugTap is the first half of NIC hot-plug on the pod network: QEMU lets go
+// of tap0, which takes eth0 from the guest, and virt-handler deletes it.
 func (p *Pod) UnplugTap() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -55,7 +57,8 @@ func (p *Pod) UnplugTap() error {
 	return p.Pod.remove(p.primary.tap)
 }
 
-// PlugTap is the second half: a new tap0 becomes a port of the bridge, and a running guest has its eth0 again.
+// PlugTap is the second half: a new tap0 becomes a port of the bridge, and a
+// running guest has its eth0 again.
 func (p *Pod) PlugTap() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -65,7 +68,8 @@ func (p *Pod) PlugTap() error {
 	return p.plugCable(p.primary)
 }
 
-// plugCable joins a tap of the pod with a NIC of the guest, where a guest is running.
+// plugCable joins a tap of the pod with a NIC of the guest, where a guest is
+// running.
 func (p *Pod) plugCable(n *nic) error {
 	if !p.running {
 		return nil
@@ -138,7 +142,8 @@ func startCable(a, b *os.File) *cable {
 	return c
 }
 
-// pump ends when its source is closed, or its device deleted. A frame that the other end does not take is lost, as on any wire.
+// pump ends when its source is closed, or its device deleted. A frame that the
+// other end does not take is lost, as on any wire.
 func pump(from, to *os.File) {
 	frame := make([]byte, largestFrame)
 	for {

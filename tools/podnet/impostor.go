@@ -20,7 +20,8 @@ import (
 // ImpostorBody is what the impostor answers to every HTTP request.
 const ImpostorBody = "impostor"
 
-// impostorPace is the time between two rounds of false ARP: a hundred frames a second or so, faster than any ARP entry expires.
+// impostorPace is the time between two rounds of false ARP: a hundred frames a
+// second or so, faster than any ARP entry expires.
 const impostorPace = 20 * time.Millisecond
 
 // Impostor is a neighbour that plays metadata service.
@@ -31,9 +32,11 @@ type Impostor struct {
 	err      error // valid when stopped is closed
 }
 
-// Impersonate has the neighbour take 169.254.169.254 for itself: the address on up0, so that its kernel answers ARP for it, an HTTP
-// server that answers [ImpostorBody], and false ARP requests and replies toward the pod, to everybody and to the guest's MAC. It
-// goes on until ctx ends or Stop is called.
+// Impersonate has the neighbour take 169.254.169.254 for itself: the address on
+// up0, so that its kernel answers ARP for it, an HTTP server that answers
+// [ImpostorBody], and false ARP requests and replies toward the pod, to
+// everybody and to the guest's MAC. It goes on until ctx ends or Stop is
+// called.
 func (p *Pod) Impersonate(ctx context.Context) (*Impostor, error) {
 	p.attack.Lock()
 	undo, err := p.takeMetadataAddress()
@@ -91,7 +94,8 @@ func (p *Pod) takeMetadataAddress() (undo func() error, err error) {
 	}, nil
 }
 
-// impostorMeans makes the listener, a packet socket bound to up0, and the frames to send by it.
+// impostorMeans makes the listener, a packet socket bound to up0, and the
+// frames to send by it.
 func (p *Pod) impostorMeans(ctx context.Context) (net.Listener, int, [][]byte, error) {
 	up, err := p.Neighbour.link(NeighbourInterface)
 	if err != nil {
@@ -151,7 +155,8 @@ func falseARP(operation uint16, from, to net.HardwareAddr) []byte {
 	return append(frame, MetadataAddr.AsSlice()...)
 }
 
-// packetSocket opens a packet socket on an interface, for the frames of a protocol (an ETH_P_* constant).
+// packetSocket opens a packet socket on an interface, for the frames of a
+// protocol (an ETH_P_* constant).
 func (n *Namespace) packetSocket(index int, protocol uint16) (int, error) {
 	var fd int
 	err := n.Do(func() (err error) {

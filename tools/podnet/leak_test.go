@@ -55,8 +55,8 @@ func TestCloseLeaksNothing(t *testing.T) {
 	goroutines, files := runtime.NumGoroutine(), openFiles(t)
 	gone := live()
 
-	// The last goroutines of an HTTP connection and the threads of Namespace.Do end a moment after their work is done, and there is
-	// no event to tell.
+	// The last goroutines of an HTTP connection and the threads of Namespace.Do
+	// end a moment after their work is done, and there is no event to tell.
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		left := leftovers(t, goroutines, files, gone)

@@ -18,7 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace is a network namespace that lives as long as this value is open, or a process is in it.
+// Namespace is a network namespace that lives as long as this value is open, or
+// a process is in it.
 type Namespace struct {
 	name    string
 	file    *os.File
@@ -26,7 +27,8 @@ type Namespace struct {
 	close   sync.Once
 }
 
-// NewNamespace makes a network namespace in which only lo exists, and is up. The name is for error messages.
+// NewNamespace makes a network namespace in which only lo exists, and is up.
+// The name is for error messages.
 func NewNamespace(name string) (*Namespace, error) {
 	n := &Namespace{name: name}
 	err := onDiscardedThread(func() error {
@@ -50,18 +52,33 @@ func NewNamespace(name string) (*Namespace, error) {
 	return n, nil
 }
 
-// Do runs f inside the namespace, on a thread of its own that is thrown away afterwards. Goroutines that f starts run outside.
-// Sockets that f makes belong to the namespace for good.
+// Do runs f inside the namespace, on a thread of its own that is thrown away
+// afterwards. Goroutines that f starts run outside. Sockets that f makes belong
+// to the namespace for good.
 func (n *Namespace) Do(f func() error) error {
 	return onDiscardedThread(func() error {
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := n.enter(); err != nil {
 			return fmt.Errorf("entering the network namespace %s: %w", n.name, err)
 		}
 		return f()
 	})
 }
 
-// Netlink returns the namespace's rtnetlink handle, which [Namespace.Close] closes. It may be used from several goroutines.
+// enter moves the thread. Unlike File.Fd it is safe beside Close: an HTTP
+// client may still be dialing that was given up long ago.
+func (n *Namespace) enter() error {
+	raw, err := n.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if closed := raw.Control(func(fd uintptr) { err = unix.Setns(int(fd), unix.CLONE_NEWNET) }); closed != nil {
+		return os.ErrClosed
+	}
+	return err
+}
+
+// Netlink returns the namespace's rtnetlink handle, which [Namespace.Close]
+// closes. It may be used from several goroutines.
 func (n *Namespace) Netlink() *netlink.Handle { return n.netlink }
 
 // Nftables returns a connection to the namespace's nf_tables.
@@ -69,8 +86,8 @@ func (n *Namespace) Nftables() (*nftables.Conn, error) {
 	return nftables.New(nftables.WithNetNSFd(int(n.file.Fd())))
 }
 
-// Sysctl sets a key such as net.ipv4.ip_forward. As with sysctl(8), a key with slashes is taken as it is: for interface names that
-// hold a dot.
+// Sysctl sets a key such as net.ipv4.ip_forward. As with sysctl(8), a key with
+// slashes is taken as it is: for interface names that hold a dot.
 func (n *Namespace) Sysctl(key, value string) error {
 	path := key
 	if !strings.Contains(path, "/") {
@@ -85,7 +102,8 @@ func (n *Namespace) Sysctl(key, value string) error {
 	return nil
 }
 
-// Dial connects from inside the namespace. The address holds an IP address, not a name: resolvers are of the outside.
+// Dial connects from inside the namespace. The address holds an IP address, not
+// a name: resolvers are of the outside.
 func (n *Namespace) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if _, err := netip.ParseAddrPort(address); err != nil {
 		return nil, fmt.Errorf("dial %q: use an IP address and a port: %w", address, err)
@@ -98,7 +116,8 @@ func (n *Namespace) Dial(ctx context.Context, network, address string) (net.Conn
 	return conn, err
 }
 
-// Listen listens inside the namespace. As for [Namespace.Dial], the address holds an IP address or no host at all.
+// Listen listens inside the namespace. As for [Namespace.Dial], the address
+// holds an IP address or no host at all.
 func (n *Namespace) Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	var listener net.Listener
 	err := n.Do(func() (err error) {
@@ -108,8 +127,9 @@ func (n *Namespace) Listen(ctx context.Context, network, address string) (net.Li
 	return listener, err
 }
 
-// HTTPClient returns a client whose requests leave from inside the namespace, each by a connection of its own, as those of
-// successive runs of curl do. It follows no redirect and knows no proxy.
+// HTTPClient returns a client whose requests leave from inside the namespace,
+// each by a connection of its own, as those of successive runs of curl do. It
+// follows no redirect and knows no proxy.
 func (n *Namespace) HTTPClient() *http.Client {
 	return &http.Client{
 		Transport:     &http.Transport{DialContext: n.Dial, DisableKeepAlives: true},
@@ -117,15 +137,17 @@ func (n *Namespace) HTTPClient() *http.Client {
 	}
 }
 
-// Start starts cmd, which is born inside the namespace. Do not set cmd.SysProcAttr.Pdeathsig: the thread that starts it ends at
-// once.
+// Start starts cmd, which is born inside the namespace. Do not set
+// cmd.SysProcAttr.Pdeathsig: the thread that starts it ends at once.
 func (n *Namespace) Start(cmd *exec.Cmd) error {
 	return n.Do(cmd.Start)
 }
 
-// Path is the namespace's file, for nsenter --net and the like. It holds while this process lives and the namespace is open.
+// Path is the namespace's file, for nsenter --net and the like. It holds while
+// this process lives and the namespace is open.
 func (n *Namespace) Path() string {
-	// Not os.Getpid: in a PID namespace of its own a process may have another number there than in /proc.
+	// Not os.Getpid: in a PID namespace of its own a process may have another
+	// number there than in /proc.
 	self, err := os.Readlink("/proc/self")
 	if err != nil {
 		self = "self"
@@ -184,7 +206,8 @@ func (n *Namespace) remove(name string) error {
 	return n.netlink.LinkDel(link)
 }
 
-// assign gives an address to an interface, with the broadcast address that belongs to it.
+// assign gives an address to an interface, with the broadcast address that
+// belongs to it.
 func (n *Namespace) assign(link netlink.Link, addr netip.Prefix) error {
 	ip := addr.Addr().AsSlice()
 	ones := net.CIDRMask(addr.Bits(), len(ip)*8)

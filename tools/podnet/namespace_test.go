@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -59,7 +60,8 @@ func TestDoSurvivesAFunctionThatEndsItsGoroutine(t *testing.T) {
 func TestDoOnTheMainThreadLeavesItWhereItIs(t *testing.T) {
 	n := newNamespace(t)
 	outside := inode(t, "/proc/thread-self/ns/net")
-	// Enough at once for one of them to land on the main thread, which no goroutine of this test holds.
+	// Enough at once for one of them to land on the main thread, which no
+	// goroutine of this test holds.
 	results := make(chan error)
 	for range 100 {
 		go func() { results <- n.Do(func() error { return nil }) }()
@@ -71,6 +73,24 @@ func TestDoOnTheMainThreadLeavesItWhereItIs(t *testing.T) {
 	}
 	if got := inode(t, "/proc/self/ns/net"); got != outside {
 		t.Errorf("the main thread is in namespace %d, want %d", got, outside)
+	}
+}
+
+func TestDialBesideClose(t *testing.T) {
+	n := newNamespace(t)
+	refused := make(chan error)
+	go func() {
+		_, err := n.Dial(t.Context(), "tcp", "127.0.0.1:9")
+		for errors.Is(err, syscall.ECONNREFUSED) {
+			_, err = n.Dial(t.Context(), "tcp", "127.0.0.1:9")
+		}
+		refused <- err
+	}()
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-refused; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("got %v, want it to say that the namespace is closed", err)
 	}
 }
 

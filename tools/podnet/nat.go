@@ -12,7 +12,8 @@ import (
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
-// masquerade makes the table that KubeVirt makes for IPv4, pkg/network/driver/nft: in a text that nft reads,
+// masquerade makes the table that KubeVirt makes for IPv4,
+// pkg/network/driver/nft: in a text that nft reads,
 //
 //	table ip nat {
 //		chain prerouting  { type nat hook prerouting priority -100; iifname "eth0" counter jump KUBEVIRT_PREINBOUND; }
@@ -24,7 +25,8 @@ var loopback = netip.MustParseAddr("127.0.0.1")
 //		chain KUBEVIRT_POSTINBOUND { ip saddr 127.0.0.1 counter snat to 10.0.2.1; }
 //	}
 //
-// and where the VM lists ports, one rule for each in place of each dnat and snat, with "tcp dport".
+// and where the VM lists ports, one rule for each in place of each dnat and
+// snat, with "tcp dport".
 func (p *Pod) masquerade(n *nic) error {
 	conn, err := p.Pod.Nftables()
 	if err != nil {
@@ -32,7 +34,9 @@ func (p *Pod) masquerade(n *nic) error {
 	}
 	table := conn.AddTable(&nftables.Table{Name: "nat", Family: nftables.TableFamilyIPv4})
 	base := func(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
-		return conn.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: priority})
+		return conn.AddChain(&nftables.Chain{
+			Name: name, Table: table, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: priority,
+		})
 	}
 	prerouting := base("prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
 	base("input", nftables.ChainHookInput, nftables.ChainPriorityNATSource)
@@ -56,7 +60,8 @@ func (p *Pod) masquerade(n *nic) error {
 	return conn.Flush()
 }
 
-// portMatches returns one match for each port, and a single empty one where none is listed.
+// portMatches returns one match for each port, and a single empty one where
+// none is listed.
 func portMatches(ports []uint16) [][]expr.Any {
 	if len(ports) == 0 {
 		return [][]expr.Any{nil}

@@ -18,7 +18,8 @@ import (
 type Outcome string
 
 const (
-	// Answered: a TCP connection was made, which is one too many, whatever came by it.
+	// Answered: a TCP connection was made, which is one too many, whatever came
+	// by it.
 	Answered Outcome = "answered"
 	// NoAnswer: nobody answered, neither the ARP request nor the TCP one.
 	NoAnswer Outcome = "no answer"
@@ -43,9 +44,10 @@ func (r Reply) String() string {
 	return fmt.Sprintf("%s: %v", r.Outcome, r.Err)
 }
 
-// NeighbourAsks has the neighbour try GET http://169.254.169.254/v1/token by way of the pod's uplink, until ctx ends. With a MAC
-// it sends the packets there; without, it asks by ARP. The neighbour is left as it was. An error means that the attempt could not
-// be made.
+// NeighbourAsks has the neighbour try GET http://169.254.169.254/v1/token by
+// way of the pod's uplink, until ctx ends. With a MAC it sends the packets
+// there; without, it asks by ARP. The neighbour is left as it was. An error
+// means that the attempt could not be made.
 func (p *Pod) NeighbourAsks(ctx context.Context, mac net.HardwareAddr) (Reply, error) {
 	p.attack.Lock()
 	defer p.attack.Unlock()
@@ -56,7 +58,8 @@ func (p *Pod) NeighbourAsks(ctx context.Context, mac net.HardwareAddr) (Reply, e
 	return p.ask(ctx), undo()
 }
 
-// routeToMetadata has the neighbour look for 169.254.169.254 on its link to the pod. undo is never nil.
+// routeToMetadata has the neighbour look for 169.254.169.254 on its link to the
+// pod. undo is never nil.
 func (p *Pod) routeToMetadata(mac net.HardwareAddr) (undo func() error, err error) {
 	undo = func() error { return nil }
 	up, err := p.Neighbour.link(NeighbourInterface)
@@ -78,7 +81,8 @@ func (p *Pod) routeToMetadata(mac net.HardwareAddr) (undo func() error, err erro
 	}
 	removeRoute := undo
 	return func() error {
-		// Also what ARP has learned or is still asking for goes, or it would serve the next attempt.
+		// Also what ARP has learned or is still asking for goes, or it would
+		// serve the next attempt.
 		err := p.Neighbour.netlink.NeighDel(entry)
 		if errors.Is(err, unix.ENOENT) {
 			err = nil

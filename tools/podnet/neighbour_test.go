@@ -14,8 +14,9 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// unprotectedService puts the metadata address on the pod's lo, with an ordinary listener where serving. The VM of such a pod must
-// list ports, or masquerade hands everything to the guest.
+// unprotectedService puts the metadata address on the pod's lo, with an
+// ordinary listener where serving. The VM of such a pod must list ports, or
+// masquerade hands everything to the guest.
 func unprotectedService(t *testing.T, p *Pod, serving bool) {
 	t.Helper()
 	lo, err := p.Pod.link("lo")
@@ -30,7 +31,8 @@ func unprotectedService(t *testing.T, p *Pod, serving bool) {
 	}
 }
 
-// The attacks are only worth something if they succeed where nothing guards the pod.
+// The attacks are only worth something if they succeed where nothing guards the
+// pod.
 func TestNeighbourIsAnsweredByAnUnprotectedPod(t *testing.T) {
 	for _, way := range []string{"by ARP", "by the pod's MAC"} {
 		t.Run(way, func(t *testing.T) {

@@ -1,8 +1,10 @@
-// Package podnet builds, in network namespaces of its own, the network of a KubeVirt pod as virt-handler leaves it, with a guest
-// behind a real tap and a neighbour on the uplink. Tests and the demo use it in place of a cluster.
+// Package podnet builds, in network namespaces of its own, the network of a
+// KubeVirt pod as virt-handler leaves it, with a guest behind a real tap and a
+// neighbour on the uplink. Tests and the demo use it in place of a cluster.
 //
-// Everything is done with netlink and system calls: no ip, nft or other program has to be installed. It runs as root, and as an
-// ordinary user inside a user namespace (see [Main] and [Rerun]).
+// Everything is done with netlink and system calls: no ip, nft or other program
+// has to be installed. It runs as root, and as an ordinary user inside a user
+// namespace (see [Main] and [Rerun]).
 //
 //	neighbour                pod                                     guest
 //	up0 10.244.1.1/24 <veth> eth0 ... k6t-eth0 ... tap0 <pumped frames> eth0
@@ -20,7 +22,8 @@ import (
 	"sync"
 )
 
-// Binding is how a VM's network interface is bound to the pod's network, in the words of the VirtualMachineInstance's spec.
+// Binding is how a VM's network interface is bound to the pod's network, in the
+// words of the VirtualMachineInstance's spec.
 type Binding string
 
 const (
@@ -28,17 +31,20 @@ const (
 	Masquerade Binding = "masquerade"
 	// Bridge: the guest has taken over the pod's address and MAC.
 	Bridge Binding = "bridge"
-	// ManagedTap: as Bridge, but KubeVirt's DHCP server is absent, and with it the bridge's own address.
+	// ManagedTap: as Bridge, but KubeVirt's DHCP server is absent, and with it
+	// the bridge's own address.
 	ManagedTap Binding = "managedTap"
 )
 
 // The fixed addresses of the pod network.
 var (
-	// NeighbourAddr is the gateway of the pod network, and the neighbour's own address.
+	// NeighbourAddr is the gateway of the pod network, and the neighbour's own
+	// address.
 	NeighbourAddr = netip.MustParseAddr("10.244.1.1")
 	// PodAddr is the address that the CNI plugin gave to the pod.
 	PodAddr = netip.MustParseAddr("10.244.1.5")
-	// MasqueradeGuestAddr and MasqueradeGateway are KubeVirt's default masquerade network, 10.0.2.0/24.
+	// MasqueradeGuestAddr and MasqueradeGateway are KubeVirt's default
+	// masquerade network, 10.0.2.0/24.
 	MasqueradeGuestAddr = netip.MustParseAddr("10.0.2.2")
 	MasqueradeGateway   = netip.MustParseAddr("10.0.2.1")
 	// MetadataAddr is the address that the project serves.
@@ -48,32 +54,40 @@ var (
 // NeighbourInterface is the neighbour's end of the pod's uplink.
 const NeighbourInterface = "up0"
 
-// Options say how the pod's network is built. The zero value is a masquerade pod as a node with default sysctls makes it.
+// Options say how the pod's network is built. The zero value is a masquerade
+// pod as a node with default sysctls makes it.
 type Options struct {
 	// Binding of the pod network. Empty: Masquerade.
 	Binding Binding
-	// Ports are the TCP ports that the VM lists, which are then the only ones that masquerade lets in. Empty: all.
+	// Ports are the TCP ports that the VM lists, which are then the only ones
+	// that masquerade lets in. Empty: all.
 	Ports []uint16
 	// MTU of the pod's uplink, in bytes. 0: 1500.
 	MTU int
-	// PrimaryInterface is the name that the CNI plugin gave to the pod's uplink. Empty: eth0.
+	// PrimaryInterface is the name that the CNI plugin gave to the pod's
+	// uplink. Empty: eth0.
 	PrimaryInterface string
-	// BridgeNetfilter sets net.bridge.bridge-nf-call-iptables in the pod. nil: as the kernel makes it.
+	// BridgeNetfilter sets net.bridge.bridge-nf-call-iptables in the pod. nil:
+	// as the kernel makes it.
 	BridgeNetfilter *bool
-	// RPFilter is net.ipv4.conf.{all,default}.rp_filter in the pod: 0 off, 1 strict, 2 loose.
+	// RPFilter is net.ipv4.conf.{all,default}.rp_filter in the pod: 0 off, 1
+	// strict, 2 loose.
 	RPFilter int
-	// GuestMAC is the MAC of the guest's NIC. nil: the pod's own in Bridge and ManagedTap (which accept no other), random in
-	// Masquerade.
+	// GuestMAC is the MAC of the guest's NIC. nil: the pod's own in Bridge and
+	// ManagedTap (which accept no other), random in Masquerade.
 	GuestMAC net.HardwareAddr
 }
 
-// Pod is a pod's network with all that is around it. Its methods may be called from several goroutines.
+// Pod is a pod's network with all that is around it. Its methods may be called
+// from several goroutines.
 type Pod struct {
-	// Pod is the namespace of the virt-launcher pod, in which virt-handler and the sidecars work.
+	// Pod is the namespace of the virt-launcher pod, in which virt-handler and
+	// the sidecars work.
 	Pod *Namespace
 	// Guest is the guest's kernel.
 	Guest *Namespace
-	// Neighbour is the network beyond the uplink: the node's gateway and other pods.
+	// Neighbour is the network beyond the uplink: the node's gateway and other
+	// pods.
 	Neighbour *Namespace
 
 	options Options
@@ -87,8 +101,9 @@ type Pod struct {
 	attack sync.Mutex // held by whoever has changed the neighbour's addresses, routes or ARP entries
 }
 
-// New makes the three namespaces and the pod's uplink as a CNI plugin does: eth0 with 10.244.1.5/24 and a default route. Nothing of
-// KubeVirt's is there before [Pod.Wire].
+// New makes the three namespaces and the pod's uplink as a CNI plugin does:
+// eth0 with 10.244.1.5/24 and a default route. Nothing of KubeVirt's is there
+// before [Pod.Wire].
 func New(options Options) (*Pod, error) {
 	if err := options.complete(); err != nil {
 		return nil, err
@@ -167,8 +182,9 @@ func (p *Pod) build() error {
 	return p.plugUplink(p.primary)
 }
 
-// Close stops the guest and removes the namespaces with all that is in them. Processes that were started in one of them keep it
-// alive until they end. It may be called twice.
+// Close stops the guest and removes the namespaces with all that is in them.
+// Processes that were started in one of them keep it alive until they end. It
+// may be called twice.
 func (p *Pod) Close() error {
 	errs := []error{p.StopGuest()}
 	for _, n := range []*Namespace{p.Pod, p.Guest, p.Neighbour} {
@@ -179,7 +195,8 @@ func (p *Pod) Close() error {
 	return errors.Join(errs...)
 }
 
-// nic is one of the VM's network interfaces, from the neighbour's end of the uplink to the guest's NIC.
+// nic is one of the VM's network interfaces, from the neighbour's end of the
+// uplink to the guest's NIC.
 type nic struct {
 	number         int // 0: the pod network
 	binding        Binding
@@ -213,12 +230,14 @@ func (n *nic) guestGateway() netip.Addr {
 	return n.neighbourAddr.Addr()
 }
 
-// secondaryNIC describes a secondary network's interface. Its names are made as KubeVirt makes them from the CNI's "pod" + hash
-// (pkg/network/namescheme and pkg/network/link).
+// secondaryNIC describes a secondary network's interface. Its names are made as
+// KubeVirt makes them from the CNI's "pod" + hash (pkg/network/namescheme and
+// pkg/network/link).
 func secondaryNIC(number int, iface string, mtu int) (*nic, error) {
 	hash, ok := strings.CutPrefix(iface, "pod")
 	if !ok || hash == "" || len(iface) > 14 {
-		return nil, fmt.Errorf("interface %q: a secondary interface is named pod and up to 11 characters more, such as pod37a8eec1ce1", iface)
+		return nil, fmt.Errorf("interface %q: a secondary interface is named "+
+			"pod and up to 11 characters more, such as pod37a8eec1ce1", iface)
 	}
 	subnet := func(host byte) netip.Prefix {
 		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 245, byte(number), host}), 24)

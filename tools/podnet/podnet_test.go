@@ -15,7 +15,8 @@ import (
 	"time"
 )
 
-// printNamespace in the environment makes the test binary print its network namespace and end.
+// printNamespace in the environment makes the test binary print its network
+// namespace and end.
 const printNamespace = "PODNET_TEST_PRINT_NAMESPACE"
 
 func TestMain(m *testing.M) {

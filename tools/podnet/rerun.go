@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -19,9 +20,11 @@ const insideVariable = "PODNET_INSIDE"
 // Inside says whether this process was started by [Rerun].
 func Inside() bool { return os.Getenv(insideVariable) != "" }
 
-// Rerun runs this program once more, with the same arguments, environment and standard files, in new mount and network namespaces
-// and in those that extra asks for (CLONE_NEW* flags); as an ordinary user also in a new user namespace, in which that user is
-// root. It returns the exit code. An error means that the program did not start, and says what would help.
+// Rerun runs this program once more, with the same arguments, environment and
+// standard files, in new mount and network namespaces and in those that extra
+// asks for (CLONE_NEW* flags); as an ordinary user also in a new user
+// namespace, in which that user is root. It returns the exit code. An error
+// means that the program did not start, and says what would help.
 func Rerun(extra uintptr) (int, error) {
 	program, err := os.Executable()
 	if err != nil {
@@ -74,25 +77,28 @@ func exitCode(err error) (int, error) {
 
 // refused says what helps when the kernel refuses namespaces.
 func refused(err error) error {
-	return fmt.Errorf("namespaces are refused here (%w): %s", err, remedy())
+	if os.Geteuid() == 0 && !Inside() {
+		return fmt.Errorf("namespaces are refused here (%w): root lacks CAP_SYS_ADMIN; "+
+			"in a container, run it with '--privileged'", err)
+	}
+	return fmt.Errorf("namespaces are refused here (%w): %s", err, remedy("/proc/sys"))
 }
 
-// remedy looks for the setting that stands in the way.
-func remedy() string {
-	if os.Geteuid() == 0 && !Inside() {
-		return "root lacks CAP_SYS_ADMIN; in a container, run it with '--privileged'"
-	}
+// remedy looks for the setting that stands in an ordinary user's way, in the
+// folder of the kernel's settings.
+func remedy(settings string) string {
 	for _, s := range []struct{ file, refusing, command string }{
 		{"kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"},
 		{"user/max_user_namespaces", "0", "user.max_user_namespaces=15000"},
 		{"user/max_net_namespaces", "0", "user.max_net_namespaces=15000"},
 		{"kernel/apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns=0"},
 	} {
-		value, err := os.ReadFile("/proc/sys/" + s.file)
+		value, err := os.ReadFile(filepath.Join(settings, s.file))
 		if err == nil && strings.TrimSpace(string(value)) == s.refusing {
 			return "run 'sudo sysctl -w " + s.command + "', or run it as root"
 		}
 	}
-	return "none of kernel.unprivileged_userns_clone, user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns " +
-		"stands in the way, so it is a container's seccomp profile or a security module: run it as root, in a container with '--privileged'"
+	return "none of kernel.unprivileged_userns_clone, user.max_user_namespaces and " +
+		"kernel.apparmor_restrict_unprivileged_userns stands in the way, so it is a container's seccomp profile " +
+		"or a security module: run it as root, in a container with '--privileged'"
 }

@@ -9,14 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// qemuID is the user and the group that QEMU runs as in a virt-launcher pod, and that virt-handler gives the tap to.
+// qemuID is the user and the group that QEMU runs as in a virt-launcher pod,
+// and that virt-handler gives the tap to.
 const qemuID = 107
 
 const tunDevice = "/dev/net/tun"
 
-// openTap attaches to the tap of that name in the calling thread's network namespace, and makes it where it is missing. A tap that
-// is not made persistent is gone when the file is closed. Each read and each write on the file is one Ethernet frame; without
-// virtio headers the kernel segments and checksums before it hands a frame over. The file waits in the runtime's poller.
+// openTap attaches to the tap of that name in the calling thread's network
+// namespace, and makes it where it is missing. A tap that is not made
+// persistent is gone when the file is closed. Each read and each write on the
+// file is one Ethernet frame; without virtio headers the kernel segments and
+// checksums before it hands a frame over. The file waits in the runtime's
+// poller.
 func openTap(name string) (*os.File, error) {
 	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -41,13 +45,16 @@ func tunError(err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: every user may open it where udev made it; run 'sudo chmod 0666 %s'", err, tunDevice)
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: load the driver with 'sudo modprobe tun'; in a container, pass the device in with '--device %s'", err, tunDevice)
+		return fmt.Errorf("%w: load the driver with 'sudo modprobe tun'; "+
+			"in a container, pass the device in with '--device %s'", err, tunDevice)
 	}
 	return err
 }
 
-// makeTap leaves a persistent tap that nobody has open, so that it has no carrier, and that belongs to QEMU's user. In a user
-// namespace that does not map that user it belongs to nobody in particular, which lets the namespace's root open it as well.
+// makeTap leaves a persistent tap that nobody has open, so that it has no
+// carrier, and that belongs to QEMU's user. In a user namespace that does not
+// map that user it belongs to nobody in particular, which lets the namespace's
+// root open it as well.
 func makeTap(name string) error {
 	file, err := openTap(name)
 	if err != nil {
@@ -65,7 +72,8 @@ func makeTap(name string) error {
 	return nil
 }
 
-// tapControl leaves the file in the runtime's poller, which File.Fd would not promise.
+// tapControl leaves the file in the runtime's poller, which File.Fd would not
+// promise.
 func tapControl(file *os.File, request uint, value int) error {
 	raw, err := file.SyscallConn()
 	if err != nil {

@@ -9,9 +9,10 @@ import (
 // unavailable is why pods cannot be built here. nil: they can.
 var unavailable error
 
-// Main is for a package's TestMain. As root it runs the tests. As an ordinary user it runs the test binary once more in a user
-// namespace. Where neither can build a pod it says what would help, and fails if CI=true; otherwise the tests that need a pod skip
-// (see [Require]). It does not return.
+// Main is for a package's TestMain. As root it runs the tests. As an ordinary
+// user it runs the test binary once more in a user namespace. Where neither can
+// build a pod it says what would help, and fails if CI=true; otherwise the
+// tests that need a pod skip (see [Require]). It does not return.
 func Main(m *testing.M) {
 	if os.Geteuid() != 0 && !Inside() {
 		code, err := Rerun(0)
@@ -31,7 +32,8 @@ func Main(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Available says whether pods can be built by this process, and if not, what would help.
+// Available says whether pods can be built by this process, and if not, what
+// would help.
 func Available() error {
 	probe, err := NewNamespace("probe")
 	if err != nil {
@@ -47,7 +49,8 @@ func Available() error {
 	})
 }
 
-// Require is the first line of a test that needs a pod: where none can be built it skips, or fails if CI=true.
+// Require is the first line of a test that needs a pod: where none can be built
+// it skips, or fails if CI=true.
 func Require(t testing.TB) {
 	t.Helper()
 	if unavailable == nil {

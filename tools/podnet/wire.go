@@ -12,16 +12,19 @@ import (
 // bridgeMAC is what KubeVirt gives to the bridge in masquerade binding.
 var bridgeMAC = net.HardwareAddr{0x02, 0, 0, 0, 0, 0}
 
-// bridgeBindingAddr is the address of the bridge in bridge binding, from which KubeVirt's DHCP server answers.
+// bridgeBindingAddr is the address of the bridge in bridge binding, from which
+// KubeVirt's DHCP server answers.
 var bridgeBindingAddr = netip.MustParsePrefix("169.254.75.10/32")
 
-// uplinkIndex is the interface index of the neighbour's first uplink. On a node the two ends of a pod's uplink have indices far
-// apart. Were they the same number, the kernel would take each end for a link without a peer, and let up to a second pass before it
-// tells the bridge that its port has carrier (linkwatch_urgent_event in net/core/link_watch.c).
+// uplinkIndex is the interface index of the neighbour's first uplink. On a node
+// the two ends of a pod's uplink have indices far apart. Were they the same
+// number, the kernel would take each end for a link without a peer, and let up
+// to a second pass before it tells the bridge that its port has carrier
+// (linkwatch_urgent_event in net/core/link_watch.c).
 const uplinkIndex = 1000
 
-// plugUplink is the CNI plugin: a veth pair between pod and neighbour, addresses at both ends, and the default route where the
-// network has one.
+// plugUplink is the CNI plugin: a veth pair between pod and neighbour,
+// addresses at both ends, and the default route where the network has one.
 func (p *Pod) plugUplink(n *nic) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Index = n.uplink, n.mtu, uplinkIndex+n.number
@@ -69,17 +72,20 @@ func (n *Namespace) addDefaultRoute(gateway netip.Addr) error {
 	return nil
 }
 
-// Wire does to the pod what virt-handler does before QEMU starts: the bridge, the NAT rules or the renamed uplink and the stand-in
-// for it, and the tap, which has no carrier until the guest opens it.
+// Wire does to the pod what virt-handler does before QEMU starts: the bridge,
+// the NAT rules or the renamed uplink and the stand-in for it, and the tap,
+// which has no carrier until the guest opens it.
 func (p *Pod) Wire() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.wire(p.primary)
 }
 
-// AddSecondaryBridge gives the VM one more network, in bridge binding: an uplink of its own to the neighbour (up1 with 10.245.1.1,
-// up2 with 10.245.2.1, ...), a bridge k6t-* and a tap*, which is the next NIC of the guest. The interface is named as KubeVirt has
-// Multus name it: pod and a hash. On a running guest this is NIC hot-plug.
+// AddSecondaryBridge gives the VM one more network, in bridge binding: an
+// uplink of its own to the neighbour (up1 with 10.245.1.1, up2 with 10.245.2.1,
+// ...), a bridge k6t-* and a tap*, which is the next NIC of the guest. The
+// interface is named as KubeVirt has Multus name it: pod and a hash. On a
+// running guest this is NIC hot-plug.
 func (p *Pod) AddSecondaryBridge(iface string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -185,7 +191,8 @@ func (p *Pod) addBridge(n *nic) error {
 	return nil
 }
 
-// renameUplink takes the uplink's name, addresses and MAC away from it; its MAC becomes the bridge's.
+// renameUplink takes the uplink's name, addresses and MAC away from it; its MAC
+// becomes the bridge's.
 func (p *Pod) renameUplink(n *nic, uplink netlink.Link, addrs []netlink.Addr) error {
 	bridge, err := p.Pod.link(n.bridge)
 	if err != nil {
@@ -212,7 +219,8 @@ func (p *Pod) renameUplink(n *nic, uplink netlink.Link, addrs []netlink.Addr) er
 	return nil
 }
 
-// enslaveUplink makes the renamed uplink a port of the bridge that learns nothing: the guest's MAC is behind the tap.
+// enslaveUplink makes the renamed uplink a port of the bridge that learns
+// nothing: the guest's MAC is behind the tap.
 func (p *Pod) enslaveUplink(n *nic) error {
 	port, err := p.Pod.link(n.bridgePort)
 	if err != nil {
@@ -227,8 +235,9 @@ func (p *Pod) enslaveUplink(n *nic) error {
 	return p.Pod.netlink.LinkSetLearning(port, false)
 }
 
-// addStandIn keeps the uplink's name, MAC and addresses in the pod, on a link that is down, for whoever looks for them there. A tap
-// that nobody opens does as well where the kernel has no dummy driver.
+// addStandIn keeps the uplink's name, MAC and addresses in the pod, on a link
+// that is down, for whoever looks for them there. A tap that nobody opens does
+// as well where the kernel has no dummy driver.
 func (p *Pod) addStandIn(n *nic, addrs []netlink.Addr) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = n.iface
@@ -291,14 +300,16 @@ func (p *Pod) join(port, bridge string) error {
 	return nil
 }
 
-// RemoveBridge deletes the pod network's bridge, as an accident would. Its ports stay, without a bridge.
+// RemoveBridge deletes the pod network's bridge, as an accident would. Its
+// ports stay, without a bridge.
 func (p *Pod) RemoveBridge() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.Pod.remove(p.primary.bridge)
 }
 
-// RestoreBridge makes the pod network's bridge anew after [Pod.RemoveBridge], with the ports that virt-handler gave it.
+// RestoreBridge makes the pod network's bridge anew after [Pod.RemoveBridge],
+// with the ports that virt-handler gave it.
 func (p *Pod) RestoreBridge() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -16,7 +16,8 @@ func TestGuestReachesNeighbour(t *testing.T) {
 	bindings(t, func(t *testing.T, b Binding) {
 		p := runningPod(t, Options{Binding: b})
 		serve(t, p.Neighbour, "10.244.1.1:80")
-		// In masquerade by NAT, otherwise as itself: the pod's address either way.
+		// In masquerade by NAT, otherwise as itself: the pod's address either
+		// way.
 		mustGet(t, p.Guest, "http://10.244.1.1/", "10.244.1.5")
 	})
 }
@@ -73,15 +74,17 @@ func TestWiringIsKubeVirts(t *testing.T) {
 		if err := p.Wire(); err != nil {
 			t.Fatal(err)
 		}
-		if got := ports(t, p.Pod, "k6t-eth0"); got != map[Binding]string{Masquerade: "tap0", Bridge: "eth0-nic tap0", ManagedTap: "eth0-nic tap0"}[b] {
-			t.Errorf("ports of k6t-eth0: %s", got)
+		wantPorts := map[Binding]string{Masquerade: "tap0", Bridge: "eth0-nic tap0", ManagedTap: "eth0-nic tap0"}[b]
+		if got := ports(t, p.Pod, "k6t-eth0"); got != wantPorts {
+			t.Errorf("ports of k6t-eth0: %s, want %s", got, wantPorts)
 		}
 		tap, err := p.Pod.link("tap0")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if tap.Type() != "tuntap" || tap.Attrs().MTU != 1400 || tap.Attrs().RawFlags&syscall.IFF_RUNNING != 0 {
-			t.Errorf("tap0 is a %s, MTU %d, flags %#x; want a tap of MTU 1400 without carrier", tap.Type(), tap.Attrs().MTU, tap.Attrs().RawFlags)
+			t.Errorf("tap0 is a %s, MTU %d, flags %#x; want a tap of MTU 1400 without carrier",
+				tap.Type(), tap.Attrs().MTU, tap.Attrs().RawFlags)
 		}
 		wantAddrs := map[Binding]string{Masquerade: "10.0.2.1/24", Bridge: "169.254.75.10/32", ManagedTap: ""}[b]
 		if got := addrs(t, p.Pod, "k6t-eth0"); got != wantAddrs {
@@ -250,7 +253,8 @@ func TestOptionsThatContradictEachOther(t *testing.T) {
 	}
 }
 
-// idIsMapped says whether a uid means anything in this process's user namespace.
+// idIsMapped says whether a uid means anything in this process's user
+// namespace.
 func idIsMapped(t *testing.T, id uint64) bool {
 	t.Helper()
 	uidMap, err := os.ReadFile("/proc/self/uid_map")
