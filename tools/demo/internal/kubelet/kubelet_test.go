@@ -97,10 +97,12 @@ spec:
 `
 
 func TestSidecarIsLiveAndEndsBySIGTERM(t *testing.T) {
-	pod, err := startPod(t, newNode(t), twoSidecars, "first")
+	node := newNode(t)
+	pod, err := startPod(t, node, twoSidecars, "first")
 	if err != nil {
 		t.Fatal(err)
 	}
+	awaitReady(t, filepath.Join(node.Logs, "virt-launcher-web-x.first.log"))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if live, err := pod.Live(ctx); err != nil || !slices.Equal(live, []string{"first"}) {
@@ -111,6 +113,26 @@ func TestSidecarIsLiveAndEndsBySIGTERM(t *testing.T) {
 	}
 	if err := pod.Stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// awaitReady returns when the process has said so in its log. The first process
+// of a pid namespace does not get a SIGTERM that it has no handler for yet.
+func awaitReady(t *testing.T, log string) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		text, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(text) == "ready\n" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it says %q", text)
+		}
+		time.Sleep(time.Millisecond) // a file has no event for this
 	}
 }
 
