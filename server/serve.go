@@ -50,9 +50,12 @@ func serve(ctx context.Context, settings config.Config, log *slog.Logger) error 
 	err := listen.Follow(ctx, socket, log, func(listener net.Listener) error {
 		return server.Serve(limit.Listener(listener))
 	})
+	if err != nil {
+		return err
+	}
 	stopSignals() // from here a signal has its default effect: it ends the process
 	drain(server, log)
-	return err
+	return nil
 }
 
 // drain lets the requests in flight finish, for at most drainTime.

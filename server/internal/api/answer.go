@@ -17,20 +17,18 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, p *problem) {
 	if p.kind != tokenUnavailable { // that is logged where the token is read
 		h.refused.Add(p.kind.anchor, "remote", r.RemoteAddr)
 	}
-	write(w, r, p.Status, mediaProblem, marshalLine(p))
+	write(w, p.Status, mediaProblem, marshalLine(p))
 }
 
 // write sends a whole answer.
-func write(w http.ResponseWriter, r *http.Request, status int, media string, body []byte) {
+func write(w http.ResponseWriter, status int, media string, body []byte) {
 	header := w.Header()
 	header["Cache-Control"] = noStore
 	header["X-Content-Type-Options"] = noSniff
 	header.Set("Content-Type", media)
 	header.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
-	if r.Method != http.MethodHead {
-		w.Write(body)
-	}
+	w.Write(body) // which net/http drops if the method is HEAD
 }
 
 // Header values that all answers share, so that an answer does not allocate them.

@@ -81,11 +81,11 @@ func abandonBody(w http.ResponseWriter) {
 func (h *Handler) route(w http.ResponseWriter, r *http.Request) *problem {
 	switch r.URL.EscapedPath() {
 	case "/healthz":
-		return h.health(w, r)
+		return h.health(w)
 	case "/v1/token":
 		return h.token(w, r)
 	case "/v1/identity":
-		write(w, r, http.StatusOK, mediaJSON, h.identity)
+		write(w, http.StatusOK, mediaJSON, h.identity)
 		return nil
 	default:
 		return notFound.because("there is no %s here; ask for /healthz, /v1/token or /v1/identity", quote.Text(r.URL.EscapedPath()))
@@ -94,11 +94,11 @@ func (h *Handler) route(w http.ResponseWriter, r *http.Request) *problem {
 
 var healthy = []byte("OK")
 
-func (h *Handler) health(w http.ResponseWriter, r *http.Request) *problem {
+func (h *Handler) health(w http.ResponseWriter) *problem {
 	if _, err := h.tokens.Default(); err != nil {
 		return tokenUnavailable.because("%v", err)
 	}
-	write(w, r, http.StatusOK, mediaText, healthy)
+	write(w, http.StatusOK, mediaText, healthy)
 	return nil
 }
 
@@ -116,7 +116,7 @@ func (h *Handler) token(w http.ResponseWriter, r *http.Request) *problem {
 	if media == mediaJSON {
 		body = found.JSON
 	}
-	write(w, r, http.StatusOK, media, body)
+	write(w, http.StatusOK, media, body)
 	return nil
 }
 

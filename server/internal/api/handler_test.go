@@ -167,6 +167,9 @@ func TestTokenFileMissingFailsHealth(t *testing.T) {
 	if answer := server.get(t, "/v1/identity"); answer.StatusCode != 200 {
 		t.Errorf("the identity depends on the token: status %d", answer.StatusCode)
 	}
+	if log := server.log.String(); strings.Contains(log, "refused") || strings.Count(log, `msg="token unavailable"`) != 1 {
+		t.Errorf("want one line in the log, that the token is unavailable:\n%s", log)
+	}
 }
 
 func TestExpiredTokenFailsHealth(t *testing.T) {

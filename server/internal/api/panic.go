@@ -20,5 +20,5 @@ func (h *Handler) recoverPanic(w http.ResponseWriter, r *http.Request) {
 	}
 	h.refused.Add(internalError.anchor, "remote", r.RemoteAddr, "reason", reason, "stack", string(debug.Stack()))
 	p := internalError.because("imds-server failed to answer; the reason is in the log of the pod's container imds-server")
-	write(w, r, p.Status, mediaProblem, marshalLine(p))
+	write(w, p.Status, mediaProblem, marshalLine(p))
 }

@@ -344,7 +344,6 @@ func checkInheritedOptions(t *testing.T) {
 				{"SO_SNDBUF", syscall.SOL_SOCKET, syscall.SO_SNDBUF, 2 * sendBuffer},
 				{"TCP_USER_TIMEOUT", syscall.IPPROTO_TCP, tcpUserTimeout, 10000},
 				{"SO_KEEPALIVE", syscall.SOL_SOCKET, syscall.SO_KEEPALIVE, 0},
-				{"SO_PROTOCOL", syscall.SOL_SOCKET, 38, syscall.IPPROTO_TCP},
 			} {
 				must(t, raw.Control(func(fd uintptr) {
 					got, err := syscall.GetsockoptInt(int(fd), want.level, want.option)

@@ -63,7 +63,7 @@ func (s Socket) listen(ctx context.Context) (net.Listener, int, error) {
 		Control:   s.control,
 		KeepAlive: -1, // the server's timeouts end a silent connection earlier
 	}
-	config.SetMultipathTCP(false) // the guest is one link away, and its options are not all inherited
+	config.SetMultipathTCP(false) // it knows not all of the options, and the guest has one path
 	listener, err := config.Listen(ctx, network, s.Addr.String())
 	if err != nil {
 		return nil, 0, s.explain(err)

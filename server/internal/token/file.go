@@ -130,12 +130,12 @@ func readFile(path string) ([]byte, version, error) {
 	if err != nil {
 		return nil, version{}, err
 	}
+	if before.size > maxSize {
+		return nil, version{}, fmt.Errorf("the file %s has %d bytes, more than the %d that a token may have; project a ServiceAccount token there", path, before.size, maxSize)
+	}
 	content, err := io.ReadAll(io.LimitReader(handle, maxSize+1))
 	if err != nil {
 		return nil, version{}, unreadable(err)
-	}
-	if len(content) > maxSize {
-		return nil, version{}, fmt.Errorf("the file %s has more than %d bytes, a ServiceAccount token has about 1300", path, maxSize)
 	}
 	after, err := statRegular(handle)
 	if err != nil {

@@ -99,7 +99,7 @@ func TestTokenUnavailable(t *testing.T) {
 		"not a JWT":   {write("hello"), "holds no JWT"},
 		"half a JWT":  {write(expired[:len(expired)-400]), "holds no JWT"},
 		"expired":     {write(expired), "expired at"},
-		"too large":   {write(strings.Repeat("x", maxSize+1)), "more than 65536 bytes"},
+		"too large":   {write(strings.Repeat("x", maxSize+1)), "65537 bytes, more than the 65536"},
 		"a directory": {func(t *testing.T, path string) { os.Mkdir(path, 0o755) }, "not a regular file"},
 		"a named pipe": {func(t *testing.T, path string) {
 			if err := syscall.Mkfifo(path, 0o644); err != nil {
@@ -202,6 +202,10 @@ func TestFileChangedInPlaceWithinATick(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantDefault(t, source, jwt)
+		// Linux 6.13 and later tell such changes apart by their times, others do not.
+		if source.primary.settled {
+			t.Fatal("the times of a file that was changed just now are trusted")
+		}
 	}
 }
 
@@ -230,7 +234,7 @@ func TestHalfWrittenFileIsNotServed(t *testing.T) {
 // after a swap never gives what was there before it, and never anything but one
 // of the tokens.
 func TestRotationUnderConcurrentReaders(t *testing.T) {
-	const swaps, readers = 100, 4
+	const swaps, readers = 50, 4
 	expires := time.Now().Add(time.Hour).Truncate(time.Second)
 	files := make([]map[string]string, swaps)
 	generations := make(map[string]int) // by token
@@ -264,8 +268,10 @@ func TestRotationUnderConcurrentReaders(t *testing.T) {
 		group.Go(func() {
 			for {
 				least := current.Load()
+				newSource, _ := newTestSource(volume.TokenPath(), time.Now) // which lists the folder
 				if !check(source.Default, least) ||
-					!check(func() (*Token, error) { return source.ForAudience("vault") }, least) {
+					!check(func() (*Token, error) { return source.ForAudience("vault") }, least) ||
+					!check(func() (*Token, error) { return newSource.ForAudience("vault") }, least) {
 					least = swaps - 1 // nobody has to wait for this one any more
 				}
 				seen[i].Store(least)
