@@ -8,9 +8,9 @@ Usage:
   imds-server [serve]      serve until SIGTERM or SIGINT; then finish the
                            requests in flight, at most 5 s. A second signal ends
                            it at once
-  imds-server probe        exit 0 if /healthz answers 200 within 1 s, so that a
+  imds-server probe        exit 0 if /healthz answers 200 within 4 s, so that a
                            token can be had; else print the reason and exit 1
-  imds-server probe -live  exit 0 if the server answers at all within 1 s: for a
+  imds-server probe -live  exit 0 if the server answers at all within 4 s: for a
                            livenessProbe, since a restart cures no missing token
   imds-server --version    print the version
   imds-server --help       print this text

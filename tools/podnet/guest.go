@@ -74,6 +74,9 @@ func (p *Pod) plugCable(n *nic) error {
 	if !p.running {
 		return nil
 	}
+	if p.parking != nil {
+		return p.plugPair(n)
+	}
 	var podEnd, guestEnd *os.File
 	err := p.Pod.awaitCarrier(n.tap, func() error {
 		return p.Pod.Do(func() (err error) { podEnd, err = openTap(n.tap); return err })
@@ -91,7 +94,7 @@ func (p *Pod) plugCable(n *nic) error {
 	}
 	p.cables[n] = startCable(podEnd, guestEnd)
 	if err := p.configureGuest(n); err != nil {
-		return errors.Join(fmt.Errorf("configuring the guest's %s: %w", n.guestInterface, err), p.unplugCable(n))
+		return errors.Join(err, p.unplugCable(n))
 	}
 	return nil
 }
@@ -107,6 +110,13 @@ func (p *Pod) unplugCable(n *nic) error {
 
 // configureGuest is the guest's DHCP client.
 func (p *Pod) configureGuest(n *nic) error {
+	if err := p.configureNIC(n); err != nil {
+		return fmt.Errorf("configuring the guest's %s: %w", n.guestInterface, err)
+	}
+	return nil
+}
+
+func (p *Pod) configureNIC(n *nic) error {
 	link, err := p.Guest.link(n.guestInterface)
 	if err != nil {
 		return err
@@ -129,17 +139,21 @@ func (p *Pod) configureGuest(n *nic) error {
 	return p.Guest.addDefaultRoute(n.guestGateway())
 }
 
-// cable carries frames between two taps, each way as soon as there is one.
+// cable joins a tap of the pod with a NIC of the guest until it is stopped.
 type cable struct {
-	ends  [2]*os.File
-	pumps sync.WaitGroup
+	stop func() error
 }
 
+// startCable carries frames between two taps, each way as soon as there is one.
 func startCable(a, b *os.File) *cable {
-	c := &cable{ends: [2]*os.File{a, b}}
-	c.pumps.Go(func() { pump(a, b) })
-	c.pumps.Go(func() { pump(b, a) })
-	return c
+	var pumps sync.WaitGroup
+	pumps.Go(func() { pump(a, b) })
+	pumps.Go(func() { pump(b, a) })
+	return &cable{stop: func() error {
+		err := errors.Join(a.Close(), b.Close())
+		pumps.Wait()
+		return err
+	}}
 }
 
 // pump ends when its source is closed, or its device deleted. A frame that the
@@ -153,10 +167,4 @@ func pump(from, to *os.File) {
 		}
 		to.Write(frame[:n])
 	}
-}
-
-func (c *cable) stop() error {
-	err := errors.Join(c.ends[0].Close(), c.ends[1].Close())
-	c.pumps.Wait()
-	return err
 }

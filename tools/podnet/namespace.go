@@ -178,6 +178,8 @@ func (n *Namespace) Close() error {
 	return err
 }
 
+func (n *Namespace) fd() int { return int(n.file.Fd()) }
+
 func (n *Namespace) link(name string) (netlink.Link, error) {
 	link, err := n.netlink.LinkByName(name)
 	if err != nil {

@@ -1,6 +1,8 @@
 package podnet
 
 import (
+	"github.com/vishvananda/netlink"
+
 	"bytes"
 	"errors"
 	"os"
@@ -103,7 +105,7 @@ func TestDialRefusesNames(t *testing.T) {
 
 func TestSysctlOfAnInterfaceWithADot(t *testing.T) {
 	n := newNamespace(t)
-	if err := n.Do(func() error { return makeTap("eth0.100") }); err != nil {
+	if err := n.netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "eth0.100"}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.Sysctl("net/ipv4/conf/eth0.100/arp_ignore", "1"); err != nil {

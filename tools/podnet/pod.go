@@ -92,6 +92,7 @@ type Pod struct {
 
 	options Options
 	primary *nic
+	parking *Namespace // of the guest's ends of the veth pairs that play the taps; nil: the taps are real
 
 	mu      sync.Mutex // guards what follows, and the pod's wiring
 	wired   []*nic     // in the order of the guest's eth0, eth1, ...
@@ -154,6 +155,12 @@ func (p *Pod) build() error {
 		}
 		*n.at = made
 	}
+	if !tapsAvailable() {
+		var err error
+		if p.parking, err = NewNamespace("parking"); err != nil {
+			return err
+		}
+	}
 	for _, conf := range []string{"all", "default"} {
 		if err := p.Pod.Sysctl("net.ipv4.conf."+conf+".rp_filter", fmt.Sprint(p.options.RPFilter)); err != nil {
 			return err
@@ -187,7 +194,7 @@ func (p *Pod) build() error {
 // may be called twice.
 func (p *Pod) Close() error {
 	errs := []error{p.StopGuest()}
-	for _, n := range []*Namespace{p.Pod, p.Guest, p.Neighbour} {
+	for _, n := range []*Namespace{p.Pod, p.Guest, p.Neighbour, p.parking} {
 		if n != nil {
 			errs = append(errs, n.Close())
 		}

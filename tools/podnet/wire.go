@@ -236,14 +236,14 @@ func (p *Pod) enslaveUplink(n *nic) error {
 }
 
 // addStandIn keeps the uplink's name, MAC and addresses in the pod, on a link
-// that is down, for whoever looks for them there. A tap that nobody opens does
-// as well where the kernel has no dummy driver.
+// that is down, for whoever looks for them there. A bridge without ports does as
+// well where the kernel has no dummy driver.
 func (p *Pod) addStandIn(n *nic, addrs []netlink.Addr) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = n.iface
 	err := p.Pod.netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
 	if err == unix.EOPNOTSUPP {
-		err = p.Pod.Do(func() error { return makeTap(n.iface) })
+		err = p.Pod.netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	}
 	if err != nil {
 		return fmt.Errorf("stand-in for %s: %w", n.iface, err)
@@ -268,7 +268,11 @@ func (p *Pod) addStandIn(n *nic, addrs []netlink.Addr) error {
 
 // addTap makes the guest's tap a port of the bridge.
 func (p *Pod) addTap(n *nic) error {
-	if err := p.Pod.Do(func() error { return makeTap(n.tap) }); err != nil {
+	make := func() error { return p.Pod.Do(func() error { return makeTap(n.tap) }) }
+	if p.parking != nil {
+		make = func() error { return p.makePair(n) }
+	}
+	if err := make(); err != nil {
 		return err
 	}
 	tap, err := p.Pod.link(n.tap)

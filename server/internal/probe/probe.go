@@ -17,7 +17,9 @@ import (
 )
 
 // timeout bounds a probe from the first packet to the last.
-const timeout = time.Second
+// The kubelet gives it 5 s (timeoutSeconds in the pod's patch), and under a small
+// CPU limit a flood leaves the server, and this process, little time.
+const timeout = 4 * time.Second
 
 // Check returns nil if the server at address answers /healthz with 200, or, if
 // only its life is in question, at all. The error has the reason that the server
