@@ -170,23 +170,3 @@ func TestHTTP1AndHTTP2(t *testing.T) {
 		}
 	}
 }
-
-func TestSelfSignedServesTheNamesOfTheService(t *testing.T) {
-	w := &webhook{t: t, patches: declaredPatches, ca: x509.NewCertPool(), log: newLogBuffer()}
-	w.start(immediately, "--self-signed")
-	// Its CA is not published yet: what is checked is the certificate itself.
-	connection, err := tls.Dial("tcp", strings.TrimPrefix(w.url, "https://"), &tls.Config{InsecureSkipVerify: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer connection.Close()
-	certificate := connection.ConnectionState().PeerCertificates[0]
-	for _, name := range []string{"imds-webhook.kubevirt-imds.svc", "imds-webhook.kubevirt-imds.svc.cluster.local"} {
-		if err := certificate.VerifyHostname(name); err != nil {
-			t.Error(err)
-		}
-	}
-	if status, body := w.ready(); status != http.StatusOK {
-		t.Errorf("/readyz: %d %s", status, body)
-	}
-}

@@ -15,7 +15,7 @@ import (
 // /readyz says whether the API server can be sent here; changed files that are
 // not in use are named, but do not make a replica unready: it works with the
 // last good ones, and all replicas would be gone at once.
-func healthHandler(certificates *certificate.Source, patches *patchset.Folder, draining *atomic.Bool) http.Handler {
+func healthHandler(certificates *certificate.Source, publication *publication, patches *patchset.Folder, draining *atomic.Bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "OK")
@@ -29,6 +29,10 @@ func healthHandler(certificates *certificate.Source, patches *patchset.Folder, d
 		_, patchesProblem := patches.Current()
 		if err := certificate.Valid(serving, time.Now()); err != nil {
 			http.Error(w, errors.Join(err, certificateProblem).Error(), http.StatusServiceUnavailable)
+			return
+		}
+		if err := publication.problem(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "OK")

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -16,11 +15,10 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
-	"time"
 
+	"github.com/example/kubevirt-imds/injector/internal/cabundle"
 	"github.com/example/kubevirt-imds/injector/internal/certificate"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
-	"github.com/example/kubevirt-imds/injector/selfsigned"
 )
 
 func main() {
@@ -33,12 +31,20 @@ func main() {
 		signal.Stop(signals)
 		drain()
 	}()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr, productionTiming))
+	os.Exit(run(ctx, os.Args[1:], thisPod, os.Stdout, os.Stderr, productionTiming))
 }
+
+// podEnvironment is what a pod with an API token finds around it.
+type podEnvironment struct {
+	getenv               func(string) string
+	serviceAccountFolder string
+}
+
+var thisPod = podEnvironment{os.Getenv, cabundle.ServiceAccountFolder}
 
 // run is the whole program: it serves until ctx ends, and returns the exit
 // status, 0 for a clean end, 1 for a failure, 2 for a wrong command line.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, timing timing) int {
+func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr io.Writer, timing timing) int {
 	opts, err := parseOptions(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -53,7 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, timing ti
 	}
 
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := serve(ctx, opts, timing, log); err != nil {
+	if err := serve(ctx, opts, pod, timing, log); err != nil {
 		log.Error("imds-webhook ends", "err", err)
 		return 1
 	}
@@ -61,8 +67,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, timing ti
 }
 
 // serve loads what the webhook needs and serves until ctx ends.
-func serve(ctx context.Context, opts options, timing timing, log *slog.Logger) error {
-	certificates, err := openCertificates(opts, log)
+func serve(ctx context.Context, opts options, pod podEnvironment, timing timing, log *slog.Logger) error {
+	certificates, publication, err := openCertificates(opts, pod, timing, log)
 	if err != nil {
 		return err
 	}
@@ -70,32 +76,25 @@ func serve(ctx context.Context, opts options, timing timing, log *slog.Logger) e
 	if err != nil {
 		return err
 	}
-	service, err := listen(opts, certificates, patches, timing, log)
+	service, err := listen(opts, certificates, publication, patches, timing, log)
 	if err != nil {
 		return err
 	}
 	return service.run(ctx)
 }
 
-// The names under which the API server reaches the webhook's Service, and how
-// long a certificate for them lasts that dies with the process.
-var selfSignedNames = []string{"imds-webhook.kubevirt-imds.svc", "imds-webhook.kubevirt-imds.svc.cluster.local"}
-
-const selfSignedLifetime = 10 * 365 * 24 * time.Hour
-
-func openCertificates(opts options, log *slog.Logger) (*certificate.Source, error) {
-	if !opts.selfSigned {
-		return certificate.FromFiles(opts.tlsCert, opts.tlsKey, log)
+// openCertificates returns the certificate to serve. The publication is nil where
+// the API server's trust in it is somebody else's matter.
+func openCertificates(opts options, pod podEnvironment, timing timing, log *slog.Logger) (*certificate.Source, *publication, error) {
+	if opts.selfSigned {
+		certificates, publication, err := selfSign(pod, timing, log)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--self-signed: %w, or give --tls-cert and --tls-key", err)
+		}
+		return certificates, publication, nil
 	}
-	bundle, err := selfsigned.Issue(selfSignedLifetime, selfSignedNames...)
-	if err != nil {
-		return nil, err
-	}
-	pair, err := tls.X509KeyPair(bundle.Certificate, bundle.Key)
-	if err != nil {
-		return nil, err
-	}
-	return certificate.Fixed(pair), nil
+	certificates, err := certificate.FromFiles(opts.tlsCert, opts.tlsKey, log)
+	return certificates, nil, err
 }
 
 // version is the module's version that the Go toolchain wrote into the binary.

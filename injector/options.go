@@ -17,14 +17,16 @@ usage:
   imds-webhook --version
 
   --patches DIR          the strategic merge patches for the pod: every *.yaml,
-                         *.yml and *.json in DIR, in name order; read again when
-                         they change
+                         *.yml and *.json in DIR but kustomization.yaml, in name
+                         order; read again when they change
   --server-image IMAGE   the image for containers that the patches bring without
                          one
   --tls-cert FILE        the serving certificate and its chain, PEM
   --tls-key FILE         its private key, PEM; both are read again when they
                          change
-  --self-signed          make a CA and a certificate in memory instead
+  --self-signed          make a CA and a certificate in memory instead, and write
+                         the CA into MutatingWebhookConfiguration imds-webhook;
+                         the pod needs a token that may get and patch that
   --listen ADDRESS       where the API server connects to, TLS 1.3
                          (default :8443)
   --health-listen ADDRESS

@@ -18,7 +18,7 @@ func runOnce(args ...string) (status int, stdout, stderr string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	var out, err bytes.Buffer
-	status = run(ctx, args, &out, &err, immediately)
+	status = run(ctx, args, podEnvironment{getenv: func(string) string { return "" }}, &out, &err, immediately)
 	return status, out.String(), err.String()
 }
 
@@ -88,6 +88,7 @@ func TestFailuresAtTheStart(t *testing.T) {
 	certificate, key := write("tls.crt", one.Certificate), write("tls.key", one.Key)
 	otherKey, noPEM := write("other.key", two.Key), write("not.pem", []byte("hello"))
 	empty := t.TempDir()
+	pair := []string{"--tls-cert", certificate, "--tls-key", key}
 
 	for name, test := range map[string]struct {
 		args []string
@@ -97,10 +98,11 @@ func TestFailuresAtTheStart(t *testing.T) {
 		"key missing":             {[]string{"--tls-cert", certificate, "--tls-key", dir + "/none"}, []string{dir + "/none: no such file", "TLS Secret"}},
 		"key of another":          {[]string{"--tls-cert", certificate, "--tls-key", otherKey}, []string{certificate, otherKey, "does not match", "belong together"}},
 		"certificate is no PEM":   {[]string{"--tls-cert", noPEM, "--tls-key", key}, []string{noPEM, "must be PEM"}},
-		"patches missing":         {[]string{"--self-signed", "--patches", dir + "/none"}, []string{dir + "/none: no such file"}},
-		"patches empty":           {[]string{"--self-signed", "--patches", empty}, []string{"no patch files in " + empty}},
-		"address in use or wrong": {[]string{"--self-signed", "--listen", "192.0.2.1:1"}, []string{"--listen 192.0.2.1:1: "}},
-		"health address wrong":    {[]string{"--self-signed", "--health-listen", "nowhere"}, []string{"--health-listen nowhere: "}},
+		"outside of a pod":        {[]string{"--self-signed"}, []string{"--self-signed: KUBERNETES_SERVICE_HOST", "run in a pod, or give --tls-cert and --tls-key"}},
+		"patches missing":         {append(pair, "--patches", dir+"/none"), []string{dir + "/none: no such file"}},
+		"patches empty":           {append(pair, "--patches", empty), []string{"no patch files in " + empty}},
+		"address in use or wrong": {append(pair, "--listen", "192.0.2.1:1"), []string{"--listen 192.0.2.1:1: "}},
+		"health address wrong":    {append(pair, "--health-listen", "nowhere"), []string{"--health-listen nowhere: "}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := append([]string{"--patches", declaredPatches, "--server-image", serverImage,

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +31,9 @@ type timing struct {
 	withdrawal func() <-chan time.Time
 	// shutdown limits how long requests under way may take after that.
 	shutdown time.Duration
+	// retry is the pause after a failed attempt to publish the CA; attempts
+	// are counted from 0.
+	retry func(attempt int) <-chan time.Time
 }
 
 var productionTiming = timing{
@@ -43,6 +47,12 @@ var productionTiming = timing{
 	// no shell for a preStop hook that would wait instead.
 	withdrawal: func() <-chan time.Time { return time.After(5 * time.Second) },
 	shutdown:   15 * time.Second,
+	retry:      func(attempt int) <-chan time.Time { return time.After(retryPause(attempt)) },
+}
+
+// retryPause doubles from 250 ms to 10 s.
+func retryPause(attempt int) time.Duration {
+	return min(250*time.Millisecond<<min(attempt, 6), 10*time.Second)
 }
 
 const maxHeaderBytes = 16 << 10
@@ -51,24 +61,26 @@ const maxHeaderBytes = 16 << 10
 type service struct {
 	webhook, health                 *http.Server
 	webhookListener, healthListener net.Listener
+	publication                     *publication
 	draining                        *atomic.Bool
 	timing                          timing
 	log                             *slog.Logger
 }
 
 // listen opens both listeners.
-func listen(opts options, certificates *certificate.Source, patches *patchset.Folder, timing timing, log *slog.Logger) (*service, error) {
+func listen(opts options, certificates *certificate.Source, publication *publication, patches *patchset.Folder, timing timing, log *slog.Logger) (*service, error) {
 	reviews := http.NewServeMux()
 	reviews.Handle("POST /mutate-pod", admission.Handler(pod.NewInjector(patches, log).Review, log))
 	reviews.Handle("POST /mutate-virtualmachine", admission.Handler(virtualmachine.NewReviewer(log).Review, log))
 
 	draining := new(atomic.Bool)
 	s := &service{
-		webhook:  newServer(reviews, timing, log),
-		health:   newServer(healthHandler(certificates, patches, draining), timing, log),
-		draining: draining,
-		timing:   timing,
-		log:      log,
+		webhook:     newServer(reviews, timing, log),
+		health:      newServer(healthHandler(certificates, publication, patches, draining), timing, log),
+		publication: publication,
+		draining:    draining,
+		timing:      timing,
+		log:         log,
 	}
 	s.webhook.TLSConfig = &tls.Config{
 		MinVersion:     tls.VersionTLS13,
@@ -108,6 +120,11 @@ func (s *service) run(ctx context.Context) error {
 	go func() { failed <- s.health.Serve(s.healthListener) }()
 	defer s.health.Close()
 	defer s.webhook.Close()
+	publishing, giveUp := context.WithCancel(ctx)
+	var published sync.WaitGroup
+	published.Go(func() { s.publication.run(publishing) })
+	defer published.Wait()
+	defer giveUp()
 
 	select {
 	case err := <-failed:

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"crypto/x509"
 	"os"
 	"os/exec"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestMain is the real program where a test starts this binary as such.
@@ -17,7 +19,9 @@ func TestMain(m *testing.M) {
 
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	log := newLogBuffer()
-	command := exec.Command(os.Args[0], "--self-signed", "--patches", declaredPatches, "--server-image", serverImage,
+	w := &webhook{t: t, certFile: t.TempDir() + "/tls.crt", keyFile: t.TempDir() + "/tls.key", ca: x509.NewCertPool()}
+	w.renewCertificate(time.Hour)
+	command := exec.Command(os.Args[0], "--tls-cert", w.certFile, "--tls-key", w.keyFile, "--patches", declaredPatches, "--server-image", serverImage,
 		"--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0")
 	command.Env = append(os.Environ(), "IMDS_WEBHOOK_MAIN=1")
 	command.Stderr = log

@@ -46,6 +46,7 @@ type webhook struct {
 	certFile  string
 	keyFile   string
 	patches   string
+	pod       podEnvironment // only --self-signed looks at it
 	ca        *x509.CertPool
 	log       *logBuffer
 	terminate context.CancelFunc // SIGTERM
@@ -82,7 +83,7 @@ func (w *webhook) start(timing timing, certificateFlags ...string) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		exit <- run(ctx, args, io.Discard, w.log, timing)
+		exit <- run(ctx, args, w.pod, io.Discard, w.log, timing)
 	}()
 	w.t.Cleanup(func() {
 		terminate()
@@ -169,7 +170,13 @@ func (w *webhook) post(path, contentType string, body []byte) (status int, answe
 // ready asks /readyz.
 func (w *webhook) ready() (status int, body string) {
 	w.t.Helper()
-	response, err := http.Get(w.healthURL + "/readyz")
+	return w.health("/readyz")
+}
+
+// health asks one of the kubelet's two questions.
+func (w *webhook) health(path string) (status int, body string) {
+	w.t.Helper()
+	response, err := http.Get(w.healthURL + path)
 	if err != nil {
 		w.t.Fatal(err)
 	}

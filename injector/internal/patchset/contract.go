@@ -48,6 +48,12 @@ func (s *Set) prove() error {
 			return fmt.Errorf("no patch brings the container %s: add it to spec.initContainers", name)
 		}
 	}
+	// One patch says where a container is, another puts it somewhere else.
+	for _, name := range initContainers {
+		if slices.Contains(containers, name) {
+			return fmt.Errorf("the patches bring the container %s twice, to spec.initContainers and to spec.containers: keep one", name)
+		}
+	}
 	_, err = TokenProjection(pod)
 	return err
 }

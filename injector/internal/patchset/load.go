@@ -43,6 +43,10 @@ func (s *Set) addSysctls(added []sysctl) {
 	}
 }
 
+// kustomization is the file that makes the ConfigMap of the folder's patches: where
+// the folder is the repository's own, it lies beside them.
+const kustomization = "kustomization.yaml"
+
 // patchFiles lists the patch files of a folder in name order. Names that begin
 // with a dot are the kubelet's own in a mounted ConfigMap.
 func patchFiles(folder string) ([]string, error) {
@@ -53,7 +57,7 @@ func patchFiles(folder string) ([]string, error) {
 	var paths []string
 	for _, entry := range entries {
 		name := entry.Name()
-		if !strings.HasPrefix(name, ".") && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
+		if !strings.HasPrefix(name, ".") && name != kustomization && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
 			paths = append(paths, filepath.Join(folder, name))
 		}
 	}

@@ -169,7 +169,7 @@ func TestWrongFilesNameFileLineAndReason(t *testing.T) {
 
 func TestSetsThatLackSomething(t *testing.T) {
 	for want, dir := range map[string]string{
-		"no patch files in":                                      folder(t, "README.md", "text", ".hidden.yaml", whole),
+		"no patch files in":                                      folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
 		"no patch brings the container imds-server":              folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n", "", 1)),
 		"no patch brings the volume imds-token":                  folder(t, "a.yaml", patch("  initContainers:\n  - name: imds-init\n  - name: imds-server\n")),
 		"volume imds-token has no projected serviceAccountToken": folder(t, "a.yaml", patch("  initContainers:\n  - name: imds-init\n  - name: imds-server\n  volumes:\n  - name: imds-token\n    emptyDir: {}\n")),

@@ -1,0 +1,70 @@
+// Package contract is the one source of what the generated manifests state:
+// names, ports, paths, annotations and resources. The binaries have constants of
+// their own, since they share no code; the tests of tools/generate run them on
+// the rendered manifests to show that both say the same.
+package contract
+
+// Names of the webhook's own objects.
+const (
+	// Namespace is where the webhook runs, unless the user says otherwise.
+	Namespace = "kubevirt-imds"
+	// Webhook names the Deployment, the Service, the ServiceAccount and the
+	// MutatingWebhookConfiguration.
+	Webhook = "imds-webhook"
+	// PatchesConfigMap holds the change to a VM's pod, one file a key.
+	PatchesConfigMap = "imds-sidecar"
+	// ServicePort is where the API server finds the webhook.
+	ServicePort = 443
+)
+
+// Paths of the webhook's two reviews.
+const (
+	MutatePodPath            = "/mutate-pod"
+	MutateVirtualMachinePath = "/mutate-virtualmachine"
+)
+
+// Annotations. The first three are the webhook's to write, on the pod.
+const (
+	AnnotationDomain = "imds.kubevirt.io"
+	AnnotationPrefix = AnnotationDomain + "/"
+
+	Injected = AnnotationPrefix + "injected"
+	VMName   = AnnotationPrefix + "vm-name"
+	VMIUID   = AnnotationPrefix + "vmi-uid"
+
+	Enabled                = AnnotationPrefix + "enabled"
+	BridgeName             = AnnotationPrefix + "bridge-name"
+	TokenAudiences         = AnnotationPrefix + "token-audiences"
+	TokenExpirationSeconds = AnnotationPrefix + "token-expiration-seconds"
+	RequireHeader          = AnnotationPrefix + "require-header"
+	HopLimit               = AnnotationPrefix + "hop-limit"
+)
+
+// Sidecar is a container that the webhook adds to a VM's pod.
+type Sidecar struct {
+	// Name is the container's name and that of its binary in the image.
+	Name string
+	// UID is its user and its group.
+	UID int
+	// CPU and Memory are both requested and the limit: a pod with dedicated
+	// CPUs stays Guaranteed.
+	CPU, Memory string
+}
+
+// The two sidecars.
+var (
+	Init   = Sidecar{Name: "imds-init", UID: 0, CPU: "20m", Memory: "32Mi"}
+	Server = Sidecar{Name: "imds-server", UID: 65532, CPU: "20m", Memory: "32Mi"}
+)
+
+// Where imds-server finds its token, and where it listens.
+const (
+	TokenVolume = "imds-token"
+	TokenFolder = "/var/run/secrets/tokens"
+	TokenFile   = "token"
+	// TokenSeconds is the lifetime of a token, unless the VM says otherwise.
+	TokenSeconds = 3600
+	// ServerPort is below 1024: a sysctl opens it to a user without a
+	// capability.
+	ServerPort = 80
+)

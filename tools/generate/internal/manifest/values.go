@@ -1,0 +1,35 @@
+package manifest
+
+import "github.com/example/kubevirt-imds/tools/generate/internal/contract"
+
+// values is what the templates may name.
+func values(options Options) map[string]any {
+	return map[string]any{
+		"Namespace":     options.Namespace,
+		"FailurePolicy": options.FailurePolicy,
+
+		"Webhook":                  contract.Webhook,
+		"ServicePort":              contract.ServicePort,
+		"MutatePodPath":            contract.MutatePodPath,
+		"MutateVirtualMachinePath": contract.MutateVirtualMachinePath,
+
+		"AnnotationDomain":       contract.AnnotationDomain,
+		"AnnotationPrefix":       contract.AnnotationPrefix,
+		"Enabled":                contract.Enabled,
+		"VMName":                 contract.VMName,
+		"VMIUID":                 contract.VMIUID,
+		"BridgeName":             contract.BridgeName,
+		"TokenAudiences":         contract.TokenAudiences,
+		"TokenExpirationSeconds": contract.TokenExpirationSeconds,
+		"RequireHeader":          contract.RequireHeader,
+		"HopLimit":               contract.HopLimit,
+
+		"Init":         contract.Init,
+		"Server":       contract.Server,
+		"TokenVolume":  contract.TokenVolume,
+		"TokenFolder":  contract.TokenFolder,
+		"TokenFile":    contract.TokenFile,
+		"TokenSeconds": contract.TokenSeconds,
+		"ServerPort":   contract.ServerPort,
+	}
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"testing"
+
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/yaml"
+
+	"github.com/example/kubevirt-imds/tools/generate/internal/manifest"
+	"github.com/example/kubevirt-imds/tools/generate/internal/render"
+)
+
+// rendered is what a kustomization renders to, in the types of the API. Each
+// field is there at most once but those that are lists.
+type rendered struct {
+	namespace     *corev1.Namespace
+	account       *corev1.ServiceAccount
+	deployment    *appsv1.Deployment
+	service       *corev1.Service
+	budget        *policyv1.PodDisruptionBudget
+	quota         *corev1.ResourceQuota
+	networkPolicy *networkingv1.NetworkPolicy
+	configuration *admissionregistrationv1.MutatingWebhookConfiguration
+	patches       *corev1.ConfigMap
+	secret        *corev1.Secret
+	role          *rbacv1.ClusterRole
+	binding       *rbacv1.ClusterRoleBinding
+	// certManager are resources of cert-manager.io, by kind and name.
+	certManager map[string]map[string]any
+	// all are the metadata of all of them.
+	all []metav1.PartialObjectMetadata
+}
+
+// loadTree returns the repository's manifests, to which a test may add.
+func loadTree(t *testing.T) *render.Tree {
+	t.Helper()
+	files, err := manifest.All(manifest.Defaults)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := render.Load(repository, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+// build renders the kustomization in folder and reads the result strictly: a field
+// that the API does not know is a failure.
+func build(t *testing.T, tree *render.Tree, folder string) rendered {
+	t.Helper()
+	content, err := tree.Build(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decode(t, content)
+}
+
+func decode(t *testing.T, content []byte) rendered {
+	t.Helper()
+	r := rendered{certManager: map[string]map[string]any{}}
+	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(content)))
+	for {
+		document, err := documents.Read()
+		if err == io.EOF {
+			return r
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var object metav1.PartialObjectMetadata
+		if err := yaml.Unmarshal(document, &object); err != nil {
+			t.Fatal(err)
+		}
+		r.all = append(r.all, object)
+		if object.APIVersion == "cert-manager.io/v1" {
+			fields := map[string]any{}
+			if err := yaml.UnmarshalStrict(document, &fields); err != nil {
+				t.Fatal(err)
+			}
+			r.certManager[object.Kind+"/"+object.Name] = fields
+			continue
+		}
+		if err := r.decodeTyped(object, document); err != nil {
+			t.Fatalf("%s %s: %v", object.Kind, object.Name, err)
+		}
+	}
+}
+
+func (r *rendered) decodeTyped(object metav1.PartialObjectMetadata, document []byte) error {
+	switch object.APIVersion + " " + object.Kind {
+	case "v1 Namespace":
+		return only(&r.namespace, document)
+	case "v1 ServiceAccount":
+		return only(&r.account, document)
+	case "apps/v1 Deployment":
+		return only(&r.deployment, document)
+	case "v1 Service":
+		return only(&r.service, document)
+	case "policy/v1 PodDisruptionBudget":
+		return only(&r.budget, document)
+	case "v1 ResourceQuota":
+		return only(&r.quota, document)
+	case "networking.k8s.io/v1 NetworkPolicy":
+		return only(&r.networkPolicy, document)
+	case "admissionregistration.k8s.io/v1 MutatingWebhookConfiguration":
+		return only(&r.configuration, document)
+	case "v1 ConfigMap":
+		return only(&r.patches, document)
+	case "v1 Secret":
+		return only(&r.secret, document)
+	case "rbac.authorization.k8s.io/v1 ClusterRole":
+		return only(&r.role, document)
+	case "rbac.authorization.k8s.io/v1 ClusterRoleBinding":
+		return only(&r.binding, document)
+	default:
+		return errors.New("no overlay should have this kind")
+	}
+}
+
+// only decodes a document strictly into a field that nothing else has filled.
+func only[T any](field **T, document []byte) error {
+	if *field != nil {
+		return errors.New("there is more than one of this kind")
+	}
+	*field = new(T)
+	return yaml.UnmarshalStrict(document, *field)
+}
+
+// buildWith renders an installation of the base with components.
+func buildWith(t *testing.T, components ...string) rendered {
+	t.Helper()
+	tree := loadTree(t)
+	kustomization := "resources: [../kustomize/base]\ncomponents:\n"
+	for _, component := range components {
+		kustomization += "- ../kustomize/components/" + component + "\n"
+	}
+	if err := tree.Write("installation/kustomization.yaml", []byte(kustomization)); err != nil {
+		t.Fatal(err)
+	}
+	return build(t, tree, "installation")
+}
