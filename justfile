@@ -36,6 +36,37 @@ build goarch=arch:
     CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -ldflags '-s -w -X main.version={{ version }}' -o bin/linux-{{ goarch }}/imds-init    ./netsetup
     CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -ldflags '-s -w -X main.version={{ version }}' -o bin/linux-{{ goarch }}/imds-webhook ./injector
 
+# render the webhook configuration, the pod's patches and the golden manifests; --check: show the difference only
+generate *ARGS:
+    go run ./tools/generate {{ if ARGS == "--check" { "-check" } else { ARGS } }}
+
+# make CA, certificate and key for overlays/manual (--help: names, lifetime, --force)
+certs *ARGS:
+    go run ./tools/certs {{ ARGS }}
+
+# build the two images with docker, podman or buildah
+image goarch=arch: (build goarch)
+    #!/usr/bin/env bash
+    set -euo pipefail
+    export SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)"
+    for target in server webhook; do
+        args=(--platform "linux/{{ goarch }}" --target "$target" --build-arg VERSION="{{ version }}" --build-arg REVISION="$(git rev-parse HEAD)" -t "kubevirt-imds-$target" -f Containerfile .)
+        if command -v docker >/dev/null && docker info >/dev/null 2>&1; then
+            docker buildx build --load "${args[@]}"
+        elif command -v podman >/dev/null; then
+            podman build --network none --timestamp "$SOURCE_DATE_EPOCH" "${args[@]}"
+        elif command -v buildah >/dev/null; then
+            buildah build --network none --timestamp "$SOURCE_DATE_EPOCH" "${args[@]}"
+        else
+            echo "no docker, podman or buildah here; on Debian: apt-get install buildah" >&2
+            exit 1
+        fi
+    done
+
+# load the two images into a kind cluster
+kind-load cluster="kind": image
+    kind load docker-image --name {{ cluster }} kubevirt-imds-server kubevirt-imds-webhook
+
 # compare the hot paths with a reference in the same run
 bench:
     go test -run '^$' -bench . -benchmem ./server/... ./injector/...

@@ -21,10 +21,11 @@ usage: go run ./tools/demo [-binding masquerade|bridge] [-keep] [-json]
                  whole token
 
 It needs Go, and either root or a kernel that lets users make user namespaces;
-and /dev/net/tun. Nothing is left behind on the machine.
+where /dev/net/tun cannot be opened a veth pair plays the guest's tap. Nothing is
+left behind on the machine.
 
 exit status: 0 all is as promised, 1 something is not, 2 wrong usage, 3 this
-machine does not let us make namespaces or taps (the message says what helps)
+machine does not let us make namespaces (the message says what helps)
 `
 
 // options are the command line.

@@ -166,7 +166,11 @@ func (s *scene) wire() (wired time.Time, err error) {
 	err = s.step(&s.seen.Steps, "wiring", func() (string, error) {
 		err := s.network.Wire()
 		wired = time.Now()
-		return "bridge k6t-eth0 with tap0, as virt-handler leaves them", err
+		what := "bridge k6t-eth0 with tap0, as virt-handler leaves them"
+		if !podnet.RealTaps() {
+			what += "; a veth pair plays tap0, since /dev/net/tun cannot be opened"
+		}
+		return what, err
 	})
 	return wired, err
 }

@@ -14,10 +14,14 @@ import (
 // namespace of its own, down, otherwise. To the bridge it is the same: a port
 // without carrier until the guest has opened it.
 
+// tapIndex is the interface index of the first tap that a veth pair plays: far
+// from its other end's, for the reason given at uplinkIndex.
+const tapIndex = 2000
+
 // makePair is makeTap with a veth pair.
 func (p *Pod) makePair(n *nic) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = n.tap
+	attrs.Name, attrs.Index = n.tap, tapIndex+n.number
 	pair := netlink.NewVeth(attrs)
 	pair.PeerName = n.tap
 	pair.PeerNamespace = netlink.NsFd(p.parking.fd())
@@ -65,8 +69,9 @@ func move(from *Namespace, name string, to *Namespace, newName string) error {
 	return nil
 }
 
-// tapsAvailable says whether /dev/net/tun can be opened.
-func tapsAvailable() bool {
+// RealTaps says whether this process can make taps: whether /dev/net/tun can be
+// opened. Otherwise veth pairs play the guests' taps.
+func RealTaps() bool {
 	device, err := os.OpenFile(tunDevice, os.O_RDWR, 0)
 	if err != nil {
 		return false

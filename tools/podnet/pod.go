@@ -155,7 +155,7 @@ func (p *Pod) build() error {
 		}
 		*n.at = made
 	}
-	if !tapsAvailable() {
+	if !RealTaps() {
 		var err error
 		if p.parking, err = NewNamespace("parking"); err != nil {
 			return err
