@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -54,7 +53,7 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 		fmt.Fprintf(stderr, "imds-webhook: %v\nrun imds-webhook --help for usage\n", err)
 		return 2
 	case opts.version:
-		fmt.Fprintf(stdout, "imds-webhook %s %s\n", version(), runtime.Version())
+		fmt.Fprintln(stdout, "imds-webhook", buildVersion())
 		return 0
 	}
 
@@ -97,10 +96,17 @@ func openCertificates(opts options, pod podEnvironment, timing timing, log *slog
 	return certificates, nil, err
 }
 
-// version is the module's version that the Go toolchain wrote into the binary.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+// version is set by the build with -ldflags "-X main.version=v1.2.3".
+var version string
+
+// buildVersion is the version that the build set, or else what the Go tool
+// recorded.
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
 		return info.Main.Version
 	}
-	return "(unknown)"
+	return "unknown"
 }

@@ -27,7 +27,7 @@ environment:
                      first k6t-* bridge with a guest
 `
 
-// version is set by the linker.
+// version is set by the build with -ldflags "-X main.version=v1.2.3".
 var version string
 
 // Exit statuses. A usage error is told apart so that scripts see their own
@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return exitUsage
 	}
 	if *showVersion {
-		fmt.Fprintln(stdout, "imds-init", versionOr(version))
+		fmt.Fprintln(stdout, "imds-init", buildVersion())
 		return exitOK
 	}
 	bridgeName := getenv("IMDS_BRIDGE_NAME")
@@ -78,11 +78,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return exitOK
 }
 
-// versionOr is the version that the linker set, or else that of the module
-// that the binary was built from.
-func versionOr(linked string) string {
-	if linked != "" {
-		return linked
+// buildVersion is the version that the build set, or else what the Go tool
+// recorded.
+func buildVersion() string {
+	if version != "" {
+		return version
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		return info.Main.Version
