@@ -78,6 +78,7 @@ func (s *scene) story(ctx context.Context) error {
 	return errors.Join(
 		s.showGuest(ctx, g),
 		s.rotate(ctx, g),
+		s.killSidecars(ctx, g),
 		s.letNeighbourTry(ctx),
 		s.letNeighbourPose(ctx, g),
 		s.inspectUplink(uplink),
@@ -236,6 +237,28 @@ func (s *scene) rotate(ctx context.Context, g guest) error {
 			return "", errors.New("the guest still gets the token from before")
 		}
 		return "the kubelet has swapped the token; the next answer holds the new one", nil
+	})
+}
+
+// killSidecars has each sidecar die the hard way. The kubelet starts it again,
+// and the guest notices nothing at its next request.
+func (s *scene) killSidecars(ctx context.Context, g guest) error {
+	return s.step(&s.seen.Steps, "accident", func() (string, error) {
+		for _, c := range s.seen.Sidecars {
+			if err := s.sidecars.Kill(c.Name); err != nil {
+				return "", err
+			}
+			limited, cancel := context.WithTimeout(ctx, liveLimit)
+			_, err := s.sidecars.Live(limited)
+			cancel()
+			if err != nil {
+				return "", fmt.Errorf("after SIGKILL of %s: %w", c.Name, err)
+			}
+			if _, _, err := g.token(ctx); err != nil {
+				return "", fmt.Errorf("after SIGKILL of %s: %w", c.Name, err)
+			}
+		}
+		return "each sidecar killed by SIGKILL and started again: the next request is answered", nil
 	})
 }
 

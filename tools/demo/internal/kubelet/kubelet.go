@@ -72,11 +72,31 @@ func (p *Pod) start(sidecars []string) error {
 		if err != nil {
 			return err
 		}
-		if err := p.startContainer(c); err != nil {
+		started, err := p.startContainer(c)
+		if err != nil {
 			return err
 		}
+		p.containers = append(p.containers, started)
 	}
 	return nil
+}
+
+// Kill ends a sidecar with SIGKILL, as a lack of memory would, and starts it
+// again, as its restart policy asks for.
+func (p *Pod) Kill(name string) error {
+	for i, c := range p.containers {
+		if c.Name != name {
+			continue
+		}
+		c.Container.Kill()
+		started, err := p.startContainer(c.of)
+		if err != nil {
+			return err
+		}
+		p.containers[i] = started
+		return nil
+	}
+	return fmt.Errorf("no sidecar %s is running", name)
 }
 
 // findSidecar finds a native sidecar: an init container that is always
@@ -97,23 +117,22 @@ func findSidecar(pod *corev1.Pod, name string) (corev1.Container, error) {
 	return corev1.Container{}, fmt.Errorf("the pod has no init container %s", name)
 }
 
-func (p *Pod) startContainer(c corev1.Container) error {
+func (p *Pod) startContainer(c corev1.Container) (*running, error) {
 	spec, err := p.spec(c, c.Name, slices.Concat(c.Command, c.Args))
 	if err != nil {
-		return fmt.Errorf("container %s: %w", c.Name, err)
+		return nil, fmt.Errorf("container %s: %w", c.Name, err)
 	}
 	path := filepath.Join(p.node.Logs, p.pod.Name+"."+c.Name+".log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer log.Close()
 	started, err := container.Start(p.network, spec, log)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.containers = append(p.containers, &running{started, c, path})
-	return nil
+	return &running{started, c, path}, nil
 }
 
 // spec is what the kubelet tells the container runtime. The scratch folder is
