@@ -61,7 +61,7 @@ func TestRecipeResources(t *testing.T) {
 	_, pod := cook(t, "resources")
 	got := serverIn(t, pod.Spec.InitContainers).Resources
 	for name, list := range map[string]corev1.ResourceList{"requests": got.Requests, "limits": got.Limits} {
-		if !list.Cpu().Equal(resource.MustParse("50m")) || !list.Memory().Equal(resource.MustParse("64Mi")) {
+		if !list.Cpu().Equal(resource.MustParse("100m")) || !list.Memory().Equal(resource.MustParse("64Mi")) {
 			t.Errorf("%s are %v", name, list)
 		}
 	}
