@@ -25,6 +25,7 @@ lint:
     go vet ./...
     go tool staticcheck ./...
     go mod tidy -diff
+    @test -z "$(go list -deps -f '{{{{ if not .Standard }}{{{{ .ImportPath }}{{{{ end }}' ./server/... | grep -v ^github.com/example/kubevirt-imds/)" || { echo "server/ is standard library only"; exit 1; }
 
 # look for known vulnerabilities (asks the Go vulnerability database)
 vulnerabilities:
@@ -66,6 +67,10 @@ image goarch=arch: (build goarch)
 # load the two images into a kind cluster
 kind-load cluster="kind": image
     kind load docker-image --name {{ cluster }} kubevirt-imds-server kubevirt-imds-webhook
+
+# check all of it on a real Kubernetes, which is built from Go modules (root; the first time about 7 minutes)
+e2e *ARGS:
+    cd tools/e2e && go vet ./... && go test ./... && go run . check {{ ARGS }}
 
 # compare the hot paths with a reference in the same run
 bench:
