@@ -11,19 +11,27 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"regexp"
 	"syscall"
 
+	"github.com/example/kubevirt-imds/tools/e2e/checks"
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/smoke"
 )
 
 const usage = `usage: go run . build                             compile Kubernetes and containerd; once, some minutes
+       go run . check [-run REGEXP] [-keep]         start a cluster, check the product in it, stop it
        go run . cluster -- COMMAND [ARGUMENT...]   start a cluster, run the command in it, stop it
        go run . smoke                             start a cluster, check that it is a real one, stop it
 
+check applies each overlay with kubectl, checks it, and deletes it; a VM's pod that got its sidecars really runs.
+Lines are those of go test -v; a table at the end says what was proved.
+  -run REGEXP   only the checks whose names, such as kind/pods/opted-in, match
+  -keep         a shell in the cluster after the first overlay with a failed check, or after the last
+
 The command runs on the cluster's node, in its namespaces: kubectl and ctr are in its PATH, KUBECONFIG is
 set, services have their addresses. "cluster -- bash" is a shell to look around.
-cluster and smoke need root, and the programs runc and nft. The build is kept in the user's cache folder;
+All but build need root, and the programs runc and nft. The build is kept in the user's cache folder;
 nothing else stays on the machine but, after a failure, a folder of logs, whose path is shown.
 `
 
@@ -60,6 +68,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			command.Stdin, command.Stdout, command.Stderr = stdin, stdout, stderr
 			return command.Run()
 		})
+	case name == "check":
+		return check(ctx, rest[1:], stdin, stdout, stderr)
 	case name == "smoke" && len(rest) == 1:
 		return inCluster(ctx, stderr, func(ctx context.Context, c *cluster.Cluster) error {
 			return smoke.Run(ctx, c, stdout)
@@ -78,6 +88,29 @@ func build(ctx context.Context, progress io.Writer) error {
 	}
 	fmt.Fprintln(progress, "the programs are in", programs.Folder)
 	return nil
+}
+
+// check runs the checks of the product that its own arguments name.
+func check(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("check", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() { fmt.Fprint(stderr, usage) }
+	expression := flags.String("run", "", "")
+	keep := flags.Bool("keep", false, "")
+	if err := flags.Parse(args); err != nil {
+		return flag.ErrHelp
+	}
+	if flags.NArg() > 0 {
+		flags.Usage()
+		return flag.ErrHelp
+	}
+	filter, err := regexp.Compile(*expression)
+	if err != nil {
+		return fmt.Errorf("-run: %w", err)
+	}
+	return inCluster(ctx, stderr, func(ctx context.Context, c *cluster.Cluster) error {
+		return checks.Run(ctx, checks.Options{Cluster: c, Filter: filter, Keep: *keep, Stdin: stdin, Out: stdout})
+	})
 }
 
 // inCluster does something in a cluster that is there for this alone. The run folder stays when it fails.

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -20,6 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/example/kubevirt-imds/tools/e2e/netns"
 	"github.com/example/kubevirt-imds/tools/e2e/sandbox"
 )
 
@@ -39,6 +41,7 @@ type Cluster struct {
 	name     string // of the run folder and of the cgroups
 	folder   string
 	sandbox  *sandbox.Sandbox
+	network  *netns.Namespace // the node's
 	client   *http.Client
 	stopping atomic.Bool
 }
@@ -65,6 +68,9 @@ func Start(ctx context.Context, options Options) (*Cluster, error) {
 	c.sandbox, err = sandbox.Start(sandbox.Config{Name: c.name, Address: nodeAddress, Services: servicePrefix})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(folder))
+	}
+	if c.network, err = c.sandbox.Network(); err != nil {
+		return nil, errors.Join(err, c.sandbox.Stop(), os.RemoveAll(folder))
 	}
 	if err := c.start(ctx); err != nil {
 		return nil, fmt.Errorf("%w\nall logs are kept in %s", errors.Join(err, c.Stop()), folder)
@@ -116,6 +122,11 @@ func (c *Cluster) Folder() string { return c.folder }
 // inside only.
 func (c *Cluster) Kubeconfig() string { return c.file("admin.kubeconfig") }
 
+// DialContext connects from the node to an IP address and port, such as those of a pod or a Service.
+func (c *Cluster) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return c.network.DialContext(ctx, network, address)
+}
+
 // Command is exec.CommandContext for a program inside the cluster's namespaces, on its node, with kubectl,
 // ctr and the others in its PATH and KUBECONFIG set. See sandbox.Sandbox.Command for signals.
 func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
@@ -155,5 +166,5 @@ func (c *Cluster) Stop() error {
 	if c.client != nil {
 		c.client.CloseIdleConnections()
 	}
-	return c.sandbox.Stop()
+	return errors.Join(c.network.Close(), c.sandbox.Stop())
 }

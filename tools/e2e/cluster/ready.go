@@ -23,7 +23,7 @@ func (c *Cluster) newClient(authority *pki.Authority, user pki.Pair) (*http.Clie
 		return nil, err
 	}
 	return &http.Client{Transport: &http.Transport{
-		DialContext:     c.sandbox.DialContext,
+		DialContext:     c.DialContext,
 		TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{certificate}},
 	}}, nil
 }

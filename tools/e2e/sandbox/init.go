@@ -120,8 +120,7 @@ func coverSysctl(name, value string) error {
 	return nil
 }
 
-// prepareNetwork gives the loopback interface the sandbox's address and a route for the cluster IPs. Without
-// that route a local connection to a cluster IP fails before kube-proxy's rules could redirect it.
+// prepareNetwork gives the loopback interface the sandbox's address, and the cluster IPs a route.
 func prepareNetwork(config Config) error {
 	loopback, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -137,17 +136,37 @@ func prepareNetwork(config Config) error {
 	if err := netlink.AddrAdd(loopback, address); err != nil {
 		return fmt.Errorf("add address %s: %w", address, err)
 	}
-	_, services, err := net.ParseCIDR(config.Services)
-	if err != nil {
-		return fmt.Errorf("prefix %q of cluster IPs: %w", config.Services, err)
-	}
-	route := &netlink.Route{LinkIndex: loopback.Attrs().Index, Dst: services, Src: address.IP, Scope: netlink.SCOPE_LINK}
-	if err := netlink.RouteAdd(route); err != nil {
-		return fmt.Errorf("add route to %s: %w", services, err)
+	if err := routeServices(config.Services, address.IP); err != nil {
+		return err
 	}
 	// Of this network namespace only.
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		return fmt.Errorf("switch forwarding on: %w", err)
+	}
+	return nil
+}
+
+// routeServices routes the cluster IPs to a bridge with nothing behind it, where a node has its default route.
+// Without a route a local connection fails before kube-proxy's rules can redirect it; with one to the loopback
+// interface the kernel does not deliver the rejection of connections to a Service without endpoints, which then
+// hang.
+func routeServices(prefix string, source net.IP) error {
+	_, services, err := net.ParseCIDR(prefix)
+	if err != nil {
+		return fmt.Errorf("prefix %q of cluster IPs: %w", prefix, err)
+	}
+	attributes := netlink.NewLinkAttrs()
+	attributes.Name = "services"
+	bridge := &netlink.Bridge{LinkAttrs: attributes}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("add bridge %s: %w", attributes.Name, err)
+	}
+	if err := netlink.LinkSetUp(bridge); err != nil {
+		return fmt.Errorf("set bridge %s up: %w", attributes.Name, err)
+	}
+	route := &netlink.Route{LinkIndex: bridge.Index, Dst: services, Src: source, Scope: netlink.SCOPE_LINK}
+	if err := netlink.RouteAdd(route); err != nil {
+		return fmt.Errorf("add route to %s: %w", services, err)
 	}
 	return nil
 }

@@ -16,15 +16,13 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/example/kubevirt-imds/tools/e2e/netns"
 )
 
 // Config is what a sandbox is made of.
@@ -113,36 +111,5 @@ func (s *Sandbox) Path(path string) string {
 	return fmt.Sprintf("/proc/%d/root%s", s.pid, path)
 }
 
-// DialContext connects to an address inside the sandbox's network; the connection can then be used from
-// outside. The host must be an IP address.
-func (s *Sandbox) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan result)
-	go func() {
-		// Never unlocked: the thread ends with the goroutine, and no other goroutine gets its namespace.
-		runtime.LockOSThread()
-		var r result
-		if r.err = s.joinNetwork(); r.err == nil {
-			r.conn, r.err = new(net.Dialer).DialContext(ctx, network, address)
-		}
-		done <- r
-	}()
-	r := <-done
-	return r.conn, r.err
-}
-
-// joinNetwork moves the calling thread into the sandbox's network namespace.
-func (s *Sandbox) joinNetwork() error {
-	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", s.pid))
-	if err != nil {
-		return fmt.Errorf("network namespace of the sandbox: %w", err)
-	}
-	defer namespace.Close()
-	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter the network namespace of the sandbox: %w", err)
-	}
-	return nil
-}
+// Network opens the sandbox's network namespace; who opens it closes it.
+func (s *Sandbox) Network() (*netns.Namespace, error) { return netns.Of(s.pid) }

@@ -9,11 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/example/kubevirt-imds/tools/e2e/netns"
 )
 
 // Each process that a sandbox consists of is this test's program again, and one with the race detector in it
@@ -171,16 +172,21 @@ func TestMachineWideSysctlsAreCovered(t *testing.T) {
 	}
 }
 
-func TestDialConnectsInside(t *testing.T) {
+func TestNetworkIsTheSandboxs(t *testing.T) {
 	s := start(t)
-	listener := listenInside(t, s)
+	network, err := s.Network()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer network.Close()
+	listener := listenInside(t, s, network)
 	go func() {
 		if conn, err := listener.Accept(); err == nil {
 			io.WriteString(conn, "hello\n")
 			conn.Close()
 		}
 	}()
-	conn, err := s.DialContext(t.Context(), "tcp", listener.Addr().String())
+	conn, err := network.DialContext(t.Context(), "tcp", listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +194,7 @@ func TestDialConnectsInside(t *testing.T) {
 	expectLine(t, conn, "hello\n")
 
 	listener.Close()
-	if _, err := s.DialContext(t.Context(), "tcp", listener.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := network.DialContext(t.Context(), "tcp", listener.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("error %v without a listener, want a refused connection", err)
 	}
 	addresses, err := net.InterfaceAddrs()
@@ -436,25 +442,16 @@ func read(t *testing.T, path string) string {
 }
 
 // listenInside listens at the address that only the sandbox has.
-func listenInside(t *testing.T, s *Sandbox) net.Listener {
+func listenInside(t *testing.T, s *Sandbox, network *netns.Namespace) net.Listener {
 	t.Helper()
-	type result struct {
-		listener net.Listener
-		err      error
+	var listener net.Listener
+	err := network.Do(func() (err error) {
+		listener, err = net.Listen("tcp", s.config.Address+":0")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread()
-		var r result
-		if r.err = s.joinNetwork(); r.err == nil {
-			r.listener, r.err = net.Listen("tcp", s.config.Address+":0")
-		}
-		done <- r
-	}()
-	r := <-done
-	if r.err != nil {
-		t.Fatal(r.err)
-	}
-	t.Cleanup(func() { r.listener.Close() })
-	return r.listener
+	t.Cleanup(func() { listener.Close() })
+	return listener
 }

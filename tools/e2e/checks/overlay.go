@@ -1,0 +1,108 @@
+package checks
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+
+	"github.com/example/kubevirt-imds/tools/e2e/kube"
+	"github.com/example/kubevirt-imds/tools/e2e/pki"
+	"github.com/example/kubevirt-imds/tools/e2e/suite"
+)
+
+// overlay is one of the ways to install the product, with what somebody or something else has to do for it.
+type overlay struct {
+	name string
+	// prepare is done before it is applied, certify after. nil: nothing has to be done.
+	prepare, certify func(context.Context, *installation) error
+	// renew gives the webhook another certificate while it runs. nil: it has one for as long as it runs.
+	renew func(context.Context, *installation) error
+	// rights are all that the webhook's ServiceAccount may do beyond what every ServiceAccount may.
+	rights []right
+	// runsPod says that here a VM's pod really runs. One is enough: the patch is the same in all overlays.
+	runsPod bool
+}
+
+// installation is an overlay in a cluster.
+type installation struct {
+	*site
+	overlay
+	before   snapshot // of the cluster without it
+	replicas int      // that the overlay asks for
+
+	// authority is the CA where the checks play cert-manager.
+	authority *pki.Authority
+	// outage has no replica run, from its first call on.
+	outage func() error
+	// vm is a VM whose pod runs from the first call on.
+	vm func() (*vmPod, error)
+	// undo takes away what the checks themselves have made, the last first.
+	undo []func(context.Context) error
+}
+
+func newInstallation(ctx context.Context, s *site, o overlay) *installation {
+	in := &installation{site: s, overlay: o}
+	in.outage = sync.OnceValue(func() error { return in.beginOutage(ctx) })
+	in.vm = sync.OnceValues(func() (*vmPod, error) { return in.startVM(ctx) })
+	return in
+}
+
+// path of the overlay's folder, a copy.
+func (in *installation) path() string { return filepath.Join(in.folder, "overlays", in.name) }
+
+// run installs the overlay and does the checks that are selected.
+func (in *installation) run(ctx context.Context, results *suite.Suite) {
+	if results.Must(ctx, in.name, in.explained(in.install())[0]) {
+		results.Run(ctx, in.name, in.explained(in.checks()...))
+	}
+}
+
+// uninstall deletes the overlay, which is a check too.
+func (in *installation) uninstall(ctx context.Context, results *suite.Suite) {
+	results.Must(ctx, in.name, in.explained(in.remove())[0])
+}
+
+// checks are all but install and remove, which frame them.
+func (in *installation) checks() []suite.Check {
+	var all []suite.Check
+	for _, subject := range []func(*installation) []suite.Check{
+		manifestChecks, rightChecks, podChecks, virtualMachineChecks, runningPodChecks, availabilityChecks, outageChecks,
+	} {
+		all = append(all, subject(in)...)
+	}
+	return all
+}
+
+// install applies the overlay and waits until the webhook admits.
+func (in *installation) install() suite.Check {
+	return suite.Check{Name: "install", Proves: "kubectl apply -k, without a warning, gives an admitting webhook within 30 s", Run: func(t *suite.T) {
+		ctx := t.Context()
+		var err error
+		in.before, err = takeSnapshot(ctx, in.api)
+		t.Check(err)
+		if in.prepare != nil {
+			t.Check(in.prepare(ctx, in))
+		}
+		begin := time.Now()
+		_, err = in.kubectl(ctx, "apply", "-k", in.path())
+		t.Check(err)
+		if in.certify != nil {
+			t.Check(in.certify(ctx, in))
+		}
+		t.Check(in.awaitRollout(ctx))
+		d, err := kube.Get[appsv1.Deployment](ctx, in.api, deployments+"/"+webhook)
+		t.Check(err)
+		in.replicas = int(*d.Spec.Replicas)
+		// At once: who waited for the roll-out need not wait any more.
+		_, err = in.admit(ctx, launcherPod(t, in.site, "masquerade"))
+		t.Check(err)
+		took := time.Since(begin)
+		t.Logf("admitting after %.1f s", took.Seconds())
+		if took > 30*time.Second {
+			t.Errorf("that is too long")
+		}
+	}}
+}

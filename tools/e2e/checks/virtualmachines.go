@@ -1,0 +1,147 @@
+package checks
+
+import (
+	"encoding/json"
+	"maps"
+	"path/filepath"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/example/kubevirt-imds/tools/e2e/kube"
+	"github.com/example/kubevirt-imds/tools/e2e/suite"
+)
+
+// virtualMachine is kubevirt.io/v1's VirtualMachine, as far as the webhook reads it.
+type virtualMachine struct {
+	metav1.TypeMeta
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              struct {
+		Template struct {
+			Metadata metav1.ObjectMeta `json:"metadata"`
+			Spec     map[string]any    `json:"spec"`
+		} `json:"template"`
+	} `json:"spec"`
+}
+
+const virtualMachinesPath = "/apis/kubevirt.io/v1/namespaces/tenant-a/virtualmachines"
+
+// newVM returns a VM with one NIC, in a binding of KubeVirt's.
+func newVM(name, binding string, annotations map[string]string) *virtualMachine {
+	vm := &virtualMachine{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "kubevirt.io/v1", Kind: "VirtualMachine"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations},
+	}
+	nic := map[string]any{"name": "default", binding: map[string]any{}}
+	vm.Spec.Template.Spec = map[string]any{
+		"domain": map[string]any{"devices": map[string]any{"interfaces": []any{nic}}},
+	}
+	return vm
+}
+
+// virtualMachineChecks are about what the API server stores of a VirtualMachine.
+func virtualMachineChecks(in *installation) []suite.Check {
+	return []suite.Check{
+		{Name: "vms/examples", Proves: "the example VMs are accepted, their annotations copied to the template", Run: in.acceptsExamples},
+		{Name: "vms/changed", Proves: "an annotation added, changed or removed on a VM is so in its template", Run: in.followsChanges},
+		{Name: "vms/refused", Proves: "wrong annotations on a VM are refused at kubectl apply, where the user sees why", Run: in.refusesVM},
+		{Name: "vms/not-asked", Proves: "a VM without annotations of the product is stored as it was sent", Run: in.leavesVMAlone},
+	}
+}
+
+func (in *installation) acceptsExamples(t *suite.T) {
+	output, err := in.kubectl(t.Context(), "create", "--namespace=tenant-a", "--dry-run=server", "--output=json",
+		"--filename="+filepath.Join(in.folder, "kustomize", "examples"))
+	t.Check(err)
+	// A list of which kubectl writes one object after another.
+	count := 0
+	for objects := json.NewDecoder(strings.NewReader(output)); objects.More(); {
+		var vm virtualMachine
+		t.Check(objects.Decode(&vm))
+		if vm.Kind != "VirtualMachine" {
+			continue
+		}
+		count++
+		if vm.Annotations[enabledAnnotation] != "true" {
+			t.Errorf("%s does not ask for the product", vm.Name)
+		}
+		expectCopied(t, &vm)
+	}
+	t.Logf("%d VMs", count)
+	if count == 0 {
+		t.Errorf("there is no VM among the examples")
+	}
+}
+
+func (in *installation) followsChanges(t *suite.T) {
+	ctx := t.Context()
+	_, err := kube.Create(ctx, in.api, virtualMachinesPath, newVM("changing", "masquerade", nil))
+	t.Check(err)
+	path := virtualMachinesPath + "/changing"
+	t.Cleanup(func() { t.Check(in.api.Delete(ctx, path)) })
+
+	for _, change := range []map[string]any{
+		{enabledAnnotation: "true", prefix + "hop-limit": "1"},
+		{prefix + "hop-limit": "2"},
+		{prefix + "hop-limit": nil},
+		{enabledAnnotation: nil},
+	} {
+		t.Check(in.api.Patch(ctx, path, kube.MergePatch, map[string]any{"metadata": map[string]any{"annotations": change}}))
+		vm, err := kube.Get[virtualMachine](ctx, in.api, path)
+		t.Check(err)
+		expectCopied(t, vm)
+	}
+}
+
+// expectCopied fails the check unless a VM has the same annotations of the product in both places.
+func expectCopied(t *suite.T, vm *virtualMachine) {
+	if above, below := ours(vm.Annotations), ours(vm.Spec.Template.Metadata.Annotations); !maps.Equal(above, below) {
+		t.Errorf("%s: its annotations are %v, its template's %v", vm.Name, above, below)
+	}
+}
+
+func ours(annotations map[string]string) map[string]string {
+	found := map[string]string{}
+	for name, value := range annotations {
+		if strings.HasPrefix(name, prefix) {
+			found[name] = value
+		}
+	}
+	return found
+}
+
+func (in *installation) refusesVM(t *suite.T) {
+	for _, test := range []struct {
+		name, binding string
+		annotations   map[string]string
+		want          []string
+	}{
+		{"wrong-value", "masquerade", map[string]string{enabledAnnotation: "yes"}, []string{enabledAnnotation, "yes", `"true" or "false"`}},
+		{"unknown-name", "masquerade", map[string]string{prefix + "enable": "true"}, []string{prefix + "enable", "nearest known name is " + enabledAnnotation}},
+		{"passt", "passtBinding", map[string]string{enabledAnnotation: "true"}, []string{"passt", "use masquerade or bridge"}},
+	} {
+		manifest, err := json.Marshal(newVM(test.name, test.binding, test.annotations))
+		t.Check(err)
+		_, err = in.kubectlWith(t.Context(), string(manifest), "apply", "--namespace=tenant-a", "--filename=-")
+		if err == nil {
+			t.Errorf("%s: it is accepted", test.name)
+			t.Check(in.api.Delete(t.Context(), virtualMachinesPath+"/"+test.name))
+			continue
+		}
+		for _, word := range test.want {
+			if !strings.Contains(err.Error(), word) {
+				t.Errorf("%s: the user does not see %s, but %v", test.name, word, err)
+			}
+		}
+	}
+}
+
+func (in *installation) leavesVMAlone(t *suite.T) {
+	sent := newVM("not-asked", "masquerade", map[string]string{"example.org/owner": "team-a"})
+	sent.Spec.Template.Metadata.Annotations = map[string]string{"example.org/color": "blue"}
+	stored, err := kube.DryRun(t.Context(), in.api, virtualMachinesPath, sent)
+	t.Check(err)
+	if !maps.Equal(stored.Annotations, sent.Annotations) || !maps.Equal(stored.Spec.Template.Metadata.Annotations, sent.Spec.Template.Metadata.Annotations) {
+		t.Errorf("the annotations are %v and %v", stored.Annotations, stored.Spec.Template.Metadata.Annotations)
+	}
+}

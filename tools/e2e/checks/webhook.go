@@ -1,0 +1,86 @@
+package checks
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/example/kubevirt-imds/tools/e2e/kube"
+	"github.com/example/kubevirt-imds/tools/e2e/suite"
+)
+
+// Names that the manifests give to the webhook's objects, and where the API has them.
+const (
+	namespace      = "kubevirt-imds"
+	webhook        = "imds-webhook"
+	webhookSecret  = "imds-webhook-tls"
+	configurations = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+	deployments    = "/apis/apps/v1/namespaces/" + namespace + "/deployments"
+	webhookPods    = "/api/v1/namespaces/" + namespace + "/pods"
+	secrets        = "/api/v1/namespaces/" + namespace + "/secrets"
+)
+
+// awaitRollout returns when all replicas are of the newest template and ready, and none else is left.
+func (in *installation) awaitRollout(ctx context.Context) error {
+	_, err := kube.Await(ctx, in.api, deployments, webhook, patience, func(d *appsv1.Deployment) string {
+		want, s := *d.Spec.Replicas, d.Status
+		if s.ObservedGeneration == d.Generation && s.UpdatedReplicas == want && s.AvailableReplicas == want && s.Replicas == want {
+			return ""
+		}
+		return fmt.Sprintf("of %d replicas %d are updated, %d available; %d in all", want, s.UpdatedReplicas, s.AvailableReplicas, s.Replicas)
+	})
+	return err
+}
+
+// webhookPods are the webhook's pods that are not on their way out.
+func (in *installation) webhookPods(ctx context.Context) ([]corev1.Pod, error) {
+	list, err := kube.Get[corev1.PodList](ctx, in.api, webhookPods)
+	if err != nil {
+		return nil, err
+	}
+	var pods []corev1.Pod
+	for _, pod := range list.Items {
+		if pod.DeletionTimestamp == nil {
+			pods = append(pods, pod)
+		}
+	}
+	return pods, nil
+}
+
+// scale sets the number of replicas.
+func (in *installation) scale(ctx context.Context, replicas int) error {
+	patch := map[string]any{"spec": map[string]any{"replicas": replicas}}
+	return in.api.Patch(ctx, deployments+"/"+webhook, kube.MergePatch, patch)
+}
+
+// explained makes each check say more about the webhook when it fails.
+func (in *installation) explained(checks ...suite.Check) []suite.Check {
+	for i := range checks {
+		run := checks[i].Run
+		checks[i].Run = func(t *suite.T) {
+			t.Cleanup(func() {
+				if t.Failed() {
+					in.explain(t)
+				}
+			})
+			run(t)
+		}
+	}
+	return checks
+}
+
+// explain shows what the webhook's pods are doing and the end of their logs.
+func (in *installation) explain(t *suite.T) {
+	for _, args := range [][]string{
+		{"get", "pods", "--namespace=" + namespace, "--output=wide"},
+		{"get", "events", "--namespace=" + namespace, "--field-selector=type=Warning"},
+		{"logs", "--namespace=" + namespace, "--selector=app.kubernetes.io/name=" + webhook, "--prefix", "--tail=15"},
+	} {
+		output, _ := in.cluster.Command(t.Context(), "kubectl", args...).CombinedOutput()
+		t.Logf("kubectl %s:\n%s", strings.Join(args, " "), bytes.TrimSpace(output))
+	}
+}
