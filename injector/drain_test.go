@@ -133,3 +133,32 @@ func TestSlowClientIsCutOff(t *testing.T) {
 		})
 	}
 }
+
+// A connection that is in use when the end is announced is closed with its next
+// answer. Were it kept, a request could be on its way when the process ends.
+func TestDrainEndsTheConnectionsInUse(t *testing.T) {
+	timing, withdrawn := held(time.Second)
+	defer withdrawn()
+	w := startWebhook(t, declaredPatches, timing)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.ca}}}
+	defer client.CloseIdleConnections()
+	ends := func() bool {
+		response, err := client.Post(w.url+"/mutate-pod", "application/json", bytes.NewReader(reviewOf(t, podRequest(fixture(t, "masquerade.pod.yaml")))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if _, err := io.Copy(io.Discard, response.Body); err != nil {
+			t.Fatal(err)
+		}
+		return response.Close
+	}
+	if ends() {
+		t.Error("a connection ends with its first answer")
+	}
+	w.terminate()
+	w.log.wait(t, "draining")
+	if !ends() {
+		t.Error("a connection is kept while draining")
+	}
+}

@@ -75,7 +75,7 @@ func listen(opts options, certificates *certificate.Source, publication *publica
 
 	draining := new(atomic.Bool)
 	s := &service{
-		webhook:     newServer(reviews, timing, log),
+		webhook:     newServer(closing(reviews, draining), timing, log),
 		health:      newServer(healthHandler(certificates, publication, patches, draining), timing, log),
 		publication: publication,
 		draining:    draining,
@@ -99,6 +99,18 @@ func listen(opts options, certificates *certificate.Source, publication *publica
 	}
 	log.Info("listening", "webhook", s.webhookListener.Addr().String(), "health", s.healthListener.Addr().String())
 	return s, nil
+}
+
+// closing has each answer end its connection while the service drains: the API
+// server keeps one open for as long as it is used, and would otherwise send its
+// next request just when the listener's end closes it.
+func closing(handler http.Handler, draining *atomic.Bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if draining.Load() {
+			w.Header().Set("Connection", "close") // in HTTP/2 net/http makes a GOAWAY of it
+		}
+		handler.ServeHTTP(w, r)
+	})
 }
 
 func newServer(handler http.Handler, timing timing, log *slog.Logger) *http.Server {
