@@ -20,18 +20,21 @@ import (
 )
 
 const usage = `usage: go run . build                             compile Kubernetes and containerd; once, some minutes
-       go run . check [-run REGEXP] [-keep]         start a cluster, check the product in it, stop it
+       go run . check [OPTION...]                 start a cluster, check the product in it, stop it
        go run . cluster -- COMMAND [ARGUMENT...]   start a cluster, run the command in it, stop it
        go run . smoke                             start a cluster, check that it is a real one, stop it
 
-check applies each overlay with kubectl, checks it, and deletes it; a VM's pod that got its sidecars really runs.
-Lines are those of go test -v; a table at the end says what was proved.
-  -run REGEXP   only the checks whose names, such as kind/pods/opted-in, match
-  -keep         a shell in the cluster after the first overlay with a failed check, or after the last
+check applies each overlay with kubectl, checks what it does, and deletes it; a VM's pod that got its sidecars
+really runs. The lines are those of go test -v; a table at the end says what was proved.
+  -run REGEXP        only the checks whose names, such as kind/pods/opted-in, match
+  -keep              wait for Ctrl-C after the first overlay with a failed check, or after the last, and leave it
+                     installed until then
+  -kubeconfig FILE   a cluster that is there already, with KubeVirt and the images in it, such as one of kind after
+                     just kind-load: the overlay kind alone, and no pod that runs
 
-The command runs on the cluster's node, in its namespaces: kubectl and ctr are in its PATH, KUBECONFIG is
-set, services have their addresses. "cluster -- bash" is a shell to look around.
-All but build need root, and the programs runc and nft. The build is kept in the user's cache folder;
+The command of cluster runs on the cluster's node, in its namespaces: kubectl and ctr are in its PATH, KUBECONFIG
+is set, services have their addresses. "cluster -- bash" is a shell to look around.
+What starts a cluster needs root, and the programs runc and nft. The build is kept in the user's cache folder;
 nothing else stays on the machine but, after a failure, a folder of logs, whose path is shown.
 `
 
@@ -69,7 +72,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return command.Run()
 		})
 	case name == "check":
-		return check(ctx, rest[1:], stdin, stdout, stderr)
+		return check(ctx, rest[1:], stdout, stderr)
 	case name == "smoke" && len(rest) == 1:
 		return inCluster(ctx, stderr, func(ctx context.Context, c *cluster.Cluster) error {
 			return smoke.Run(ctx, c, stdout)
@@ -91,12 +94,13 @@ func build(ctx context.Context, progress io.Writer) error {
 }
 
 // check runs the checks of the product that its own arguments name.
-func check(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, usage) }
 	expression := flags.String("run", "", "")
 	keep := flags.Bool("keep", false, "")
+	kubeconfig := flags.String("kubeconfig", "", "")
 	if err := flags.Parse(args); err != nil {
 		return flag.ErrHelp
 	}
@@ -108,9 +112,17 @@ func check(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 	if err != nil {
 		return fmt.Errorf("-run: %w", err)
 	}
-	return inCluster(ctx, stderr, func(ctx context.Context, c *cluster.Cluster) error {
-		return checks.Run(ctx, checks.Options{Cluster: c, Filter: filter, Keep: *keep, Stdin: stdin, Out: stdout})
-	})
+	options := checks.Options{Kubeconfig: *kubeconfig, Filter: filter, Keep: *keep, Out: stdout}
+	run := func(ctx context.Context, c *cluster.Cluster) error {
+		ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		options.Cluster = c
+		return checks.Run(ctx, options)
+	}
+	if *kubeconfig != "" {
+		return run(ctx, nil)
+	}
+	return inCluster(ctx, stderr, run)
 }
 
 // inCluster does something in a cluster that is there for this alone. The run folder stays when it fails.

@@ -47,7 +47,7 @@ func get(ctx context.Context, client *http.Client, address string) ([]byte, erro
 // the way was there again only after a second.
 func (dial dialer) awaitAnswer(ctx context.Context) (time.Duration, error) {
 	const (
-		connectTime = 50 * time.Millisecond
+		connectTime = 5 * time.Millisecond
 		pause       = time.Millisecond
 	)
 	hasty := dialer(func(ctx context.Context, network, address string) (net.Conn, error) {

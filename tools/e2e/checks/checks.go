@@ -1,14 +1,14 @@
 // Package checks proves on a real Kubernetes that what users install does what the README says: each overlay is
 // applied with kubectl, checked and deleted, and a VM's pod that got its sidecars really runs.
 //
-// cert-manager and KubeVirt are not there. Their kinds are, without a schema, and the checks play their parts.
+// cert-manager and KubeVirt need not be there. The checks then play their parts, with kinds that have no schema.
 package checks
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"regexp"
 	"time"
 
@@ -16,69 +16,73 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/suite"
 )
 
-// Options say what is checked.
+// Options say what is checked and where.
 type Options struct {
-	Cluster *cluster.Cluster
+	// Cluster is one that is there for this alone. Without it, Kubeconfig is of one that was there before: then
+	// only the overlay kind is checked, and no pod runs, since that takes a look into the node.
+	Cluster    *cluster.Cluster
+	Kubeconfig string
 	// Filter matches the full names, overlay/check, of the checks to run.
 	Filter *regexp.Regexp
-	// Keep opens a shell in the cluster, which Stdin is for, after the first overlay with a failed check, or else
-	// after the last overlay, while it is still installed.
-	Keep  bool
-	Stdin io.Reader
-	// Out gets a line for the begin and end of each check, what failed, and a table of what was proved.
+	// Keep waits, after the first overlay with a failed check, or else after the last one, until the context
+	// ends, with the overlay installed.
+	Keep bool
+	// Out gets a line at the begin and at the end of each check, what failed, and the table of what was proved.
 	Out io.Writer
 }
 
 // Run runs the checks. It fails if one of them does.
-func Run(ctx context.Context, options Options) error {
-	s, err := prepare(ctx, options.Cluster, options.Out)
+func Run(ctx context.Context, options Options) (err error) {
+	var s *site
+	choice := []overlay{kind}
+	if options.Cluster != nil {
+		choice = append(choice, certManager, manual)
+		s, err = openSite(ctx, options.Cluster, options.Out)
+	} else {
+		s, err = openForeignSite(ctx, options.Kubeconfig)
+	}
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(s.folder)
+	// Also what was interrupted is removed.
+	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
 
 	results := suite.New(options.Out, options.Filter)
-	installations := selected(ctx, s, results)
+	installations := selectInstallations(ctx, s, choice, results)
 	for i, in := range installations {
 		in.run(ctx, results)
 		if last := i == len(installations)-1; options.Keep && (last || results.Failed() > 0) {
-			if err := shell(ctx, options); err != nil {
-				return err
-			}
-			options.Keep = false
+			fmt.Fprintf(options.Out, "%s is installed until Ctrl-C; %s\n", in.name, s.howToEnter())
+			<-ctx.Done()
 		}
-		in.uninstall(ctx, results)
+		if ctx.Err() == nil || s.cluster == nil {
+			in.uninstall(context.WithoutCancel(ctx), results)
+		}
+		if ctx.Err() != nil {
+			break
+		}
 	}
 	return results.Finish()
 }
 
-// selected returns an installation of each overlay of which at least one check is to be run.
-func selected(ctx context.Context, s *site, results *suite.Suite) []*installation {
-	var found []*installation
-	for _, overlay := range []overlay{kind, certManager, manual} {
+// selectInstallations returns an installation of each overlay of which at least one check is to be run.
+func selectInstallations(ctx context.Context, s *site, choice []overlay, results *suite.Suite) []*installation {
+	var selected []*installation
+	for _, overlay := range choice {
 		in := newInstallation(ctx, s, overlay)
 		if results.Selects(in.name, append(in.checks(), in.install(), in.remove())) {
-			found = append(found, in)
+			selected = append(selected, in)
 		}
 	}
-	return found
+	return selected
 }
 
-// shell lets a person look around in the cluster.
-func shell(ctx context.Context, options Options) error {
-	name, found := os.LookupEnv("SHELL")
-	if !found {
-		name = "sh"
+// howToEnter tells a person how to look around.
+func (s *site) howToEnter() string {
+	if s.cluster == nil {
+		return "kubectl reaches it"
 	}
-	io.WriteString(options.Out, "this is a shell in the cluster: kubectl and ctr are here; exit to go on\n")
-	command := options.Cluster.Command(ctx, name)
-	command.Stdin, command.Stdout, command.Stderr = options.Stdin, options.Out, options.Out
-	if err := command.Run(); err != nil {
-		if _, ended := err.(*exec.ExitError); !ended {
-			return err
-		}
-	}
-	return nil
+	return "a shell in the cluster:\n" + s.cluster.ShellCommand()
 }
 
 // patience is how long anything may take that the cluster does by itself. On an idle machine all of it takes a

@@ -20,7 +20,7 @@ func tellsIdentity(t *suite.T, v *vmPod) {
 	var got map[string]string
 	t.Check(json.Unmarshal(body, &got))
 	want := map[string]string{
-		"namespace":          vmNamespace,
+		"namespace":          tenant,
 		"serviceAccountName": vmAccount,
 		"vmName":             vmName,
 		"podName":            v.pod.Name,
@@ -39,7 +39,7 @@ func givesToken(t *suite.T, v *vmPod) {
 	if !status.Authenticated {
 		t.Fatalf("it is not accepted: %s", status.Error)
 	}
-	if want := "system:serviceaccount:" + vmNamespace + ":" + vmAccount; status.User.Username != want {
+	if want := "system:serviceaccount:" + tenant + ":" + vmAccount; status.User.Username != want {
 		t.Errorf("it is %s's, want %s's", status.User.Username, want)
 	}
 	for name, want := range map[string]string{

@@ -46,18 +46,17 @@ func readPod(path string) (*corev1.Pod, error) {
 	if err := yaml.Unmarshal(content, pod); err != nil {
 		return nil, err
 	}
-	if pod.Namespace == "" {
-		pod.Namespace = tenants[0]
-	}
+	pod.Namespace = tenant
 	return pod, nil
 }
 
+// podsPath is where the pods of the VMs are.
+const podsPath = "/api/v1/namespaces/" + tenant + "/pods"
+
 // admit sends a pod through admission and returns what the API server would store.
 func (s *site) admit(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
-	return kube.DryRun(ctx, s.api, podsIn(pod.Namespace), pod)
+	return kube.DryRun(ctx, s.api, podsPath, pod)
 }
-
-func podsIn(namespace string) string { return "/api/v1/namespaces/" + namespace + "/pods" }
 
 // sidecars are the product's containers in a pod, wherever they are.
 func sidecars(pod *corev1.Pod) []corev1.Container {

@@ -1,6 +1,7 @@
 package checks
 
 import (
+	"errors"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -70,8 +71,8 @@ func (in *installation) applyPackage(t *suite.T) {
 
 // expectRefusal fails the check if there was no refusal, or not with the words.
 func expectRefusal(t *suite.T, err error, words ...string) {
-	refused, ok := err.(*kube.Error)
-	if !ok {
+	var refused *kube.Error
+	if !errors.As(err, &refused) {
 		t.Errorf("error %v, want a refusal that says %q", err, words)
 		return
 	}

@@ -17,13 +17,13 @@ func outageChecks(in *installation) []suite.Check {
 	}
 }
 
-// leaving is a VM that asked while the webhook was there, and that KubeVirt's finalizer holds.
+// leaving is a VM that asked while the webhook was there, and that a finalizer holds.
 const leaving = "leaving"
 
 // beginOutage scales the webhook to zero.
 func (in *installation) beginOutage(ctx context.Context) error {
 	vm := newVM(leaving, "masquerade", map[string]string{enabledAnnotation: "true"})
-	vm.Finalizers = []string{"kubevirt.io/virtualMachineControllerFinalize"}
+	vm.Finalizers = []string{"kubevirt-imds.example/hold"}
 	if _, err := kube.Create(ctx, in.api, virtualMachinesPath, vm); err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func (in *installation) deletesAlone(t *suite.T) {
 	}
 }
 
-// deleteLeaving deletes the VM, if it is there, and then removes the finalizer as KubeVirt's controller does.
+// deleteLeaving deletes the VM, if it is there, and then removes the finalizer, as a controller does.
 func (in *installation) deleteLeaving(ctx context.Context) error {
 	path := virtualMachinesPath + "/" + leaving
 	if err := in.api.Delete(ctx, path); kube.IsNotFound(err) {

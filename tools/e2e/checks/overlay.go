@@ -30,8 +30,9 @@ type overlay struct {
 type installation struct {
 	*site
 	overlay
-	before   snapshot // of the cluster without it
-	replicas int      // that the overlay asks for
+	before      snapshot // of the cluster without it
+	replicas    int      // of the webhook
+	serverImage string   // that the webhook's pods pull before they start
 
 	// authority is the CA where the checks play cert-manager.
 	authority *pki.Authority
@@ -95,7 +96,7 @@ func (in *installation) install() suite.Check {
 		t.Check(in.awaitRollout(ctx))
 		d, err := kube.Get[appsv1.Deployment](ctx, in.api, deployments+"/"+webhook)
 		t.Check(err)
-		in.replicas = int(*d.Spec.Replicas)
+		in.replicas, in.serverImage = int(*d.Spec.Replicas), d.Spec.Template.Spec.InitContainers[0].Image
 		// At once: who waited for the roll-out need not wait any more.
 		_, err = in.admit(ctx, launcherPod(t, in.site, "masquerade"))
 		t.Check(err)

@@ -65,8 +65,8 @@ func (in *installation) inject(t *suite.T, name string) *corev1.Pod {
 		if container.RestartPolicy == nil || *container.RestartPolicy != corev1.ContainerRestartPolicyAlways {
 			t.Errorf("%s is not a native sidecar", container.Name)
 		}
-		if full := "docker.io/library/" + container.Image + ":latest"; container.Image != serverImage && full != serverImage {
-			t.Errorf("the image of %s is %s, want %s", container.Name, container.Image, serverImage)
+		if container.Image != in.serverImage {
+			t.Errorf("the image of %s is %s, want %s, which the webhook's own pods have pulled", container.Name, container.Image, in.serverImage)
 		}
 	}
 	if injected.Annotations[injectedAnnotation] != "true" {

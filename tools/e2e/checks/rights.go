@@ -27,7 +27,7 @@ func rightChecks(in *installation) []suite.Check {
 // checkRules compares with a ServiceAccount that nobody gave anything.
 func (in *installation) checkRules(t *suite.T) {
 	ctx := t.Context()
-	for _, where := range append(tenants, namespace, "kube-system") {
+	for _, where := range []string{tenant, namespace, "kube-system"} {
 		webhooks, err := in.rulesOf(ctx, webhook, where)
 		t.Check(err)
 		anybodys, err := in.rulesOf(ctx, "default", where)

@@ -21,16 +21,15 @@ import (
 
 // The VM whose pod runs.
 const (
-	vmNamespace    = "databases"
 	vmName         = "pg-main"
 	vmAccount      = "pg"
 	vmAudience     = "vault"
 	vmTokenSeconds = 600
 
-	instancesPath = "/apis/kubevirt.io/v1/namespaces/" + vmNamespace + "/virtualmachineinstances"
-	accountsPath  = "/api/v1/namespaces/" + vmNamespace + "/serviceaccounts"
+	instancesPath = "/apis/kubevirt.io/v1/namespaces/" + tenant + "/virtualmachineinstances"
+	accountsPath  = "/api/v1/namespaces/" + tenant + "/serviceaccounts"
 
-	// computeImage waits to be told to end. It is on the node for the sake of the pods' namespaces.
+	// computeImage waits to be told to end; it is on the node for the sake of pods' namespaces.
 	computeImage = "localhost/pause:1"
 )
 
@@ -60,12 +59,12 @@ func (in *installation) startVM(ctx context.Context) (*vmPod, error) {
 		return nil, err
 	}
 	makeRunnable(pod, owner.UID)
-	created, err := createUndo(ctx, in, podsIn(vmNamespace), pod)
+	created, err := createUndo(ctx, in, podsPath, pod)
 	if err != nil {
 		return nil, err
 	}
 	v := &vmPod{site: in.site, pod: created}
-	if v.pod, err = kube.Await(ctx, in.api, podsIn(vmNamespace), created.Name, patience, runningLacks); err != nil {
+	if v.pod, err = kube.Await(ctx, in.api, podsPath, created.Name, patience, runningLacks); err != nil {
 		return nil, err
 	}
 	compute, err := v.process(ctx, "compute")
@@ -138,7 +137,7 @@ func runningLacks(pod *corev1.Pod) string {
 
 // status is what the kubelet says of a container now.
 func (v *vmPod) status(ctx context.Context, name string) (corev1.ContainerStatus, error) {
-	pod, err := kube.Get[corev1.Pod](ctx, v.site.api, podsIn(vmNamespace)+"/"+v.pod.Name)
+	pod, err := kube.Get[corev1.Pod](ctx, v.site.api, podsPath+"/"+v.pod.Name)
 	if err != nil {
 		return corev1.ContainerStatus{}, err
 	}
@@ -175,7 +174,7 @@ func (v *vmPod) process(ctx context.Context, name string) (int, error) {
 // log is what a container has written, each line after the time at which the node had it.
 func (v *vmPod) log(ctx context.Context, name string) (string, error) {
 	query := url.Values{"container": {name}, "timestamps": {"true"}}
-	return v.site.api.Text(ctx, podsIn(vmNamespace)+"/"+v.pod.Name+"/log", query)
+	return v.site.api.Text(ctx, podsPath+"/"+v.pod.Name+"/log", query)
 }
 
 // close stops the guest and lets go of the pod's network.

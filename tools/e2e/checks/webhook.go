@@ -80,7 +80,7 @@ func (in *installation) explain(t *suite.T) {
 		{"get", "events", "--namespace=" + namespace, "--field-selector=type=Warning"},
 		{"logs", "--namespace=" + namespace, "--selector=app.kubernetes.io/name=" + webhook, "--prefix", "--tail=15"},
 	} {
-		output, _ := in.cluster.Command(t.Context(), "kubectl", args...).CombinedOutput()
+		output, _ := in.command(t.Context(), "kubectl", args...).CombinedOutput()
 		t.Logf("kubectl %s:\n%s", strings.Join(args, " "), bytes.TrimSpace(output))
 	}
 }

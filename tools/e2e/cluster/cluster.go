@@ -131,16 +131,26 @@ func (c *Cluster) DialContext(ctx context.Context, network, address string) (net
 // ctr and the others in its PATH and KUBECONFIG set. See sandbox.Sandbox.Command for signals.
 func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	command := c.sandbox.Command(ctx, name, args...)
-	command.Env = append(os.Environ(),
-		"PATH="+strings.Join([]string{c.programs.Folder, os.Getenv("PATH"), systemFolders}, ":"),
-		"KUBECONFIG="+c.Kubeconfig(),
+	command.Env = append(os.Environ(), c.environment()...)
+	return command
+}
+
+// environment is what programs in the cluster have besides the environment of this process.
+func (c *Cluster) environment() []string {
+	return []string{
+		"PATH=" + strings.Join([]string{c.programs.Folder, os.Getenv("PATH"), systemFolders}, ":"),
+		"KUBECONFIG=" + c.Kubeconfig(),
 		// kubectl reads no settings of the user's and leaves no cache in the user's home folder.
 		"KUBERC=off",
-		"KUBECACHEDIR="+c.file("kubectl-cache"),
-		"CONTAINERD_ADDRESS="+containerdSocket,
+		"KUBECACHEDIR=" + c.file("kubectl-cache"),
+		"CONTAINERD_ADDRESS=" + containerdSocket,
 		"CONTAINERD_NAMESPACE=k8s.io",
-	)
-	return command
+	}
+}
+
+// ShellCommand is what a person types, as root, to get a shell in which kubectl and ctr reach the cluster.
+func (c *Cluster) ShellCommand() string {
+	return fmt.Sprintf("nsenter --target %d --mount --net --pid env %s sh", c.sandbox.Pid(), strings.Join(c.environment(), " "))
 }
 
 // LoadImage gives the node an image: an OCI image layout or a docker archive in a tar file, named as its

@@ -53,6 +53,9 @@ func configure() error {
 	if err != nil {
 		return err
 	}
+	if err := netlink.LinkSetHardwareAddr(nic, guestMAC); err != nil {
+		return err
+	}
 	if err := netlink.LinkSetUp(nic); err != nil {
 		return err
 	}

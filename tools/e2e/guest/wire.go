@@ -24,7 +24,11 @@ const (
 	mtu           = 1500
 )
 
-var bridgeMAC = net.HardwareAddr{0x02, 0, 0, 0, 0, 0}
+var (
+	bridgeMAC = net.HardwareAddr{0x02, 0, 0, 0, 0, 0}
+	// guestMAC is the same for the life of a VMI.
+	guestMAC = net.HardwareAddr{0x52, 0x54, 0, 0x12, 0x34, 0x56}
+)
 
 //go:embed masquerade.nft
 var masquerade []byte

@@ -24,13 +24,7 @@ const (
 // Client sends requests to an API server.
 type Client struct {
 	http   *http.Client
-	server string
-}
-
-// New returns a client of the API server at an address such as https://127.0.0.1:6443, with the rights that
-// the HTTP client's certificate has.
-func New(http *http.Client, server string) *Client {
-	return &Client{http: http, server: server}
+	server string // such as https://127.0.0.1:6443
 }
 
 // Request is one request to the API server. Only Method and Path are always needed.

@@ -111,5 +111,8 @@ func (s *Sandbox) Path(path string) string {
 	return fmt.Sprintf("/proc/%d/root%s", s.pid, path)
 }
 
+// Pid is the sandbox's pid 1, as this process sees it.
+func (s *Sandbox) Pid() int { return s.pid }
+
 // Network opens the sandbox's network namespace; who opens it closes it.
 func (s *Sandbox) Network() (*netns.Namespace, error) { return netns.Of(s.pid) }

@@ -1,0 +1,54 @@
+package checks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/example/kubevirt-imds/tools/e2e/cluster"
+	"github.com/example/kubevirt-imds/tools/e2e/image"
+)
+
+// images are those of the Containerfile, by the names that the overlays have for them.
+var images = []struct {
+	name, entrypoint string
+	programs         map[string]string // the package of each
+}{
+	{"kubevirt-imds-server", "/imds-server", map[string]string{"imds-server": "./server", "imds-init": "./netsetup"}},
+	{"kubevirt-imds-webhook", "/imds-webhook", map[string]string{"imds-webhook": "./injector"}},
+}
+
+// loadImages builds the images and gives them to the node.
+func (s *site) loadImages(ctx context.Context, out io.Writer) error {
+	begin := time.Now()
+	for _, made := range images {
+		fmt.Fprintf(out, "building the image %s\n", made.name)
+		root := filepath.Join(s.folder, "images", made.name)
+		for program, folder := range made.programs {
+			err := cluster.RunGo(ctx, s.repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w",
+				"-o", filepath.Join(root, program), folder)
+			if err != nil {
+				return err
+			}
+		}
+		archive, err := os.Create(root + ".tar")
+		if err != nil {
+			return err
+		}
+		// What a container runtime takes a name without registry and tag for.
+		name := "docker.io/library/" + made.name + ":latest"
+		_, err = image.Write(archive, name, image.Config{User: "65532:65532", Entrypoint: []string{made.entrypoint}}, os.DirFS(root))
+		if err := errors.Join(err, archive.Close()); err != nil {
+			return err
+		}
+		if err := s.cluster.LoadImage(ctx, archive.Name()); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(out, "the images are on the node after %.1f s\n", time.Since(begin).Seconds())
+	return nil
+}
