@@ -19,12 +19,13 @@ test *ARGS:
 fmt:
     go fmt ./...
 
-# check format, vet, staticcheck and the tidiness of go.mod
+# check format, vet, staticcheck and the tidiness of go.mod, in both modules
 lint:
     @test -z "$(gofmt -l .)" || { echo "not gofmt'ed; run: just fmt"; gofmt -l .; exit 1; }
     go vet ./...
     go tool staticcheck ./...
     go mod tidy -diff
+    cd tools/e2e && go vet ./... && go tool -modfile=../../go.mod staticcheck ./... && go mod tidy -diff
     @test -z "$(go list -deps -f '{{{{ if not .Standard }}{{{{ .ImportPath }}{{{{ end }}' ./server/... | grep -v ^github.com/example/kubevirt-imds/)" || { echo "server/ is standard library only"; exit 1; }
 
 # look for known vulnerabilities (asks the Go vulnerability database)
@@ -68,9 +69,10 @@ image goarch=arch: (build goarch)
 kind-load cluster="kind": image
     kind load docker-image --name {{ cluster }} kubevirt-imds-server kubevirt-imds-webhook
 
-# check all of it on a real Kubernetes, which is built from Go modules (root; the first time about 7 minutes)
-e2e *ARGS:
-    cd tools/e2e && go vet ./... && go test ./... && go run . check {{ ARGS }}
+# check all of it on a real Kubernetes, built from Go modules (root; once about 7 minutes); or: e2e guests, e2e kind
+e2e what='check' *ARGS:
+    @case {{ what }} in check | guests | kind) ;; *) echo "just e2e {{ what }}: use check, guests or kind, and then options" >&2; exit 2 ;; esac
+    cd tools/e2e && go vet ./... && go test ./... && {{ if what == "kind" { "./kind.sh" } else { "go run . " + what } }} {{ ARGS }}
 
 # compare the hot paths with a reference in the same run
 bench:

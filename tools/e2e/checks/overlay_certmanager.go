@@ -104,7 +104,7 @@ func (in *installation) issue(ctx context.Context, name string) (*corev1.Secret,
 		return nil, err
 	}
 	if err := in.checkIssuer(ctx, wanted.Spec.IssuerRef.Name); err != nil {
-		return nil, fmt.Errorf("Certificate %s: %w", name, err)
+		return nil, fmt.Errorf("the Certificate %s: %w", name, err)
 	}
 	pair, err := in.authority.Server(pkix.Name{}, wanted.Spec.DNSNames...)
 	if err != nil {
