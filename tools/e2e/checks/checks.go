@@ -47,7 +47,7 @@ func Run(ctx context.Context, options Options) (err error) {
 	// Also what was interrupted is removed.
 	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
 
-	results := suite.New(options.Out, options.Filter)
+	results := suite.New(options.Out, options.Filter, suite.ByProof)
 	installations := selectInstallations(ctx, s, choice, results)
 	for i, in := range installations {
 		in.run(ctx, results)

@@ -2,7 +2,7 @@
 // as `go test -v` writes them, so that CI recognises them, and a table at the end.
 //
 // It is not `go test`, because a check here is one of many about the same thing, in an order, and the reader
-// wants the sum.
+// wants the sum. Several goroutines may run checks of one suite at once.
 package suite
 
 import (
@@ -14,14 +14,15 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 )
 
 // Check is something to prove.
 type Check struct {
-	// Name identifies the check, within its column, on the command line and in the output.
+	// Name identifies the check, among those about the same subject, on the command line and in the output.
 	Name string
-	// Proves is the row of the table: what is so when the check passes.
+	// Proves is what is so when the check passes.
 	Proves string
 	// Run proves it, or fails the T. It may end early by T.Fatalf.
 	Run func(*T)
@@ -39,26 +40,32 @@ const (
 
 // Suite collects the outcomes of checks.
 type Suite struct {
+	filter *regexp.Regexp
+	layout Layout
+	begin  time.Time
+
+	mu      sync.Mutex // guards what follows
 	out     io.Writer
-	filter  *regexp.Regexp
 	results []result
-	begin   time.Time
 }
 
+// result is what became of a check, and what of the layouts want to know of it.
 type result struct {
-	column, proves string
-	outcome        Outcome
+	subject, name, proves string
+	outcome               Outcome
+	figure                string // what was measured, if anything was
 }
 
-// New returns a suite that writes to out and runs the checks whose full name, column/name, matches filter.
-func New(out io.Writer, filter *regexp.Regexp) *Suite {
-	return &Suite{out: out, filter: filter, begin: time.Now()}
+// New returns a suite that writes to out and runs the checks whose full name, subject/name, matches filter. The
+// sum has the layout.
+func New(out io.Writer, filter *regexp.Regexp, layout Layout) *Suite {
+	return &Suite{out: out, filter: filter, layout: layout, begin: time.Now()}
 }
 
-// Selects says whether any of the checks is to be run in this column, so that what they need has to be made.
-func (s *Suite) Selects(column string, checks []Check) bool {
+// Selects says whether any of the checks is to be run on this subject, so that what they need has to be made.
+func (s *Suite) Selects(subject string, checks []Check) bool {
 	for _, check := range checks {
-		if s.filter.MatchString(column + "/" + check.Name) {
+		if s.filter.MatchString(subject + "/" + check.Name) {
 			return true
 		}
 	}
@@ -66,30 +73,41 @@ func (s *Suite) Selects(column string, checks []Check) bool {
 }
 
 // Run runs the checks that are selected, in order, each whether or not those before it passed.
-func (s *Suite) Run(ctx context.Context, column string, checks []Check) {
+func (s *Suite) Run(ctx context.Context, subject string, checks []Check) {
 	for _, check := range checks {
-		if s.filter.MatchString(column + "/" + check.Name) {
-			s.Must(ctx, column, check)
+		if s.filter.MatchString(subject + "/" + check.Name) {
+			s.Must(ctx, subject, check)
 		}
 	}
 }
 
 // Must runs a check even if it is not selected, because others depend on it, and says whether it passed.
-func (s *Suite) Must(ctx context.Context, column string, check Check) bool {
-	t := &T{ctx: ctx, out: s.out}
-	name := column + "/" + check.Name
-	fmt.Fprintf(s.out, "=== RUN   %s\n", name)
+func (s *Suite) Must(ctx context.Context, subject string, check Check) bool {
+	t := &T{ctx: ctx}
+	name := subject + "/" + check.Name
+	s.printf("=== RUN   %s\n", name)
 	begin := time.Now()
 	t.run(check.Run)
-	fmt.Fprintf(s.out, "--- %s: %s (%.1fs)\n", t.outcome(), name, time.Since(begin).Seconds())
-	s.results = append(s.results, result{column, check.Proves, t.outcome()})
+	// In one piece: another check may be writing too.
+	s.printf("%s--- %s: %s (%.1fs)\n", t.log.String(), t.outcome(), name, time.Since(begin).Seconds())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.results = append(s.results, result{subject, check.Name, check.Proves, t.outcome(), t.figure})
 	return t.outcome() != Fail
+}
+
+func (s *Suite) printf(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fmt.Fprintf(s.out, format, args...)
 }
 
 // Failed counts the checks that failed.
 func (s *Suite) Failed() int { return s.count(Fail) }
 
 func (s *Suite) count(outcome Outcome) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	n := 0
 	for _, r := range s.results {
 		if r.outcome == outcome {
@@ -99,14 +117,14 @@ func (s *Suite) count(outcome Outcome) int {
 	return n
 }
 
-// Finish writes the table and the sum. It returns an error if a check failed, or if none was selected: that is
-// a mistake in the expression and proves nothing.
+// Finish writes the sum, when all checks have ended. It returns an error if a check failed, or if none was
+// selected: that is a mistake in the expression and proves nothing.
 func (s *Suite) Finish() error {
 	if len(s.results) == 0 {
 		return fmt.Errorf("no check matches -run %q", s.filter)
 	}
 	fmt.Fprintln(s.out)
-	writeTable(s.out, s.results)
+	s.layout(s.out, s.results)
 	fmt.Fprintf(s.out, "\n%d passed, %d failed, %d skipped in %.0f s\n",
 		s.count(Pass), s.count(Fail), s.count(Skip), time.Since(s.begin).Seconds())
 	if s.Failed() > 0 {
@@ -121,7 +139,8 @@ func (s *Suite) Finish() error {
 // goroutine.
 type T struct {
 	ctx      context.Context
-	out      io.Writer
+	log      strings.Builder
+	figure   string
 	failed   bool
 	skipped  bool
 	cleanups []func()
@@ -136,7 +155,13 @@ func (t *T) Context() context.Context { return t.ctx }
 // Logf says something that a reader wants to know in any case, such as a figure.
 func (t *T) Logf(format string, args ...any) {
 	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "\n        ")
-	fmt.Fprintf(t.out, "    %s\n", text)
+	fmt.Fprintf(&t.log, "    %s\n", text)
+}
+
+// Figure is what the check measured, in short, such as "12 ms": it stands for its outcome when it passes.
+func (t *T) Figure(format string, args ...any) {
+	t.figure = fmt.Sprintf(format, args...)
+	t.Logf("%s", t.figure)
 }
 
 // Errorf fails the check and goes on.

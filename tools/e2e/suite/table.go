@@ -8,39 +8,85 @@ import (
 	"unicode/utf8"
 )
 
-// writeTable writes a row for each thing proved, in the order in which they came first, and a column for each
-// place where it was.
-func writeTable(out io.Writer, results []result) {
-	var rows, columns []string
-	cells := map[[2]string]Outcome{}
-	for _, r := range results {
-		if !slices.Contains(rows, r.proves) {
-			rows = append(rows, r.proves)
-		}
-		if !slices.Contains(columns, r.column) {
-			columns = append(columns, r.column)
-		}
-		cells[[2]string{r.proves, r.column}] = r.outcome
-	}
-	width := 0
-	for _, row := range rows {
-		width = max(width, utf8.RuneCountInString(row))
-	}
+// Layout writes the sum of a suite.
+type Layout func(io.Writer, []result)
 
-	line := func(row string, cell func(column string) string) {
-		fmt.Fprint(out, row, strings.Repeat(" ", width-utf8.RuneCountInString(row)))
-		for _, column := range columns {
-			fmt.Fprintf(out, "  %-*s", max(len(column), len(Pass)), cell(column))
+// ByProof is a row for each thing proved, in the order in which they came first, and a column for each subject
+// that it was proved of.
+func ByProof(out io.Writer, results []result) {
+	t := newTable()
+	for _, r := range results {
+		t.put(r.proves, r.subject, r.cell())
+	}
+	t.write(out)
+}
+
+// BySubject is a row for each subject and a column for each check, headed by its name, with what was measured.
+// What a check proves is said below.
+func BySubject(out io.Writer, results []result) {
+	t := newTable()
+	proofs := newTable()
+	for _, r := range results {
+		t.put(r.subject, r.name, r.cell())
+		proofs.put(r.name, "", r.proves)
+	}
+	t.write(out)
+	proofs.write(out)
+}
+
+func (r result) cell() string {
+	if r.outcome == Pass && r.figure != "" {
+		return r.figure
+	}
+	return string(r.outcome)
+}
+
+// table has its rows and columns in the order in which they came first.
+type table struct {
+	rows, columns []string
+	cells         map[[2]string]string
+}
+
+func newTable() *table { return &table{cells: map[[2]string]string{}} }
+
+func (t *table) put(row, column, cell string) {
+	if !slices.Contains(t.rows, row) {
+		t.rows = append(t.rows, row)
+	}
+	if !slices.Contains(t.columns, column) {
+		t.columns = append(t.columns, column)
+	}
+	t.cells[[2]string{row, column}] = cell
+}
+
+func (t *table) cell(row, column string) string {
+	if cell, there := t.cells[[2]string{row, column}]; there {
+		return cell
+	}
+	return "-"
+}
+
+func (t *table) write(out io.Writer) {
+	first := 0
+	for _, row := range t.rows {
+		first = max(first, utf8.RuneCountInString(row))
+	}
+	widths := map[string]int{}
+	for _, column := range t.columns {
+		widths[column] = utf8.RuneCountInString(column)
+		for _, row := range t.rows {
+			widths[column] = max(widths[column], utf8.RuneCountInString(t.cell(row, column)))
 		}
-		fmt.Fprintln(out)
+	}
+	line := func(row string, cell func(column string) string) {
+		text := fmt.Sprintf("%-*s", first, row)
+		for _, column := range t.columns {
+			text += fmt.Sprintf("  %-*s", widths[column], cell(column))
+		}
+		fmt.Fprintln(out, strings.TrimRight(text, " "))
 	}
 	line("", func(column string) string { return column })
-	for _, row := range rows {
-		line(row, func(column string) string {
-			if outcome, ran := cells[[2]string{row, column}]; ran {
-				return string(outcome)
-			}
-			return "-"
-		})
+	for _, row := range t.rows {
+		line(row, func(column string) string { return t.cell(row, column) })
 	}
 }
