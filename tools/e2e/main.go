@@ -1,5 +1,6 @@
-// Command e2e starts a real Kubernetes on this machine, without Docker, for tests: etcd, control plane,
-// kubelet, kube-proxy and containerd, built from Go modules, in private namespaces.
+// Command e2e starts what the tests need of the real world on this machine, without Docker: a Kubernetes (etcd,
+// control plane, kubelet, kube-proxy and containerd, built from Go modules, in private namespaces), and guests in
+// QEMU.
 package main
 
 import (
@@ -16,11 +17,13 @@ import (
 
 	"github.com/example/kubevirt-imds/tools/e2e/checks"
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
+	"github.com/example/kubevirt-imds/tools/e2e/guests"
 	"github.com/example/kubevirt-imds/tools/e2e/smoke"
 )
 
 const usage = `usage: go run . build                             compile Kubernetes and containerd; once, some minutes
        go run . check [OPTION...]                 start a cluster, check the product in it, stop it
+       go run . guests [-run REGEXP]              check the product with guests in QEMU, without a cluster
        go run . cluster -- COMMAND [ARGUMENT...]   start a cluster, run the command in it, stop it
        go run . smoke                             start a cluster, check that it is a real one, stop it
 
@@ -31,6 +34,10 @@ really runs. The lines are those of go test -v; a table at the end says what was
                      installed until then
   -kubeconfig FILE   a cluster that is there already, with KubeVirt and the images in it, such as one of kind after
                      just kind-load: the overlay kind alone, and no pod that runs
+
+guests checks what a VM's guest finds, and what nobody else does: Debian's kernel in QEMU, in pods whose network is
+wired as KubeVirt does it. It needs root, the programs qemu-system-x86_64, unshare and setpriv, and, the first time,
+a mirror of Debian. -run is as for check, with names such as smoke/token.
 
 The command of cluster runs on the cluster's node, in its namespaces: kubectl and ctr are in its PATH, KUBECONFIG
 is set, services have their addresses. "cluster -- bash" is a shell to look around.
@@ -73,6 +80,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		})
 	case name == "check":
 		return check(ctx, rest[1:], stdout, stderr)
+	case name == "guests":
+		return checkGuests(ctx, rest[1:], stdout, stderr)
 	case name == "smoke" && len(rest) == 1:
 		return inCluster(ctx, stderr, func(ctx context.Context, c *cluster.Cluster) error {
 			return smoke.Run(ctx, c, stdout)
@@ -123,6 +132,28 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return run(ctx, nil)
 	}
 	return inCluster(ctx, stderr, run)
+}
+
+// checkGuests runs the checks with real guests that its own arguments name.
+func checkGuests(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("guests", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() { fmt.Fprint(stderr, usage) }
+	expression := flags.String("run", "", "")
+	if err := flags.Parse(args); err != nil {
+		return flag.ErrHelp
+	}
+	if flags.NArg() > 0 {
+		flags.Usage()
+		return flag.ErrHelp
+	}
+	filter, err := regexp.Compile(*expression)
+	if err != nil {
+		return fmt.Errorf("-run: %w", err)
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return guests.Run(ctx, filter, stdout, stderr)
 }
 
 // inCluster does something in a cluster that is there for this alone. The run folder stays when it fails.

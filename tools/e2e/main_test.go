@@ -16,6 +16,8 @@ func TestWrongArgumentsGetTheUsageText(t *testing.T) {
 		{"cluster", "--"},
 		{"cluster", "kubectl", "get", "pods"},
 		{"smoke", "test"},
+		{"guests", "smoke"},
+		{"guests", "-keep"},
 		{"-h"},
 		{"-v", "build"},
 	} {

@@ -1,0 +1,90 @@
+// Package stage is what checks with real guests need: a VM's pod, whose network is wired as KubeVirt does it, with
+// the project's own sidecars in it as the kubelet starts them, and a guest that boots in it.
+//
+// Most checks begin with [Stage.Start]. One that has to do something in between calls the steps of a VM's life
+// itself, in this order:
+//
+//	vm := s.New(t, stage.Options{})  // the pod, with the interface that the CNI plugin made
+//	vm.StartSidecars()               // imds-init and imds-server
+//	vm.Wire()                        // virt-handler: bridge, tap, DHCP server
+//	vm.Boot()                        // virt-launcher: QEMU
+//	vm.Configure("eth0")             // the guest's own DHCP client
+//
+// All steps fail the check when they fail. At its end everything is gone, and the check has failed if anything of
+// the project's was seen on the pod's uplink.
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/example/kubevirt-imds/tools/e2e/cluster"
+	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
+	"github.com/example/kubevirt-imds/tools/e2e/qemu"
+	"github.com/example/kubevirt-imds/tools/podnet"
+)
+
+// programs are the sidecars, and the packages of this project that they are built from.
+var programs = map[string]string{"imds-init": "./netsetup", "imds-server": "./server"}
+
+// Stage is what all checks of a run share.
+type Stage struct {
+	folder string // for the programs, the image and the tokens
+	image  guestimage.Image
+}
+
+// Check says what keeps this process from having guests here; nil if nothing does.
+func Check() error {
+	if uid := os.Geteuid(); uid != 0 {
+		return fmt.Errorf("uid %d cannot start the sidecars as the kubelet does: run this command as root", uid)
+	}
+	if !podnet.RealTaps() {
+		return errors.New("no /dev/net/tun, without which QEMU has no tap: load the driver with 'modprobe tun'; in a container, pass the device in")
+	}
+	return errors.Join(podnet.Available(), qemu.Available())
+}
+
+// Open builds the sidecars and the guest's image. messages says what takes long.
+func Open(ctx context.Context, messages io.Writer) (*Stage, error) {
+	if err := Check(); err != nil {
+		return nil, err
+	}
+	folder, err := os.MkdirTemp("", "guests-")
+	if err != nil {
+		return nil, err
+	}
+	s := &Stage{folder: folder}
+	if err := s.build(ctx, messages); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Stage) build(ctx context.Context, messages io.Writer) error {
+	// The users of the sidecars find their program and their token in it.
+	if err := os.Chmod(s.folder, 0o755); err != nil {
+		return err
+	}
+	repository, err := cluster.Repository(ctx)
+	if err != nil {
+		return err
+	}
+	for name, folder := range programs {
+		fmt.Fprintf(messages, "building %s\n", name)
+		err := cluster.RunGo(ctx, repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", s.program(name), folder)
+		if err != nil {
+			return err
+		}
+	}
+	s.image, err = guestimage.Make(ctx, s.folder, messages)
+	return err
+}
+
+// Close removes what Open has made, but the cache.
+func (s *Stage) Close() error { return os.RemoveAll(s.folder) }
+
+func (s *Stage) program(name string) string { return filepath.Join(s.folder, name) }

@@ -1,0 +1,93 @@
+package stage
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// fsGroup is the pod's: 107, virt-launcher's.
+const fsGroup = 107
+
+// tokenLifetime is that of the tokens, which nobody checks here.
+const tokenLifetime = time.Hour
+
+// tokenVolume is the projected volume of the pod's tokens, which changes as a whole, as the kubelet's does: what
+// the reader opens are links through the link ..data, which is replaced by renaming.
+type tokenVolume struct {
+	folder    string
+	pod       string // the name, which is in each token
+	audiences []string
+	issued    int
+}
+
+// defaultAudience is that of the token that is there without being asked for.
+const defaultAudience = "https://kubernetes.default.svc.cluster.local"
+
+// path of the default token.
+func (v *tokenVolume) path() string { return filepath.Join(v.folder, "token") }
+
+// rotate puts new tokens in place of the present ones and returns the default one.
+func (v *tokenVolume) rotate() (token string, err error) {
+	v.issued++
+	version := filepath.Join(v.folder, fmt.Sprintf("..version_%d", v.issued))
+	token = v.issue(defaultAudience)
+	files := map[string]string{"token": token}
+	for i, audience := range v.audiences {
+		files[fmt.Sprintf("audiences/%d", i)] = v.issue(audience)
+	}
+	for path, content := range files {
+		if err := writeToken(filepath.Join(version, path), content); err != nil {
+			return "", err
+		}
+	}
+	data := filepath.Join(v.folder, "..data")
+	previous, _ := os.Readlink(data) // none the first time
+	if err := os.Symlink(filepath.Base(version), data+"_tmp"); err != nil {
+		return "", err
+	}
+	if err := os.Rename(data+"_tmp", data); err != nil {
+		return "", err
+	}
+	if previous != "" {
+		return token, os.RemoveAll(filepath.Join(v.folder, previous))
+	}
+	for path := range files {
+		top, _, _ := strings.Cut(path, "/")
+		err := os.Symlink(filepath.Join("..data", top), filepath.Join(v.folder, top))
+		if err != nil && !os.IsExist(err) {
+			return "", err
+		}
+	}
+	return token, nil
+}
+
+// writeToken writes a file as the kubelet does in a pod with an fsGroup.
+func writeToken(path, content string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, []byte(content), 0o640); err != nil {
+		return err
+	}
+	return os.Chown(path, 0, fsGroup)
+}
+
+// issue makes a JWT. Its signature is none: the server has no key to check it with.
+func (v *tokenVolume) issue(audience string) string {
+	now := time.Now()
+	encode := func(part any) string {
+		text, _ := json.Marshal(part) // maps of strings and numbers
+		return base64.RawURLEncoding.EncodeToString(text)
+	}
+	return encode(map[string]any{"alg": "ES256", "typ": "JWT"}) + "." + encode(map[string]any{
+		"aud": []string{audience},
+		"exp": now.Add(tokenLifetime).Unix(),
+		"iat": now.Unix(),
+		"jti": fmt.Sprintf("%s-%d", v.pod, v.issued),
+	}) + "." + encode("no signature")
+}

@@ -1,0 +1,243 @@
+package stage
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/example/kubevirt-imds/tools/e2e/dhcp"
+	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
+	"github.com/example/kubevirt-imds/tools/e2e/hand"
+	"github.com/example/kubevirt-imds/tools/e2e/qemu"
+	"github.com/example/kubevirt-imds/tools/e2e/suite"
+	"github.com/example/kubevirt-imds/tools/podnet"
+)
+
+// MetadataURL is where the guest asks.
+const MetadataURL = "http://169.254.169.254"
+
+// guestMAC is that of the guest's first NIC in masquerade binding, where no other is wanted.
+var guestMAC = net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x34, 0x56}
+
+// bridgeServerAddr is the address from which KubeVirt's DHCP server answers in bridge binding.
+var bridgeServerAddr = netip.MustParseAddr("169.254.75.10")
+
+// Patience is how long a step may take that takes some seconds on an idle machine.
+const Patience = time.Minute
+
+// Options say what VM it is. The zero value is one in masquerade binding.
+type Options struct {
+	// Network is the pod's.
+	Network podnet.Options
+	// Name of the VM. Empty: vm.
+	Name string
+	// Pod is the name of the pod. Empty: virt-launcher-, and the VM's name.
+	Pod string
+	// Audiences are those of the tokens beside the default one.
+	Audiences []string
+	// Init and Server are more of the sidecars' environment, such as IMDS_REQUIRE_HEADER=true.
+	Init, Server []string
+	// Memory of the guest in MiB. 0: QEMU's package decides.
+	Memory int
+}
+
+// VM is a VM's pod.
+type VM struct {
+	// Net is the pod's network, with the neighbour beyond it. Its namespace Guest is not used: the guest is a real
+	// one.
+	Net *podnet.Pod
+	// Init and Server are the sidecars.
+	Init, Server *Sidecar
+	// Guest is QEMU with the guest in it, once it has booted.
+	Guest *qemu.Guest
+	// Expected, where it is set, says which frames of ours on the uplink are no failure: those that a hostile
+	// guest has made itself, and that a bridge has to pass on.
+	Expected func(podnet.Frame) bool
+
+	t       *suite.T
+	image   guestimage.Image
+	options Options
+	nics    []qemu.NIC
+	tokens  *tokenVolume
+}
+
+// Start goes through all steps: a VM whose guest has its addresses.
+func (s *Stage) Start(t *suite.T, options Options) *VM {
+	v := s.New(t, options)
+	v.StartSidecars()
+	v.Wire()
+	v.Boot()
+	v.Configure("eth0")
+	return v
+}
+
+// New makes a pod with its network and its tokens, in which nothing runs yet.
+func (s *Stage) New(t *suite.T, options Options) *VM {
+	if options.Name == "" {
+		options.Name = "vm"
+	}
+	if options.Pod == "" {
+		options.Pod = "virt-launcher-" + options.Name
+	}
+	if options.Network.GuestMAC == nil && (options.Network.Binding == "" || options.Network.Binding == podnet.Masquerade) {
+		options.Network.GuestMAC = guestMAC
+	}
+	v := &VM{t: t, image: s.image, options: options}
+	var err error
+	v.Net, err = podnet.New(options.Network)
+	t.Check(err)
+	t.Cleanup(func() { v.clean(v.Net.Close()) })
+	// By the declared patch.
+	t.Check(v.Net.Pod.Sysctl("net.ipv4.ip_unprivileged_port_start", "80"))
+	v.Watch(podnet.NeighbourInterface)
+
+	folder, err := os.MkdirTemp(s.folder, "tokens-")
+	t.Check(err)
+	t.Check(os.Chmod(folder, 0o755))
+	v.tokens = &tokenVolume{folder: folder, pod: options.Pod, audiences: options.Audiences}
+	v.RotateToken()
+
+	v.Init = &Sidecar{Name: "imds-init", pod: v.Net.Pod, program: s.program("imds-init"), confine: confineInit, env: options.Init}
+	v.Server = &Sidecar{Name: "imds-server", pod: v.Net.Pod, program: s.program("imds-server"), confine: confineServer, env: append([]string{
+		"IMDS_TOKEN_PATH=" + v.tokens.path(),
+		"IMDS_NAMESPACE=tenant",
+		"IMDS_POD_NAME=" + options.Pod,
+		"IMDS_VM_NAME=" + options.Name,
+		"IMDS_SA_NAME=" + options.Name,
+	}, options.Server...)}
+	return v
+}
+
+// clean fails the check if something could not be taken away.
+func (v *VM) clean(err error) {
+	if err != nil {
+		v.t.Errorf("%v", err)
+	}
+}
+
+// RotateToken does what the kubelet does when 80 % of a token's life have passed, and returns the new default one.
+func (v *VM) RotateToken() string {
+	token, err := v.tokens.rotate()
+	v.t.Check(err)
+	return token
+}
+
+// StartSidecars starts imds-init and imds-server. At the check's end they are stopped, and must have been there
+// until then, and end with exit status 0.
+func (v *VM) StartSidecars() {
+	for _, c := range []*Sidecar{v.Init, v.Server} {
+		v.t.Check(c.Start())
+		v.t.Cleanup(func() {
+			v.clean(c.check())
+			v.clean(c.Stop())
+			if v.t.Failed() {
+				v.t.Logf("log of %s:\n%s", c.Name, c.Log())
+			}
+		})
+	}
+}
+
+// Wire does what virt-handler does: the bridge, the tap, and the DHCP server.
+func (v *VM) Wire() {
+	network := v.options.Network
+	uplink := network.PrimaryInterface
+	if uplink == "" {
+		uplink = "eth0"
+	}
+	mtu := network.MTU
+	if mtu == 0 {
+		mtu = 1500
+	}
+	nic := qemu.NIC{MTU: mtu, Tap: "tap0", MAC: network.GuestMAC}
+	var lease dhcp.Lease
+	var server netip.Addr
+	var err error
+	switch network.Binding {
+	case podnet.Masquerade, "":
+		lease, server = dhcp.Masquerade(nic.MAC, mtu), podnet.MasqueradeGateway
+	case podnet.Bridge:
+		lease, err = dhcp.OfInterface(v.Net.Pod, uplink)
+		nic.MAC, server = lease.MAC, bridgeServerAddr
+	default:
+		nic.MAC, err = v.Net.Pod.MAC(uplink)
+	}
+	v.t.Check(err)
+	v.t.Check(v.Net.Wire())
+	v.nics = append(v.nics, nic)
+	if server.IsValid() {
+		v.serveDHCP("k6t-"+uplink, server, lease)
+	}
+}
+
+// AddSecondary gives the VM one more network, in bridge binding: its NIC is plugged into a running guest, or there
+// from the boot on. The name is like pod37a8eec1ce1.
+func (v *VM) AddSecondary(iface string) {
+	v.t.Check(v.Net.AddSecondaryBridge(iface))
+	v.Watch(fmt.Sprintf("up%d", len(v.nics)))
+	lease, err := dhcp.OfInterface(v.Net.Pod, iface)
+	v.t.Check(err)
+	hash := strings.TrimPrefix(iface, "pod")
+	v.serveDHCP("k6t-"+hash, bridgeServerAddr, lease)
+	nic := qemu.NIC{MTU: lease.MTU, Tap: "tap" + hash, MAC: lease.MAC}
+	v.nics = append(v.nics, nic)
+	if v.Guest != nil {
+		_, err := v.Guest.Plug(v.t.Context(), nic)
+		v.t.Check(err)
+	}
+}
+
+func (v *VM) serveDHCP(bridge string, own netip.Addr, lease dhcp.Lease) {
+	server, err := dhcp.Serve(v.Net.Pod, bridge, own, lease)
+	v.t.Check(err)
+	v.t.Cleanup(func() { v.clean(server.Close()) })
+}
+
+// Boot starts the guest and returns when it has booted.
+func (v *VM) Boot() {
+	guest, err := qemu.Boot(v.t.Context(), v.machine())
+	v.t.Check(err)
+	v.own(guest)
+}
+
+// machine is what QEMU needs to know of the VM.
+func (v *VM) machine() qemu.Options {
+	return qemu.Options{Image: v.image, Namespace: v.Net.Pod, NICs: v.nics, Memory: v.options.Memory}
+}
+
+// own takes a guest for the VM's, which ends with the check.
+func (v *VM) own(guest *qemu.Guest) {
+	v.Guest = guest
+	v.t.Cleanup(func() {
+		if v.t.Failed() {
+			v.t.Logf("console of the guest:\n%s", guest.Console())
+		}
+		v.clean(guest.Close())
+	})
+}
+
+// Configure has the guest's DHCP client configure a NIC.
+func (v *VM) Configure(nic string) {
+	v.Shell("ip link set " + nic + " up && udhcpc -i " + nic + " -n -q -f -t 20 -T 1 -s /etc/udhcpc.sh")
+}
+
+// Shell runs a command in the guest that must succeed, and returns what it wrote.
+func (v *VM) Shell(command string) string {
+	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
+	defer cancel()
+	output, err := v.Guest.Hand.Shell(ctx, command)
+	v.t.Check(err)
+	return output
+}
+
+// Get asks from inside the guest, by its own routes, for a path such as /v1/token.
+func (v *VM) Get(path string) hand.Got {
+	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
+	defer cancel()
+	got, err := v.Guest.Hand.Get(ctx, hand.Get{URL: MetadataURL + path})
+	v.t.Check(err)
+	return got
+}
