@@ -31,7 +31,7 @@ func Run(ctx context.Context, filter *regexp.Regexp, out, progress io.Writer) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	results := suite.New(out, filter)
+	results := suite.New(out, filter, suite.BySubject)
 	for _, column := range columns {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
