@@ -46,10 +46,7 @@ func Make(ctx context.Context, folder string, messages io.Writer) (Image, error)
 	if err != nil {
 		return Image{}, fmt.Errorf("packages of the guest: %w", err)
 	}
-	image := Image{Initramfs: filepath.Join(folder, "initramfs")}
-	if image.Kernel, err = one(unpacked, "boot/vmlinuz-*"); err != nil {
-		return Image{}, err
-	}
+	image := Image{Kernel: filepath.Join(unpacked, kernelFile), Initramfs: filepath.Join(folder, "initramfs")}
 	hand := filepath.Join(folder, "hand")
 	if err := cluster.Compile(ctx, handPackage, hand); err != nil {
 		return Image{}, err

@@ -23,6 +23,10 @@ const (
 	// kernelPackage depends on the package of the newest kernel, whose name has its version in it.
 	kernelPackage  = "linux-image-cloud-amd64"
 	busyboxPackage = "busybox-static"
+	// kernelFile is what QEMU boots, in the folder of the unpacked packages.
+	kernelFile = "kernel"
+	// layout changes with what is made of the packages, so that the same versions are unpacked anew.
+	layout = "2"
 )
 
 // packages returns the folder into which Debian's packages are unpacked. Other versions of them go into another.
@@ -80,7 +84,7 @@ func resolve(ctx context.Context) (names []string, key string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return names, fmt.Sprintf("%x", sha256.Sum256([]byte(addresses)))[:12], nil
+	return names, fmt.Sprintf("%x", sha256.Sum256([]byte(layout+addresses)))[:12], nil
 }
 
 // unpack downloads packages, whose checksums apt-get verifies, and unpacks them.
@@ -107,8 +111,24 @@ func unpack(ctx context.Context, names []string, folder string) error {
 	if err := os.RemoveAll(downloads); err != nil {
 		return err
 	}
+	if err := placeKernel(unfinished); err != nil {
+		return err
+	}
 	// Only what is whole gets the name by which it is found.
 	return os.Rename(unfinished, folder)
+}
+
+// placeKernel makes the file that QEMU boots from the one in the kernel's package.
+func placeKernel(folder string) error {
+	bzImage, err := one(folder, "boot/vmlinuz-*")
+	if err != nil {
+		return err
+	}
+	kernel := filepath.Join(folder, kernelFile)
+	if extracted, err := extractKernel(bzImage, kernel); extracted || err != nil {
+		return err
+	}
+	return os.Rename(bzImage, kernel)
 }
 
 // lock has one process at a time fill the cache.

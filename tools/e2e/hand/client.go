@@ -118,7 +118,9 @@ func (c *Client) deliver(line []byte) {
 		return
 	}
 	if waiting := c.pending[m.ID]; waiting != nil {
-		delete(c.pending, m.ID)
+		if m.Op != opBegun {
+			delete(c.pending, m.ID)
+		}
 		waiting <- m
 	}
 }
@@ -184,7 +186,7 @@ func (c *Client) begin(op string, args any) (uint64, <-chan message, error) {
 	if _, err := c.port.Write(append(line, '\n')); err != nil {
 		return 0, nil, fmt.Errorf("telling the guest to %s: %w", op, err)
 	}
-	reply := make(chan message, 1)
+	reply := make(chan message, 2) // that it has begun, and the reply
 	c.pending[c.next] = reply
 	return c.next, reply, nil
 }
@@ -197,30 +199,49 @@ type Task[R any] struct {
 	reply  <-chan message
 }
 
-// start begins a request that goes on.
-func start[R any](c *Client, op string, args any) (*Task[R], error) {
-	id, reply, err := c.begin(op, args)
+// start begins a request that goes on, and returns when it has what it needs.
+func start[R any](ctx context.Context, c *Client, op string, args any) (*Task[R], error) {
+	id, messages, err := c.begin(op, args)
 	if err != nil {
 		return nil, err
 	}
-	return &Task[R]{c, op, id, reply}, nil
+	task := &Task[R]{c, op, id, messages}
+	m, err := task.next(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if m.Op != opBegun { // it has ended already
+		reply := make(chan message, 1)
+		reply <- m
+		task.reply = reply
+	}
+	return task, nil
+}
+
+// next waits for a message about the task.
+func (t *Task[R]) next(ctx context.Context) (message, error) {
+	select {
+	case m := <-t.reply:
+		if m.Error != "" {
+			return m, fmt.Errorf("guest: %s: %s", t.op, m.Error)
+		}
+		return m, nil
+	case <-ctx.Done():
+		return message{}, fmt.Errorf("guest: %s: %w", t.op, context.Cause(ctx))
+	}
 }
 
 // Wait returns the reply of a task that ends by itself.
 func (t *Task[R]) Wait(ctx context.Context) (R, error) {
 	var result R
-	select {
-	case m := <-t.reply:
-		if m.Error != "" {
-			return result, fmt.Errorf("guest: %s: %s", t.op, m.Error)
-		}
-		if err := json.Unmarshal(m.Result, &result); err != nil {
-			return result, fmt.Errorf("guest: %s: its reply: %w", t.op, err)
-		}
-		return result, nil
-	case <-ctx.Done():
-		return result, fmt.Errorf("guest: %s: %w", t.op, context.Cause(ctx))
+	m, err := t.next(ctx)
+	if err != nil {
+		return result, err
 	}
+	if err := json.Unmarshal(m.Result, &result); err != nil {
+		return result, fmt.Errorf("guest: %s: its reply: %w", t.op, err)
+	}
+	return result, nil
 }
 
 // Stop ends the task and returns its reply. It is called once.
@@ -233,13 +254,14 @@ func (t *Task[R]) Stop(ctx context.Context) (R, error) {
 	return t.Wait(ctx)
 }
 
+// call makes a request that ends by itself.
 func call[R any](ctx context.Context, c *Client, op string, args any) (R, error) {
-	task, err := start[R](c, op, args)
+	id, messages, err := c.begin(op, args)
 	if err != nil {
 		var none R
 		return none, err
 	}
-	return task.Wait(ctx)
+	return (&Task[R]{c, op, id, messages}).Wait(ctx)
 }
 
 // Run runs a command in the guest's shell to its end. That it fails is no error.
@@ -258,13 +280,26 @@ func (c *Client) Shell(ctx context.Context, command string) (string, error) {
 func (c *Client) Get(ctx context.Context, g Get) (Got, error) { return call[Got](ctx, c, opGet, g) }
 
 // Ask begins to ask.
-func (c *Client) Ask(a Ask) (*Task[Asked], error) { return start[Asked](c, opAsk, a) }
+func (c *Client) Ask(ctx context.Context, a Ask) (*Task[Asked], error) {
+	return start[Asked](ctx, c, opAsk, a)
+}
 
 // Send begins to send.
-func (c *Client) Send(s Send) (*Task[Sent], error) { return start[Sent](c, opSend, s) }
+func (c *Client) Send(ctx context.Context, s Send) (*Task[Sent], error) {
+	return start[Sent](ctx, c, opSend, s)
+}
 
 // Sniff begins to record.
-func (c *Client) Sniff(s Sniff) (*Task[Sniffed], error) { return start[Sniffed](c, opSniff, s) }
+func (c *Client) Sniff(ctx context.Context, s Sniff) (*Task[Sniffed], error) {
+	return start[Sniffed](ctx, c, opSniff, s)
+}
 
 // Hold begins to open connections.
-func (c *Client) Hold(h Hold) (*Task[Held], error) { return start[Held](c, opHold, h) }
+func (c *Client) Hold(ctx context.Context, h Hold) (*Task[Held], error) {
+	return start[Held](ctx, c, opHold, h)
+}
+
+// HalfOpen begins to begin connections.
+func (c *Client) HalfOpen(ctx context.Context, h HalfOpen) (*Task[HalfOpened], error) {
+	return start[HalfOpened](ctx, c, opHalfOpen, h)
+}

@@ -3,7 +3,7 @@
 // nothing of the guest's network but what a shell command that the test gave it does.
 //
 // Each request and each reply is a line of JSON. A request that goes on for long, such as [Ask], ends when it is
-// told to, and its reply is what it has seen. Nothing is in flight while one goes on, so that a guest may be
+// told to, and its reply is what it has seen. Nothing else is said while one goes on, so that the guest may be
 // paused, or migrated to another QEMU, meanwhile.
 //
 // All times are of the guest's monotonic clock, which stands still while the guest is paused.
@@ -19,14 +19,16 @@ const Port = "imds.hand"
 
 // The operations, each with its arguments and its reply: the types of the same names.
 const (
-	opBooted = "booted" // no request: the first line after each boot
-	opStop   = "stop"   // ends the request of that number, which then replies
-	opRun    = "run"
-	opGet    = "get"
-	opAsk    = "ask"
-	opSend   = "send"
-	opSniff  = "sniff"
-	opHold   = "hold"
+	opBooted   = "booted" // no request: the first line after each boot
+	opBegun    = "begun"  // no request: a request that goes on has what it needs
+	opStop     = "stop"   // ends the request of that number, which then replies
+	opRun      = "run"
+	opGet      = "get"
+	opAsk      = "ask"
+	opSend     = "send"
+	opSniff    = "sniff"
+	opHold     = "hold"
+	opHalfOpen = "half-open"
 )
 
 // message is a line, either way.
@@ -188,4 +190,25 @@ type Held struct {
 	Opened   int             `json:"opened"`
 	Failures map[Failure]int `json:"failures"` // of those that could not be opened
 	Ended    int             `json:"ended"`    // by the other side, of those opened
+}
+
+// HalfOpen begins TCP connections with raw frames and never completes them, until it is stopped. They come from
+// addresses that are not the guest's own, since its kernel would reset those; ARP requests for them are answered.
+type HalfOpen struct {
+	Interface string `json:"interface"`
+	// MAC is where the frames go: the gateway's, or whose it is that has the target's address.
+	MAC     string   `json:"mac"`
+	Target  string   `json:"target"`  // IPv4 address and port
+	Sources []string `json:"sources"` // IPv4 addresses
+	// Ports is how many connections come from each source, each from a port of its own, from 1024 on.
+	Ports int `json:"ports"`
+	// Pause is between two frames. 0: as fast as the NIC takes them.
+	Pause time.Duration `json:"pause,omitempty"`
+}
+
+// HalfOpened counts what was sent and came back.
+type HalfOpened struct {
+	Sent     int `json:"sent"`
+	Answered int `json:"answered"` // connections for which there was a SYN and ACK, however often it came
+	Refused  int `json:"refused"`  // by a reset
 }

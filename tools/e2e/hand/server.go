@@ -9,26 +9,34 @@ import (
 	"sync"
 )
 
-// Operations are what a guest's program can do. Each ends, with what it has seen so far, when its context does.
+// Operations are what a guest's program can do. Those that go on call begun once what they need is there, and end,
+// with what they have seen so far, when their context does.
 type Operations struct {
-	Run   func(context.Context, Run) (Ran, error)
-	Get   func(context.Context, Get) (Got, error)
-	Ask   func(context.Context, Ask) (Asked, error)
-	Send  func(context.Context, Send) (Sent, error)
-	Sniff func(context.Context, Sniff) (Sniffed, error)
-	Hold  func(context.Context, Hold) (Held, error)
+	Run func(context.Context, Run) (Ran, error)
+	Get func(context.Context, Get) (Got, error)
+
+	Ask      func(ctx context.Context, a Ask, begun func()) (Asked, error)
+	Send     func(ctx context.Context, s Send, begun func()) (Sent, error)
+	Sniff    func(ctx context.Context, s Sniff, begun func()) (Sniffed, error)
+	Hold     func(ctx context.Context, h Hold, begun func()) (Held, error)
+	HalfOpen func(ctx context.Context, h HalfOpen, begun func()) (HalfOpened, error)
 }
 
 // operation is one of them, with its arguments and its reply in JSON.
-type operation func(ctx context.Context, args json.RawMessage) (json.RawMessage, error)
+type operation func(ctx context.Context, args json.RawMessage, begun func()) (json.RawMessage, error)
 
-func encoded[A, R any](do func(context.Context, A) (R, error)) operation {
-	return func(ctx context.Context, args json.RawMessage) (json.RawMessage, error) {
+// brief is an operation that ends by itself, and goesOn one that does not.
+func brief[A, R any](do func(context.Context, A) (R, error)) operation {
+	return goesOn(func(ctx context.Context, a A, _ func()) (R, error) { return do(ctx, a) })
+}
+
+func goesOn[A, R any](do func(context.Context, A, func()) (R, error)) operation {
+	return func(ctx context.Context, args json.RawMessage, begun func()) (json.RawMessage, error) {
 		var a A
 		if err := json.Unmarshal(args, &a); err != nil {
 			return nil, err
 		}
-		result, err := do(ctx, a)
+		result, err := do(ctx, a, begun)
 		if err != nil {
 			return nil, err
 		}
@@ -40,8 +48,8 @@ func encoded[A, R any](do func(context.Context, A) (R, error)) operation {
 // nothing more to read.
 func Serve(port io.ReadWriter, o Operations) error {
 	s := &server{port: port, stops: map[uint64]context.CancelFunc{}, operations: map[string]operation{
-		opRun: encoded(o.Run), opGet: encoded(o.Get), opAsk: encoded(o.Ask),
-		opSend: encoded(o.Send), opSniff: encoded(o.Sniff), opHold: encoded(o.Hold),
+		opRun: brief(o.Run), opGet: brief(o.Get), opAsk: goesOn(o.Ask),
+		opSend: goesOn(o.Send), opSniff: goesOn(o.Sniff), opHold: goesOn(o.Hold), opHalfOpen: goesOn(o.HalfOpen),
 	}}
 	// The line before may be one that a reboot cut off.
 	if _, err := io.WriteString(port, "\n"); err != nil {
@@ -86,7 +94,7 @@ func (s *server) take(m message) {
 	s.stops[m.ID] = stop
 	s.mu.Unlock()
 	go func() {
-		result, err := do(ctx, m.Args)
+		result, err := do(ctx, m.Args, func() { s.reply(message{ID: m.ID, Op: opBegun}) })
 		s.mu.Lock()
 		delete(s.stops, m.ID)
 		s.mu.Unlock()

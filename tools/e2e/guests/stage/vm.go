@@ -62,6 +62,7 @@ type VM struct {
 	image   guestimage.Image
 	options Options
 	nics    []qemu.NIC
+	primary string // the name by which QEMU knows the pod network's NIC
 	tokens  *tokenVolume
 }
 
@@ -210,7 +211,7 @@ func (v *VM) machine() qemu.Options {
 
 // own takes a guest for the VM's, which ends with the check.
 func (v *VM) own(guest *qemu.Guest) {
-	v.Guest = guest
+	v.Guest, v.primary = guest, "nic0"
 	v.t.Cleanup(func() {
 		if v.t.Failed() {
 			v.t.Logf("console of the guest:\n%s", guest.Console())
@@ -240,4 +241,18 @@ func (v *VM) Get(path string) hand.Got {
 	got, err := v.Guest.Hand.Get(ctx, hand.Get{URL: MetadataURL + path})
 	v.t.Check(err)
 	return got
+}
+
+// Migrate moves the guest to another VM's pod, whose network has been wired and in which no guest is: the same VM
+// in another pod, with the same addresses.
+func (v *VM) Migrate(target *VM) qemu.Migration {
+	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
+	defer cancel()
+	guest, err := qemu.Incoming(v.t.Context(), target.machine())
+	v.t.Check(err)
+	target.own(guest)
+	migration, err := v.Guest.MigrateTo(ctx, guest)
+	v.t.Check(err)
+	v.Guest = nil
+	return migration
 }

@@ -22,7 +22,7 @@ type attempt struct {
 }
 
 // ask asks at a rate until ctx ends, and waits for the last answers.
-func ask(ctx context.Context, a hand.Ask) (hand.Asked, error) {
+func ask(ctx context.Context, a hand.Ask, begun func()) (hand.Asked, error) {
 	if a.Rate < 1 || a.Rate > 10000 {
 		return hand.Asked{}, errors.New("the rate is not between 1 and 10000 requests in a second")
 	}
@@ -33,6 +33,7 @@ func ask(ctx context.Context, a hand.Ask) (hand.Asked, error) {
 	var attempts []attempt
 	var underway sync.WaitGroup
 	begin := time.Now()
+	begun()
 	try := func() {
 		this := attempt{begin: time.Since(begin)}
 		got, err := get(context.Background(), a.Get) // its own limit ends it

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -39,7 +40,7 @@ func openPackets(name string, etherType uint16) (*os.File, error) {
 }
 
 // send gives frames to a NIC. One for which it has no room now waits.
-func send(ctx context.Context, s hand.Send) (hand.Sent, error) {
+func send(ctx context.Context, s hand.Send, begun func()) (hand.Sent, error) {
 	if len(s.Frames) == 0 {
 		return hand.Sent{}, errors.New("no frames")
 	}
@@ -49,6 +50,7 @@ func send(ctx context.Context, s hand.Send) (hand.Sent, error) {
 	}
 	defer socket.Close()
 	defer context.AfterFunc(ctx, func() { socket.SetWriteDeadline(time.Now()) })()
+	begun()
 	var sent hand.Sent
 	begin := time.Now()
 	pause := time.NewTimer(0)
@@ -80,19 +82,17 @@ func send(ctx context.Context, s hand.Send) (hand.Sent, error) {
 // keptFrames is how many frames a recording keeps that says nothing else.
 const keptFrames = 10000
 
-// sniff records frames until ctx ends.
-func sniff(ctx context.Context, s hand.Sniff) (hand.Sniffed, error) {
-	var mac string
+// sniff records frames until ctx ends, and all that have passed then.
+func sniff(ctx context.Context, s hand.Sniff, begun func()) (hand.Sniffed, error) {
+	r := recorder{sniff: s, buffer: make([]byte, largestFrame)}
 	if s.MAC != "" {
-		parsed, err := net.ParseMAC(s.MAC)
-		if err != nil {
+		var err error
+		if r.mac, err = net.ParseMAC(s.MAC); err != nil {
 			return hand.Sniffed{}, err
 		}
-		mac = string(parsed)
 	}
-	limit := s.Limit
-	if limit == 0 {
-		limit = keptFrames
+	if s.Limit == 0 {
+		r.sniff.Limit = keptFrames
 	}
 	// All of them: of an EtherType alone a packet socket sees no frame that leaves.
 	socket, err := openPackets(s.Interface, unix.ETH_P_ALL)
@@ -105,38 +105,58 @@ func sniff(ctx context.Context, s hand.Sniff) (hand.Sniffed, error) {
 		return hand.Sniffed{}, err
 	}
 	defer context.AfterFunc(ctx, func() { socket.SetReadDeadline(time.Now()) })()
-
-	var sniffed hand.Sniffed
-	begin := time.Now()
-	buffer := make([]byte, largestFrame)
-	for {
-		var n int
-		var from unix.Sockaddr
-		var received error
-		waited := raw.Read(func(fd uintptr) bool {
-			n, from, received = unix.Recvfrom(int(fd), buffer, 0)
-			return received != unix.EAGAIN
-		})
-		if ctx.Err() != nil {
-			return sniffed, nil
-		}
-		if err := errors.Join(waited, received); err != nil {
-			return sniffed, err
-		}
-		frame := buffer[:n]
-		if n < 14 || s.EtherType != 0 && binary.BigEndian.Uint16(frame[12:]) != s.EtherType ||
-			mac != "" && string(frame[:6]) != mac && string(frame[6:12]) != mac {
-			continue
-		}
-		if len(sniffed.Frames) == limit {
-			sniffed.Missed++
-			continue
-		}
-		link, ok := from.(*unix.SockaddrLinklayer)
-		sniffed.Frames = append(sniffed.Frames, hand.Frame{
-			At:       time.Since(begin),
-			Outgoing: ok && link.Pkttype == unix.PACKET_OUTGOING,
-			Data:     append([]byte{}, frame...),
-		})
+	r.begin = time.Now()
+	begun()
+	for ctx.Err() == nil && r.err == nil {
+		raw.Read(func(fd uintptr) bool { return r.receive(int(fd)) })
 	}
+	if r.err == nil {
+		raw.Control(func(fd uintptr) { r.receive(int(fd)) })
+	}
+	return r.sniffed, r.err
+}
+
+// recorder keeps the frames of a NIC that are asked for.
+type recorder struct {
+	sniff   hand.Sniff
+	mac     net.HardwareAddr
+	begin   time.Time
+	buffer  []byte
+	sniffed hand.Sniffed
+	err     error
+}
+
+// receive takes all frames that wait. It returns true where waiting for more makes no sense.
+func (r *recorder) receive(fd int) bool {
+	for {
+		n, from, err := unix.Recvfrom(fd, r.buffer, 0)
+		switch err {
+		case nil:
+			r.keep(r.buffer[:n], from)
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return false
+		case unix.ENETDOWN: // said once when the NIC goes down
+		default:
+			r.err = err
+			return true
+		}
+	}
+}
+
+func (r *recorder) keep(frame []byte, from unix.Sockaddr) {
+	if len(frame) < 14 || r.sniff.EtherType != 0 && binary.BigEndian.Uint16(frame[12:]) != r.sniff.EtherType ||
+		r.mac != nil && !bytes.Equal(frame[:6], r.mac) && !bytes.Equal(frame[6:12], r.mac) {
+		return
+	}
+	if len(r.sniffed.Frames) == r.sniff.Limit {
+		r.sniffed.Missed++
+		return
+	}
+	link, ok := from.(*unix.SockaddrLinklayer)
+	r.sniffed.Frames = append(r.sniffed.Frames, hand.Frame{
+		At:       time.Since(r.begin),
+		Outgoing: ok && link.Pkttype == unix.PACKET_OUTGOING,
+		Data:     bytes.Clone(frame),
+	})
 }

@@ -18,7 +18,7 @@ const (
 )
 
 // hold opens connections and keeps them until ctx ends.
-func hold(ctx context.Context, h hand.Hold) (hand.Held, error) {
+func hold(ctx context.Context, h hand.Hold, begun func()) (hand.Held, error) {
 	if h.Pause == 0 {
 		h.Pause = dripPause
 	}
@@ -45,6 +45,7 @@ func hold(ctx context.Context, h hand.Hold) (hand.Held, error) {
 			mu.Unlock()
 		}
 	}
+	begun()
 	var all sync.WaitGroup
 	for range h.Connections {
 		all.Go(keep)

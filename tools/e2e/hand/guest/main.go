@@ -28,7 +28,9 @@ func run(ports, devices string) error {
 		return err
 	}
 	defer port.Close()
-	return hand.Serve(port, hand.Operations{Run: runCommand, Get: get, Ask: ask, Send: send, Sniff: sniff, Hold: hold})
+	return hand.Serve(port, hand.Operations{
+		Run: runCommand, Get: get, Ask: ask, Send: send, Sniff: sniff, Hold: hold, HalfOpen: halfOpen,
+	})
 }
 
 // findPort finds the device of the port by its name.
