@@ -158,6 +158,11 @@ func newPod(t *testing.T, options podnet.Options) *podnet.Pod {
 // answers with the address it was asked from.
 func serve(t *testing.T, pod *podnet.Pod) {
 	t.Helper()
+	serveAt(t, pod, endpoint)
+}
+
+func serveAt(t *testing.T, pod *podnet.Pod, address string) {
+	t.Helper()
 	var listener net.Listener
 	err := pod.Pod.Do(func() (err error) {
 		config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -165,7 +170,7 @@ func serve(t *testing.T, pod *podnet.Pod) {
 			err := c.Control(func(fd uintptr) { bindErr = unix.BindToDevice(int(fd), wiring.Device) })
 			return errors.Join(err, bindErr)
 		}}
-		listener, err = config.Listen(context.Background(), "tcp", endpoint)
+		listener, err = config.Listen(context.Background(), "tcp", address)
 		return err
 	})
 	if err != nil {

@@ -100,17 +100,35 @@ func arp(source, target net.HardwareAddr, operation byte, senderMAC, sender, tar
 // fragment holds the header's flags and fragment offset.
 func udp(source, target net.HardwareAddr, from, to []byte, fragment uint16) []byte {
 	payload := []byte{0x30, 0x39, 0, 80, 0, 12, 0, 0, 'a', 's', 'k', 's'}
-	header := []byte{0x45, 0, 0, byte(20 + len(payload)), 0, 1, byte(fragment >> 8), byte(fragment), 64, unix.IPPROTO_UDP, 0, 0}
+	return ipv4(source, target, unix.IPPROTO_UDP, from, to, fragment, payload)
+}
+
+// syn opens a TCP connection (RFC 9293) in an Ethernet frame.
+func syn(source, target net.HardwareAddr, from, to []byte, port uint16) []byte {
+	segment := binary.BigEndian.AppendUint16([]byte{0x30, 0x39}, port)
+	segment = append(segment, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0)
+	pseudo := slices.Concat(from, to, []byte{0, unix.IPPROTO_TCP, 0, byte(len(segment))}, segment)
+	binary.BigEndian.PutUint16(segment[16:], checksum(pseudo))
+	return ipv4(source, target, unix.IPPROTO_TCP, from, to, 0, segment)
+}
+
+func ipv4(source, target net.HardwareAddr, protocol byte, from, to []byte, fragment uint16, payload []byte) []byte {
+	header := []byte{0x45, 0, 0, byte(20 + len(payload)), 0, 1, byte(fragment >> 8), byte(fragment), 64, protocol, 0, 0}
 	header = slices.Concat(header, from, to)
+	binary.BigEndian.PutUint16(header[10:], checksum(header))
+	return slices.Concat(ethernet(source, target, unix.ETH_P_IP), header, payload)
+}
+
+// checksum is the Internet checksum (RFC 1071) of an even number of bytes.
+func checksum(data []byte) uint16 {
 	var sum uint32
-	for i := 0; i < len(header); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(header[i:]))
+	for i := 0; i < len(data); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(data[i:]))
 	}
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
-	binary.BigEndian.PutUint16(header[10:], ^uint16(sum))
-	return slices.Concat(ethernet(source, target, unix.ETH_P_IP), header, payload)
+	return ^uint16(sum)
 }
 
 // tagged puts an 802.1Q tag, VLAN 7, into a frame.

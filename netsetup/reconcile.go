@@ -11,11 +11,25 @@ import (
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 )
 
+// target says which of the VM's networks the guest asks by: by redirection
+// where there is a port for it, otherwise by a bridge.
+type target struct {
+	bridgeName   string // empty: found among those that are there
+	redirectPort uint16
+}
+
+func (t target) wiring(inv links.Inventory) wiring.Wiring {
+	if t.redirectPort != 0 {
+		return wiring.Redirect(t.redirectPort)
+	}
+	return wiring.Plan(inv.Links(), t.bridgeName)
+}
+
 // reconciler brings the pod's network to the wiring that it should have.
 type reconciler struct {
-	bridgeName string
-	rules      rules.Table
-	inventory  links.Inventory // what the wiring was decided on
+	target    target
+	rules     rules.Table
+	inventory links.Inventory // what the wiring was decided on
 }
 
 // outcome is what came of a reconcile.
@@ -45,7 +59,7 @@ func (r *reconciler) attempt() (w wiring.Wiring, changed bool, err error) {
 	if err := r.list(); err != nil {
 		return w, false, err
 	}
-	w = wiring.Plan(r.inventory.Links(), r.bridgeName)
+	w = r.target.wiring(r.inventory)
 	ruled, err := r.rules.Install(w)
 	if err != nil {
 		// A guest that is not served beats a neighbour that is.

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 )
 
 // reporter logs one line for each state of the wiring and for each repair, not
@@ -24,7 +26,7 @@ func (r *reporter) tell(o outcome) {
 		if entered {
 			r.log.Error("not served", "reason", o.err)
 		}
-	case !o.wiring.Joined():
+	case !served(o.wiring):
 		if entered {
 			r.log.Info("endpoint ready, nobody to serve yet", "missing", o.wiring.Waiting)
 		}
@@ -35,9 +37,20 @@ func (r *reporter) tell(o outcome) {
 	}
 }
 
+// served says whether the guest has a way to the endpoint.
+func served(w wiring.Wiring) bool { return w.Joined() || w.Redirected() }
+
 // wired is the wiring as attributes of a log line, with the proof that the
 // address answers.
 func wired(o outcome) []any {
+	if o.wiring.Redirected() {
+		return []any{
+			"binding", "passt",
+			"port", o.wiring.RedirectPort,
+			"took", o.took.Round(time.Microsecond),
+			"server", probe(),
+		}
+	}
 	return []any{
 		"bridge", o.wiring.Bridge.Name,
 		"guests", strings.Join(o.wiring.Guests, ","),

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
-	"strings"
 )
 
 const usage = `imds-init gives the guest of a KubeVirt virtual machine a path to the metadata
@@ -17,7 +16,7 @@ namespace and needs no capability but NET_ADMIN.
 
 usage: imds-init [init] [--once]   wire, then wire again at every change of the
                                    pod's network, until SIGTERM; with --once:
-                                   wire for the bridge that is there, then exit
+                                   wire for what is there, then exit
        imds-init --version
 
 Ending, it leaves the wiring in place.
@@ -25,6 +24,9 @@ Ending, it leaves the wiring in place.
 environment:
   IMDS_BRIDGE_NAME   the VM's bridge; empty: the pod network's, otherwise the
                      first k6t-* bridge with a guest
+  IMDS_REDIRECT_PORT the server's port, 1024 to 65535, where the VM's pod network
+                     is bound by passt: questions from inside the pod are
+                     redirected to it, and no bridge is joined; empty: a bridge
 `
 
 // version is set by the build with -ldflags "-X main.version=v1.2.3".
@@ -63,15 +65,15 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprintln(stdout, "imds-init", buildVersion())
 		return exitOK
 	}
-	bridgeName := getenv("IMDS_BRIDGE_NAME")
-	if err := validInterfaceName(bridgeName); err != nil {
-		fmt.Fprintf(stderr, "imds-init: IMDS_BRIDGE_NAME %q %v\n", bridgeName, err)
+	to, err := targetFromEnvironment(getenv)
+	if err != nil {
+		fmt.Fprintf(stderr, "imds-init: %v\n", err)
 		return exitFailed
 	}
 
 	if !*once {
-		keepWired(ctx, bridgeName, log)
-	} else if err := wireOnce(bridgeName, log); err != nil {
+		keepWired(ctx, to, log)
+	} else if err := wireOnce(to, log); err != nil {
 		fmt.Fprintf(stderr, "imds-init: %v\n", err)
 		return exitFailed
 	}
@@ -88,19 +90,4 @@ func buildVersion() string {
 		return info.Main.Version
 	}
 	return "unknown"
-}
-
-// maxInterfaceName is IFNAMSIZ without the final zero, in bytes.
-const maxInterfaceName = 15
-
-// validInterfaceName judges as the kernel does (dev_valid_name in
-// net/core/dev.c), but allows the empty name.
-func validInterfaceName(name string) error {
-	switch {
-	case len(name) > maxInterfaceName:
-		return fmt.Errorf("is longer than %d bytes; give the name of the VM's bridge in the pod, such as k6t-eth0", maxInterfaceName)
-	case name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r"):
-		return errors.New("is no interface name; give the name of the VM's bridge in the pod, such as k6t-eth0")
-	}
-	return nil
 }

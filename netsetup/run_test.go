@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -14,22 +15,25 @@ import (
 func TestCommandLine(t *testing.T) {
 	for _, c := range []struct {
 		args   []string
-		bridge string
+		env    map[string]string
 		status int
 		stdout string
 		stderr string
 	}{
-		{[]string{"--version"}, "", exitOK, "imds-init ", ""},
-		{[]string{"init", "--version"}, "", exitOK, "imds-init ", ""},
-		{[]string{"--help"}, "", exitOK, "", "IMDS_BRIDGE_NAME"},
-		{[]string{"--twice"}, "", exitUsage, "", "usage: imds-init"},
-		{[]string{"serve"}, "", exitUsage, "", `unknown argument "serve"; run imds-init --help`},
-		{nil, "k6t-a-name-too-long", exitFailed, "", `IMDS_BRIDGE_NAME "k6t-a-name-too-long" is longer than 15 bytes; give the name`},
-		{nil, "../tap0", exitFailed, "", `IMDS_BRIDGE_NAME "../tap0" is no interface name; give the name`},
+		{[]string{"--version"}, nil, exitOK, "imds-init ", ""},
+		{[]string{"init", "--version"}, nil, exitOK, "imds-init ", ""},
+		{[]string{"--help"}, nil, exitOK, "", "IMDS_BRIDGE_NAME"},
+		{[]string{"--twice"}, nil, exitUsage, "", "usage: imds-init"},
+		{[]string{"serve"}, nil, exitUsage, "", `unknown argument "serve"; run imds-init --help`},
+		{nil, map[string]string{"IMDS_BRIDGE_NAME": "k6t-a-name-too-long"}, exitFailed, "", `IMDS_BRIDGE_NAME "k6t-a-name-too-long" is longer than 15 bytes; give the name`},
+		{nil, map[string]string{"IMDS_BRIDGE_NAME": "../tap0"}, exitFailed, "", `IMDS_BRIDGE_NAME "../tap0" is no interface name; give the name`},
+		{nil, map[string]string{"IMDS_REDIRECT_PORT": "80"}, exitFailed, "", `IMDS_REDIRECT_PORT "80" is no port from 1024 to 65535; give the one`},
+		{nil, map[string]string{"IMDS_REDIRECT_PORT": "65536"}, exitFailed, "", `IMDS_REDIRECT_PORT "65536" is no port`},
+		{nil, map[string]string{"IMDS_REDIRECT_PORT": "http"}, exitFailed, "", `IMDS_REDIRECT_PORT "http" is no port`},
 	} {
-		t.Run(strings.Join(c.args, " ")+c.bridge, func(t *testing.T) {
+		t.Run(fmt.Sprint(c.args, c.env), func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			getenv := func(string) string { return c.bridge }
+			getenv := func(name string) string { return c.env[name] }
 			status := run(t.Context(), c.args, getenv, &stdout, &stderr)
 			if status != c.status || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) {
 				t.Errorf("status %d, want %d\nstdout %q, want %q\nstderr %q, want %q", status, c.status, &stdout, c.stdout, &stderr, c.stderr)
@@ -39,10 +43,10 @@ func TestCommandLine(t *testing.T) {
 }
 
 // startOnce runs imds-init --once to its end.
-func startOnce(t *testing.T, pod *podnet.Pod) (output string, err error) {
+func startOnce(t *testing.T, pod *podnet.Pod, env ...string) (output string, err error) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", "--once")
-	cmd.Env = append(cmd.Environ(), playInit+"="+onThisKernel)
+	cmd.Env = append(append(cmd.Environ(), playInit+"="+onThisKernel), env...)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	must(t, pod.Pod.Start(cmd))

@@ -21,9 +21,9 @@ const retryAfter = time.Second
 // keepWired brings the pod's network to the wiring that it should have, again
 // after each change, until the context ends. It does not end by itself: in a
 // pod that cannot be served, a container that fails would hold back the VM.
-func keepWired(ctx context.Context, bridgeName string, log *slog.Logger) {
+func keepWired(ctx context.Context, to target, log *slog.Logger) {
 	report := reporter{log: log}
-	reconciler := reconciler{bridgeName: bridgeName}
+	reconciler := reconciler{target: to}
 	changes := watch(ctx, &report)
 	for ctx.Err() == nil {
 		result := reconciler.reconcile()
@@ -63,13 +63,13 @@ func watch(ctx context.Context, report *reporter) <-chan struct{} {
 
 // wireOnce brings the pod's network to its wiring and fails where there is no
 // guest to join the endpoint to.
-func wireOnce(bridgeName string, log *slog.Logger) error {
-	reconciler := reconciler{bridgeName: bridgeName}
+func wireOnce(to target, log *slog.Logger) error {
+	reconciler := reconciler{target: to}
 	result := reconciler.reconcile()
 	if result.err != nil {
 		return result.err
 	}
-	if !result.wiring.Joined() {
+	if !served(result.wiring) {
 		return fmt.Errorf("nobody to serve: missing %s; run without --once to wait for it", result.wiring.Waiting)
 	}
 	report := reporter{log: log}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -49,13 +50,18 @@ func (r Reply) String() string {
 // there; without, it asks by ARP. The neighbour is left as it was. An error
 // means that the attempt could not be made.
 func (p *Pod) NeighbourAsks(ctx context.Context, mac net.HardwareAddr) (Reply, error) {
+	return p.NeighbourAsksAt(ctx, mac, 80)
+}
+
+// NeighbourAsksAt is NeighbourAsks at another TCP port.
+func (p *Pod) NeighbourAsksAt(ctx context.Context, mac net.HardwareAddr, port uint16) (Reply, error) {
 	p.attack.Lock()
 	defer p.attack.Unlock()
 	undo, err := p.routeToMetadata(mac)
 	if err != nil {
 		return Reply{}, errors.Join(err, undo())
 	}
-	return p.ask(ctx), undo()
+	return p.ask(ctx, netip.AddrPortFrom(MetadataAddr, port)), undo()
 }
 
 // routeToMetadata has the neighbour look for 169.254.169.254 on its link to the
@@ -91,8 +97,8 @@ func (p *Pod) routeToMetadata(mac net.HardwareAddr) (undo func() error, err erro
 	}, nil
 }
 
-func (p *Pod) ask(ctx context.Context) Reply {
-	conn, err := p.Neighbour.Dial(ctx, "tcp", net.JoinHostPort(MetadataAddr.String(), "80"))
+func (p *Pod) ask(ctx context.Context, at netip.AddrPort) Reply {
+	conn, err := p.Neighbour.Dial(ctx, "tcp", at.String())
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return Reply{Outcome: Refused, Err: err}
 	}

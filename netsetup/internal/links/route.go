@@ -19,23 +19,38 @@ const (
 	answersPriority = 169
 )
 
-// ensureRoute makes sure of the table's one route and of the rule that leads
-// to it.
+// ensureRoute makes sure of the table's two routes and of the rule that leads
+// to them.
 func ensureRoute(device netlink.Link) (changed bool, err error) {
-	routed, err := ensureDefault(device)
+	index := device.Attrs().Index
+	routed, err := ensureInTable(&netlink.Route{
+		LinkIndex: index, Type: unix.RTN_UNICAST, Scope: unix.RT_SCOPE_LINK,
+		Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+	})
+	if err != nil {
+		return false, err
+	}
+	kept, err := ensureInTable(&netlink.Route{
+		LinkIndex: index, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST, Dst: loopback,
+	})
 	if err != nil {
 		return false, err
 	}
 	ruled, err := ensureRule()
-	return routed || ruled, err
+	return routed || kept || ruled, err
 }
 
-func ensureDefault(device netlink.Link) (changed bool, err error) {
-	want := &netlink.Route{
-		LinkIndex: device.Attrs().Index, Table: answersTable, Scope: unix.RT_SCOPE_LINK,
-		Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
-	}
-	have, err := netlink.RouteListFiltered(netlink.FAMILY_V4, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+// loopback are the addresses whose answers never leave the pod. imds-server is
+// bound to the device, and by this route alone it can answer the pod's probes,
+// which come from 127.0.0.1: the kernel's own is by lo. So it is sure as well
+// that nobody else has a conversation with it from there, even where
+// route_localnet lets such a packet in.
+var loopback = &net.IPNet{IP: net.IPv4(127, 0, 0, 0).To4(), Mask: net.CIDRMask(8, 32)}
+
+// ensureInTable makes sure of a route of the table, which has one of each type.
+func ensureInTable(want *netlink.Route) (changed bool, err error) {
+	want.Table = answersTable
+	have, err := netlink.RouteListFiltered(netlink.FAMILY_V4, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF|netlink.RT_FILTER_TYPE)
 	if err != nil {
 		return false, fmt.Errorf("list the routes of table %d: %w", answersTable, err)
 	}
@@ -43,7 +58,7 @@ func ensureDefault(device netlink.Link) (changed bool, err error) {
 		return false, nil
 	}
 	if err := netlink.RouteReplace(want); err != nil {
-		return false, fmt.Errorf("add the default route by %s to table %d: %w", wiring.Device, answersTable, err)
+		return false, fmt.Errorf("add the route to %s by %s to table %d: %w", want.Dst, wiring.Device, answersTable, err)
 	}
 	return true, nil
 }

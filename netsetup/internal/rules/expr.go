@@ -69,6 +69,24 @@ func ether(offset uint32, mac net.HardwareAddr) part {
 	}
 }
 
+// tcpTarget matches TCP segments to a port (RFC 9293).
+func tcpTarget(port uint16) part {
+	return part{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, port)},
+	}
+}
+
+// toPort changes the port that a connection goes to, and not its address.
+func toPort(port uint16) part {
+	return part{
+		&expr.Immediate{Register: register, Data: binary.BigEndian.AppendUint16(nil, port)},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegProtoMin: register},
+	}
+}
+
 func setEtherTarget(mac net.HardwareAddr) part {
 	return part{
 		&expr.Immediate{Register: register, Data: mac},

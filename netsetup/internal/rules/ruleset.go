@@ -1,6 +1,8 @@
 package rules
 
 import (
+	"slices"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
@@ -13,6 +15,7 @@ const tableName = "imds"
 // chain is a base chain and its rules in order.
 type chain struct {
 	family   nftables.TableFamily
+	kind     nftables.ChainType
 	name     string
 	hook     *nftables.ChainHook
 	priority *nftables.ChainPriority
@@ -45,16 +48,20 @@ const bridgeEarly nftables.ChainPriority = -300
 // ruleset is every chain for a wiring. It stands from the first moment on:
 // without a bridge there are no guests, and nobody reaches the address.
 func ruleset(w wiring.Wiring) []chain {
-	return []chain{
-		{nftables.TableFamilyBridge, "prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityRef(bridgeEarly), fromPorts(w)},
-		{nftables.TableFamilyBridge, "postrouting", nftables.ChainHookPostrouting, nftables.ChainPriorityFilter, toPorts(w)},
-		{nftables.TableFamilyIPv4, "prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, intoPod()},
-		{nftables.TableFamilyIPv4, "input", nftables.ChainHookInput, nftables.ChainPriorityFilter, toListeners()},
-		{nftables.TableFamilyIPv4, "forward", nftables.ChainHookForward, nftables.ChainPriorityFilter, throughPod(w)},
-		{nftables.TableFamilyIPv4, "output", nftables.ChainHookOutput, nftables.ChainPriorityRaw, outOfPod()},
-		{nftables.TableFamilyARP, "input", arpInput, nftables.ChainPriorityFilter, arpIntoPod()},
-		{nftables.TableFamilyARP, "output", arpOutput, nftables.ChainPriorityFilter, arpOutOfPod()},
+	chains := []chain{
+		{nftables.TableFamilyBridge, nftables.ChainTypeFilter, "prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityRef(bridgeEarly), fromPorts(w)},
+		{nftables.TableFamilyBridge, nftables.ChainTypeFilter, "postrouting", nftables.ChainHookPostrouting, nftables.ChainPriorityFilter, toPorts(w)},
+		{nftables.TableFamilyIPv4, nftables.ChainTypeFilter, "prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, intoPod(w)},
+		{nftables.TableFamilyIPv4, nftables.ChainTypeFilter, "input", nftables.ChainHookInput, nftables.ChainPriorityFilter, toListeners()},
+		{nftables.TableFamilyIPv4, nftables.ChainTypeFilter, "forward", nftables.ChainHookForward, nftables.ChainPriorityFilter, throughPod(w)},
+		{nftables.TableFamilyIPv4, nftables.ChainTypeFilter, "output", nftables.ChainHookOutput, nftables.ChainPriorityRaw, outOfPod(w)},
+		{nftables.TableFamilyARP, nftables.ChainTypeFilter, "input", arpInput, nftables.ChainPriorityFilter, arpIntoPod()},
+		{nftables.TableFamilyARP, nftables.ChainTypeFilter, "output", arpOutput, nftables.ChainPriorityFilter, arpOutOfPod()},
 	}
+	if w.Redirected() {
+		chains = append(chains, redirection(w.RedirectPort))
+	}
+	return chains
 }
 
 // Hooks of the ARP family (NF_ARP_IN and NF_ARP_OUT in
@@ -113,13 +120,14 @@ func toPorts(w wiring.Wiring) []rule {
 
 // intoPod keeps NAT and connection tracking away from the endpoint's packets.
 // Where bridge-nf-call-iptables is 1 they pass here once more as frames on the
-// bridge, and KubeVirt's masquerade would change their source.
-func intoPod() []rule {
-	return []rule{
-		{"the endpoint is for its address only", []part{iifname(wiring.Device), notIPTarget(address), drop()}},
-		{"questions bypass NAT", []part{ipTarget(address), notrack()}},
-		{"answers bypass NAT", []part{ipSource(address), notrack()}},
+// bridge, and KubeVirt's masquerade would change their source. A redirection
+// needs the tracking.
+func intoPod(w wiring.Wiring) []rule {
+	own := rule{"the endpoint is for its address only", []part{iifname(wiring.Device), notIPTarget(address), drop()}}
+	if w.Redirected() {
+		return []rule{own, onlyThePodAsks}
 	}
+	return append([]rule{own}, untracked...)
 }
 
 // toListeners keeps the pod's other interfaces away from the address, which
@@ -146,13 +154,21 @@ func throughPod(w wiring.Wiring) []rule {
 }
 
 // outOfPod does for the pod's own packets what the others do for the guest's.
-func outOfPod() []rule {
-	return []rule{
-		{"questions bypass NAT", []part{ipTarget(address), notrack()}},
-		{"answers bypass NAT", []part{ipSource(address), notrack()}},
+func outOfPod(w wiring.Wiring) []rule {
+	kept := []rule{
 		{"questions stay in the pod", []part{ipTarget(address), notOif("lo"), drop()}},
 		{"answers leave by the endpoint", []part{ipSource(address), notOif(wiring.Device), notOif("lo"), drop()}},
 	}
+	if w.Redirected() {
+		return kept // tracked: the redirection is by connection
+	}
+	return append(slices.Clone(untracked), kept...)
+}
+
+// untracked are the rules for questions and answers that come by a bridge.
+var untracked = []rule{
+	{"questions bypass NAT", []part{ipTarget(address), notrack()}},
+	{"answers bypass NAT", []part{ipSource(address), notrack()}},
 }
 
 func arpIntoPod() []rule {

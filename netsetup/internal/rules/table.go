@@ -17,7 +17,7 @@ import (
 // ErrUnsupported means that the kernel lacks a part of nf_tables without which
 // the endpoint cannot be kept from strangers.
 var ErrUnsupported = errors.New("the node's kernel lacks nf_tables of the bridge, ip or arp family, so nobody could be kept from the endpoint; " +
-	"load or enable nf_tables with CONFIG_NF_TABLES_BRIDGE, _IPV4 and _ARP on the node")
+	"load or enable nf_tables with CONFIG_NF_TABLES_BRIDGE, _IPV4 and _ARP on the node, and CONFIG_NFT_NAT for VMs with the passt binding")
 
 // Table is the set of our tables in the network namespace of the process. The
 // zero value knows nothing of what is there yet. It is not safe for concurrent
@@ -132,7 +132,7 @@ func stage(conn *nftables.Conn, w wiring.Wiring) {
 			tables[c.family] = table
 		}
 		base := conn.AddChain(&nftables.Chain{
-			Name: c.name, Table: table, Type: nftables.ChainTypeFilter,
+			Name: c.name, Table: table, Type: c.kind,
 			Hooknum: c.hook, Priority: c.priority, Policy: &policy,
 		})
 		for _, r := range c.rules {
@@ -145,9 +145,9 @@ func stage(conn *nftables.Conn, w wiring.Wiring) {
 }
 
 // sameRules says whether two wirings have the same rules: they depend on the
-// bridge's name and on the guests' taps only.
+// port of the redirection, the bridge's name and the guests' taps only.
 func sameRules(a, b wiring.Wiring) bool {
-	return a.Bridge.Name == b.Bridge.Name && slices.Equal(a.Guests, b.Guests)
+	return a.RedirectPort == b.RedirectPort && a.Bridge.Name == b.Bridge.Name && slices.Equal(a.Guests, b.Guests)
 }
 
 // explain turns the kernel's ways of saying "no such family, hook or

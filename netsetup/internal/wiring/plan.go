@@ -13,6 +13,11 @@ import (
 // Wiring is what the pod's network should be. The zero value joins the
 // endpoint to nothing.
 type Wiring struct {
+	// RedirectPort is the TCP port at which the server listens where the VM's
+	// pod network is bound by passt, whose questions come from inside the pod;
+	// 0 where they come by a bridge.
+	RedirectPort uint16
+
 	Bridge  Link     // the VM's bridge that the endpoint is joined to; no name: none
 	Guests  []string // names of the bridge's ports that lead to a guest, sorted
 	Uplinks []string // names of its other ports, to be isolated from the endpoint, sorted
@@ -22,6 +27,14 @@ type Wiring struct {
 
 // Joined says whether there is a bridge to join the endpoint to.
 func (w Wiring) Joined() bool { return w.Bridge.Name != "" }
+
+// Redirected says whether the guest's questions come from inside the pod.
+func (w Wiring) Redirected() bool { return w.RedirectPort != 0 }
+
+// Redirect is the wiring for a VM whose pod network is bound by passt. It needs
+// nothing that KubeVirt makes, and joins the endpoint to no bridge of the VM's
+// other networks: the rules know a guest by one way only.
+func Redirect(port uint16) Wiring { return Wiring{RedirectPort: port} }
 
 // Plan decides from the links of the pod and the name of the bridge to use.
 // Where bridgeName is empty the pod network's bridge is taken or, for a VM
