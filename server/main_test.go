@@ -35,8 +35,8 @@ func TestMain(m *testing.M) {
 // guests counts the connections of guests.
 var guests atomic.Uint32
 
-// guestDialer connects as the guest: from another address than the server's own,
-// which would be the pod's. Each has an address of its own, or a flood would use
+// guestDialer connects as the guest: from another address than 127.0.0.1, which
+// would be the pod's probe. Each has an address of its own, or a flood would use
 // up the ports of one.
 func guestDialer() *net.Dialer {
 	n := guests.Add(1)

@@ -78,6 +78,7 @@ func makeEndpoint(t *testing.T, guest *netnstest.Namespace) {
 		netnstest.AddVeth("veth-imds", "eth0", guest),
 		netnstest.SetUp("veth-imds"),
 		netnstest.AddAddress("veth-imds", imdsPrefix),
+		netnstest.AddLoopbackRoute("veth-imds"),
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -137,6 +138,75 @@ func TestSidecarWithoutPrivileges(t *testing.T) {
 		other.Do(t, ask)
 		s.stop(t)
 	})
+}
+
+// As the sidecar runs beside passt: port 80 is the VM's, and passt asks for the
+// guest from inside the pod, by the address itself. It has the guest's places and
+// not the probe's.
+func TestSidecarBesidePasst(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		const redirected = "169.254.169.254:60080"
+		vm, err := net.Listen("tcp", ":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer vm.Close()
+		variables := sidecarEnvironment(t)
+		variables["IMDS_REDIRECT_PORT"] = "60080"
+		s := start(t, asSidecar(t, program(variables)), netip.MustParseAddrPort(redirected))
+		makeEndpoint(t, netnstest.New(t))
+		s.log.wait(t, "msg=listening")
+
+		hosts := map[string]string{"169.254.169.254": "200", "169.254.169.254:80": "200", redirected: "403"}
+		for host, want := range hosts {
+			if answer := askHost(t, redirected, host); !strings.HasPrefix(answer, "HTTP/1.1 "+want) {
+				t.Errorf("Host %s is answered %q, want %s", host, answer, want)
+			}
+		}
+		// More than the pod's probes may have at one time, and fewer than the guest.
+		const several = 32
+		var guests []net.Conn
+		for range several {
+			conn, err := net.Dial("tcp4", redirected)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			guests = append(guests, conn)
+		}
+		for range several {
+			if output, err := asSidecar(t, program(variables, "probe")).CombinedOutput(); err != nil {
+				t.Fatalf("probe: %v: %s", err, output)
+			}
+		}
+		for _, conn := range guests {
+			if answer := converse(t, conn, "169.254.169.254"); !strings.HasPrefix(answer, "HTTP/1.1 200") {
+				t.Errorf("a connection of the guest that was there before is answered %q", answer)
+			}
+		}
+	})
+}
+
+// askHost returns the first line of the answer to a request with this Host.
+func askHost(t *testing.T, address, host string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp4", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return converse(t, conn, host)
+}
+
+func converse(t *testing.T, conn net.Conn, host string) string {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	fmt.Fprintf(conn, "GET /v1/identity HTTP/1.1\r\nHost: %s\r\n\r\n", host)
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		t.Errorf("reading the answer: %v", err)
+	}
+	return line
 }
 
 // wantNoPrivilege checks the user and the capabilities of a process.

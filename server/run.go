@@ -80,7 +80,11 @@ func runProbe(ctx context.Context, lookupEnv config.Lookup, live bool) error {
 	if err != nil {
 		return err
 	}
-	return probe.Check(ctx, listen.Dial(), live)
+	return probe.Check(ctx, probe.Server{
+		Address: listen.Dial(),
+		Host:    listen.Addr,
+		Source:  listen.ProbeSource(),
+	}, live)
 }
 
 // newFlagSet returns a set of options that prints nothing by itself.

@@ -37,13 +37,13 @@ func serve(ctx context.Context, settings config.Config, log *slog.Logger) error 
 		RequireHeader: settings.RequireHeader,
 		Identity:      api.Identity(settings.Identity),
 	}, tokens, refused)
-	limit := conns.NewLimit(settings.Listen.Addr.Addr(), func(remote net.Addr, detail string) {
+	limit := conns.NewLimit(settings.Listen.ProbeSource(), func(remote net.Addr, detail string) {
 		refused.Add("connection-limit", "remote", remote, "detail", detail)
 	})
 	server := newHTTPServer(handler, limit)
 
 	socket := listen.Socket{
-		Addr:     settings.Listen.Addr,
+		Addr:     settings.Listen.Bind(),
 		Device:   settings.Listen.Device,
 		HopLimit: settings.Listen.HopLimit,
 	}

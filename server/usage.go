@@ -36,6 +36,9 @@ Environment:
   IMDS_VMI_UID         UID of the VirtualMachineInstance
   IMDS_NODE_NAME       name of the node
   IMDS_LISTEN_ADDR     IP address and port (default 169.254.169.254:80)
+  IMDS_REDIRECT_PORT   port to listen on, 1024 to 65535, to which imds-init
+                       redirects what comes to IMDS_LISTEN_ADDR: for VMs with
+                       the passt binding (default: that of IMDS_LISTEN_ADDR)
   IMDS_LISTEN_DEVICE   network device, no other is listened on; set, but empty:
                        all of them (default veth-imds)
   IMDS_REQUIRE_HEADER  "true": /v1/ wants the header "Metadata: true" (default

@@ -45,22 +45,43 @@ type Identity struct {
 
 // Listen is the address and what narrows it.
 type Listen struct {
-	// Addr is one address of the pod, never a wildcard.
+	// Addr is what the guest asks: one address of the pod, never a wildcard.
 	Addr netip.AddrPort
+	// RedirectPort is the port to listen on in place of Addr's, to which imds-init
+	// redirects the guest: under passt Addr's belongs to the VM. 0 means Addr's.
+	RedirectPort uint16
 	// Device is the network device to listen on; empty means all of them.
 	Device string
 	// HopLimit is the TTL of the answers, 1 to 255; 0 means the kernel's default.
 	HopLimit int
 }
 
-// Dial returns the address under which a process of the pod reaches the server:
-// Addr, and for a link-local IPv6 address the device as its zone.
-func (l Listen) Dial() netip.AddrPort {
-	addr := l.Addr.Addr()
-	if l.isLinkLocal() {
-		addr = addr.WithZone(l.Device)
+// Bind returns the address to listen on.
+func (l Listen) Bind() netip.AddrPort {
+	if l.RedirectPort != 0 {
+		return netip.AddrPortFrom(l.Addr.Addr(), l.RedirectPort)
 	}
-	return netip.AddrPortFrom(addr, l.Addr.Port())
+	return l.Addr
+}
+
+// Dial returns the address under which a process of the pod reaches the server:
+// Bind, and for a link-local IPv6 address the device as its zone.
+func (l Listen) Dial() netip.AddrPort {
+	bind := l.Bind()
+	if l.isLinkLocal() {
+		return netip.AddrPortFrom(bind.Addr().WithZone(l.Device), bind.Port())
+	}
+	return bind
+}
+
+// ProbeSource returns the address that the pod's probes come from, and the guest
+// never: 127.0.0.1, answers to which imds-init keeps in the pod. With IPv6 it is
+// the address itself, which is not enough for IPv4, since passt asks from there.
+func (l Listen) ProbeSource() netip.Addr {
+	if l.Addr.Addr().Is4() {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return l.Addr.Addr()
 }
 
 // isLinkLocal tells whether the address says nothing without a device. IPv4 has
@@ -133,9 +154,10 @@ func (e *environment) boolean(name string) bool {
 
 func (e *environment) listen() Listen {
 	listen := Listen{
-		Addr:     e.listenAddr("IMDS_LISTEN_ADDR"),
-		Device:   e.device("IMDS_LISTEN_DEVICE"),
-		HopLimit: e.hopLimit("IMDS_HOP_LIMIT"),
+		Addr:         e.listenAddr("IMDS_LISTEN_ADDR"),
+		RedirectPort: e.redirectPort("IMDS_REDIRECT_PORT"),
+		Device:       e.device("IMDS_LISTEN_DEVICE"),
+		HopLimit:     e.hopLimit("IMDS_HOP_LIMIT"),
 	}
 	if listen.isLinkLocal() && listen.Device == "" {
 		e.wrong("IMDS_LISTEN_DEVICE", "", "set it to the device of the link-local address in IMDS_LISTEN_ADDR")
@@ -156,6 +178,18 @@ func (e *environment) listenAddr(name string) netip.AddrPort {
 		e.wrong(name, value, "set it to one address of the pod: every network of the pod could reach a wildcard")
 	}
 	return addr
+}
+
+func (e *environment) redirectPort(name string) uint16 {
+	value := e.text(name, "")
+	if value == "" {
+		return 0
+	}
+	port, err := strconv.ParseUint(value, 10, 16)
+	if err != nil || port < 1024 {
+		e.wrong(name, value, "set it to a port from 1024 to 65535, the one that imds-init redirects the guest to, or leave it empty where the guest comes by a bridge")
+	}
+	return uint16(port)
 }
 
 // device tells a variable that is not set, which has a default, from an empty

@@ -53,7 +53,7 @@ func TestEmptyVariablesMeanTheDefaults(t *testing.T) {
 	}
 	got, err := FromEnvironment(lookup(map[string]string{
 		"IMDS_TOKEN_PATH": "", "IMDS_VMI_UID": "", "IMDS_NODE_NAME": "", "IMDS_LISTEN_ADDR": "",
-		"IMDS_REQUIRE_HEADER": "", "IMDS_HOP_LIMIT": "",
+		"IMDS_REDIRECT_PORT": "", "IMDS_REQUIRE_HEADER": "", "IMDS_HOP_LIMIT": "",
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -97,6 +97,25 @@ func TestEverythingSet(t *testing.T) {
 	}
 }
 
+// Under passt the guest asks at port 80, and the server listens at another.
+func TestRedirected(t *testing.T) {
+	got, err := ListenFromEnvironment(lookup(map[string]string{"IMDS_REDIRECT_PORT": "60080"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Addr.String() != "169.254.169.254:80" || got.Bind().String() != "169.254.169.254:60080" || got.Dial() != got.Bind() {
+		t.Errorf("the guest asks %s, the server binds %s, the pod dials %s", got.Addr, got.Bind(), got.Dial())
+	}
+}
+
+func TestProbeSource(t *testing.T) {
+	for addr, want := range map[string]string{"169.254.169.254:80": "127.0.0.1", "[fd00:ec2::254]:80": "fd00:ec2::254"} {
+		if got := (Listen{Addr: netip.MustParseAddrPort(addr)}).ProbeSource(); got.String() != want {
+			t.Errorf("%s is probed from %s, want %s", addr, got, want)
+		}
+	}
+}
+
 func TestEmptyDeviceMeansAllDevices(t *testing.T) {
 	got, err := ListenFromEnvironment(lookup(map[string]string{"IMDS_LISTEN_DEVICE": ""}))
 	if err != nil {
@@ -122,6 +141,9 @@ func TestWrongValues(t *testing.T) {
 		"multicast":                    {"IMDS_LISTEN_ADDR", "224.0.0.1:80", "one address"},
 		"IPv4 in IPv6":                 {"IMDS_LISTEN_ADDR", "[::ffff:169.254.169.254]:80", "one address"},
 		"zone":                         {"IMDS_LISTEN_ADDR", "[fe80::1%eth0]:80", "IMDS_LISTEN_DEVICE"},
+		"redirection to a low port":    {"IMDS_REDIRECT_PORT", "1023", "1024 to 65535"},
+		"redirection to too high one":  {"IMDS_REDIRECT_PORT", "65536", "1024 to 65535"},
+		"redirection to an address":    {"IMDS_REDIRECT_PORT", "127.0.0.1:60080", "1024 to 65535"},
 		"device with a slash":          {"IMDS_LISTEN_DEVICE", "../eth0", "network device"},
 		"device with white space":      {"IMDS_LISTEN_DEVICE", "eth 0", "network device"},
 		"device with too long a name":  {"IMDS_LISTEN_DEVICE", "veth-imds-000000", "15 bytes"},

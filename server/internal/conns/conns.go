@@ -24,7 +24,7 @@ const (
 // Limit admits connections, and knows which of them wait for a request. Its Track
 // must be the ConnState hook of the http.Server that serves them.
 type Limit struct {
-	own    netip.Addr
+	probes netip.Addr
 	report func(remote net.Addr, detail string)
 
 	mu    sync.Mutex
@@ -32,14 +32,15 @@ type Limit struct {
 	pod   *pool
 }
 
-// NewLimit returns a Limit. Connections whose source is own, the address that
-// the server listens on, are those of the pod's own probes: the guest cannot
-// connect from there, since the kernel delivers the answers inside the pod. They
-// have a bound of their own, so that no flood of the guest fails a probe.
+// NewLimit returns a Limit. Connections whose source is probes are those of the
+// pod's own probes: an address from which the guest cannot connect, by a bridge
+// since the kernel delivers the answers inside the pod, and by passt since that
+// asks from the address it asks. They have a bound of their own, so that no flood
+// of the guest fails a probe.
 //
 // Report is called for each connection that is closed for lack of room.
-func NewLimit(own netip.Addr, report func(remote net.Addr, detail string)) *Limit {
-	return &Limit{own: own, report: report, guest: newPool(maxGuest), pod: newPool(maxPod)}
+func NewLimit(probes netip.Addr, report func(remote net.Addr, detail string)) *Limit {
+	return &Limit{probes: probes, report: report, guest: newPool(maxGuest), pod: newPool(maxPod)}
 }
 
 // Listener returns a listener that accepts the TCP connections to inner that the
@@ -113,7 +114,7 @@ func (l *Limit) Track(conn net.Conn, state http.ConnState) {
 
 func (l *Limit) poolOf(conn net.Conn) *pool {
 	remote, ok := conn.RemoteAddr().(*net.TCPAddr)
-	if ok && remote.AddrPort().Addr().Unmap().WithZone("") == l.own {
+	if ok && remote.AddrPort().Addr().Unmap().WithZone("") == l.probes {
 		return l.pod
 	}
 	return l.guest

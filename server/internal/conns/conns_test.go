@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// own is the address that the test server listens on. Who connects from there
-	// is the pod, who connects from another address the guest.
+	// own is the address of the test server and of the pod's probes. Who connects
+	// from another address is the guest.
 	own       = "127.0.0.1"
 	guestAddr = "127.0.0.2"
 )

@@ -74,6 +74,21 @@ func changeAddress(message uint16, flags uint16, name string, address netip.Pref
 	return request(message, flags, info, attribute(syscall.IFA_LOCAL, ip), attribute(syscall.IFA_ADDRESS, ip))
 }
 
+// AddLoopbackRoute makes 127.0.0.0/8 local by a link, for sockets that are bound to
+// it: what imds-init does in a table of its own.
+func AddLoopbackRoute(name string) error {
+	device, err := net.InterfaceByName(name)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	// struct rtmsg: family, prefix lengths of destination and source, TOS, table,
+	// protocol, scope, type, flags.
+	route := []byte{syscall.AF_INET, 8, 0, 0, syscall.RT_TABLE_MAIN, syscall.RTPROT_STATIC, syscall.RT_SCOPE_HOST, syscall.RTN_LOCAL, 0, 0, 0, 0}
+	return request(syscall.RTM_NEWROUTE, syscall.NLM_F_CREATE|syscall.NLM_F_EXCL, route,
+		attribute(syscall.RTA_DST, []byte{127, 0, 0, 0}),
+		attribute(syscall.RTA_OIF, uint32Bytes(uint32(device.Index))))
+}
+
 // request sends a message to the kernel and waits for its acknowledgement.
 func request(message uint16, flags uint16, parts ...[]byte) error {
 	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, syscall.NETLINK_ROUTE)

@@ -21,37 +21,46 @@ import (
 // CPU limit a flood leaves the server, and this process, little time.
 const timeout = 4 * time.Second
 
-// Check returns nil if the server at address answers /healthz with 200, or, if
+// Server says whom to ask, and how.
+type Server struct {
+	// Address is where the server listens, with a zone if it needs one.
+	Address netip.AddrPort
+	// Host is what the guest would ask for.
+	Host netip.AddrPort
+	// Source is the address to ask from, by which the server tells the pod's probes
+	// from the guest's requests.
+	Source netip.Addr
+}
+
+// Check returns nil if the server answers /healthz with 200, or, if
 // only its life is in question, at all. The error has the reason that the server
 // gives.
-func Check(ctx context.Context, address netip.AddrPort, live bool) error {
+func Check(ctx context.Context, server Server, live bool) error {
 	deadline := time.Now().Add(timeout)
 	dialer := net.Dialer{
-		// By this source the server tells the pod's probes from the guest's requests.
-		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(address.Addr(), 0)),
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(server.Source, 0)),
 		Deadline:  deadline,
 		KeepAlive: -1,
 	}
-	conn, err := dialer.DialContext(ctx, "tcp", address.String())
+	conn, err := dialer.DialContext(ctx, "tcp", server.Address.String())
 	if err != nil {
-		return noAnswer(address, err)
+		return noAnswer(server.Address, err)
 	}
 	defer conn.Close()
 	conn.SetDeadline(deadline)
 
-	host := netip.AddrPortFrom(address.Addr().WithZone(""), address.Port())
-	if _, err := fmt.Fprintf(conn, "GET /healthz HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", host); err != nil {
-		return noAnswer(address, err)
+	if _, err := fmt.Fprintf(conn, "GET /healthz HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", server.Host); err != nil {
+		return noAnswer(server.Address, err)
 	}
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		return noAnswer(address, err)
+		return noAnswer(server.Address, err)
 	}
 	defer response.Body.Close()
 	if live || response.StatusCode == http.StatusOK {
 		return nil
 	}
-	return fmt.Errorf("http://%s/healthz answers %s: %s", address, quote.Text(response.Status), reason(response.Body))
+	return fmt.Errorf("http://%s/healthz answers %s: %s", server.Address, quote.Text(response.Status), reason(response.Body))
 }
 
 // reason reads the detail of a problem document.

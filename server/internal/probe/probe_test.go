@@ -66,10 +66,20 @@ func TestProbe(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			wantError(t, Check(t.Context(), answer(t, test.response), false), test.healthy)
-			wantError(t, Check(t.Context(), answer(t, test.response), true), test.live)
+			wantError(t, check(t, answer(t, test.response), false), test.healthy)
+			wantError(t, check(t, answer(t, test.response), true), test.live)
 		})
 	}
+}
+
+// at is a server that the guest finds where it listens, asked from its own
+// address.
+func at(addr netip.AddrPort) Server {
+	return Server{Address: addr, Host: addr, Source: addr.Addr()}
+}
+
+func check(t *testing.T, addr netip.AddrPort, live bool) error {
+	return Check(t.Context(), at(addr), live)
 }
 
 func wantError(t *testing.T, err error, part string) {
@@ -92,13 +102,38 @@ func TestNobodyListens(t *testing.T) {
 	}
 	addr := netip.MustParseAddrPort(listener.Addr().String())
 	listener.Close()
-	wantError(t, Check(t.Context(), addr, true), "connection refused")
+	wantError(t, check(t, addr, true), "connection refused")
 }
 
 func TestProbeEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	wantError(t, Check(ctx, netip.MustParseAddrPort("127.0.0.1:1"), true), "canceled")
+	wantError(t, Check(ctx, at(netip.MustParseAddrPort("127.0.0.1:1")), true), "canceled")
+}
+
+// Where the guest is redirected the server listens elsewhere than the guest asks,
+// and the probe comes from another address than the guest.
+func TestHostAndSourceAreThoseGiven(t *testing.T) {
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests := make(chan *http.Request, 1)
+	answering := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { requests <- r })}
+	go answering.Serve(listener)
+	defer answering.Close()
+	server := Server{
+		Address: netip.MustParseAddrPort(listener.Addr().String()),
+		Host:    netip.MustParseAddrPort("169.254.169.254:80"),
+		Source:  netip.MustParseAddr("127.0.0.2"),
+	}
+	if err := Check(t.Context(), server, false); err != nil {
+		t.Fatal(err)
+	}
+	r := <-requests
+	if source, _, _ := net.SplitHostPort(r.RemoteAddr); r.Host != "169.254.169.254:80" || source != "127.0.0.2" {
+		t.Errorf("got Host %q from %s", r.Host, source)
+	}
 }
 
 // The Host of a link-local address has no zone (RFC 6874 section 1).
@@ -113,10 +148,12 @@ func checkHostWithoutZone(t *testing.T) {
 	}
 	addr := netip.MustParseAddrPort(listener.Addr().String())
 	hosts := make(chan string, 1)
-	server := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { hosts <- r.Host })}
-	go server.Serve(listener)
-	defer server.Close()
-	if err := Check(t.Context(), netip.AddrPortFrom(addr.Addr().WithZone("lo"), addr.Port()), false); err != nil {
+	answering := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { hosts <- r.Host })}
+	go answering.Serve(listener)
+	defer answering.Close()
+	server := at(addr)
+	server.Address = netip.AddrPortFrom(addr.Addr().WithZone("lo"), addr.Port())
+	if err := Check(t.Context(), server, false); err != nil {
 		t.Fatal(err)
 	}
 	if host := <-hosts; host != addr.String() {
