@@ -210,6 +210,32 @@ func TestVirtualMachineFixtures(t *testing.T) {
 	}
 }
 
+func TestVirtualMachineInstanceFixtures(t *testing.T) {
+	w := startWebhook(t, declaredPatches, immediately)
+	for name, path := range cases(t, "virtualmachineinstance", ".vmi") {
+		t.Run(name, func(t *testing.T) {
+			w := w.in(t)
+			vmi := readObject(t, path)
+			response := w.review("/mutate-virtualmachineinstance", vmiRequest(vmi))
+			checkVerdict(t, filepath.Join("testdata", "virtualmachineinstance", name+".verdict.yaml"), response)
+
+			patched := apply(t, vmi, response)
+			if again := w.review("/mutate-virtualmachineinstance", vmiRequest(patched)); response.Allowed && (again.Patch != nil || !again.Allowed) {
+				t.Errorf("asked twice: %+v", again)
+			}
+			checkSame(t, "the instance without its redirection", withoutRedirection(t, patched), withoutRedirection(t, vmi))
+		})
+	}
+}
+
+// withoutRedirection returns an instance without what the webhook may change.
+func withoutRedirection(t *testing.T, vmi []byte) jsontree.Object {
+	t.Helper()
+	rest := tree(t, vmi)
+	delete(jsontree.LookupObject(rest, "metadata", "annotations"), annotation.RedirectPort)
+	return rest
+}
+
 // withoutTemplateAnnotations returns a VM without what the webhook may change.
 func withoutTemplateAnnotations(t *testing.T, vm []byte) jsontree.Object {
 	t.Helper()

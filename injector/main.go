@@ -1,6 +1,6 @@
 // Command imds-webhook is the admission webhook of KubeVirt IMDS: it puts the
 // sidecars imds-init and imds-server into the virt-launcher pods that ask for
-// them, and checks the annotations on VirtualMachines.
+// them, and checks the annotations on VirtualMachines and their instances.
 package main
 
 import (

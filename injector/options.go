@@ -8,8 +8,9 @@ import (
 	"strings"
 )
 
-const usage = `imds-webhook puts the IMDS sidecars into virt-launcher pods (POST /mutate-pod)
-and checks the imds.kubevirt.io/ annotations of VMs (POST /mutate-virtualmachine).
+const usage = `imds-webhook puts the IMDS sidecars into virt-launcher pods (POST /mutate-pod),
+and checks the imds.kubevirt.io/ annotations of VMs (POST /mutate-virtualmachine)
+and of their instances (POST /mutate-virtualmachineinstance).
 
 usage:
   imds-webhook --patches DIR --server-image IMAGE --tls-cert FILE --tls-key FILE

@@ -17,6 +17,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 	"github.com/example/kubevirt-imds/injector/internal/pod"
 	"github.com/example/kubevirt-imds/injector/internal/virtualmachine"
+	"github.com/example/kubevirt-imds/injector/internal/virtualmachineinstance"
 )
 
 // timing is how long things may take.
@@ -72,6 +73,7 @@ func listen(opts options, certificates *certificate.Source, publication *publica
 	reviews := http.NewServeMux()
 	reviews.Handle("POST /mutate-pod", admission.Handler(pod.NewInjector(patches, log).Review, log))
 	reviews.Handle("POST /mutate-virtualmachine", admission.Handler(virtualmachine.NewReviewer(log).Review, log))
+	reviews.Handle("POST /mutate-virtualmachineinstance", admission.Handler(virtualmachineinstance.NewReviewer(log).Review, log))
 
 	draining := new(atomic.Bool)
 	s := &service{

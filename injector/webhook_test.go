@@ -236,6 +236,19 @@ func vmRequest(vm, old json.RawMessage) map[string]any {
 	return request
 }
 
+// vmiRequest is the creation of a VirtualMachineInstance.
+func vmiRequest(vmi json.RawMessage) map[string]any {
+	return map[string]any{
+		"uid":       "3c1f0a55-3f0e-4a57-9d0b-6f0e3c2b7d90",
+		"kind":      map[string]any{"group": "kubevirt.io", "version": "v1", "kind": "VirtualMachineInstance"},
+		"resource":  map[string]any{"group": "kubevirt.io", "version": "v1", "resource": "virtualmachineinstances"},
+		"namespace": "tenant-a",
+		"name":      "web-01",
+		"operation": "CREATE",
+		"object":    vmi,
+	}
+}
+
 // logBuffer keeps the program's log and lets a test wait for a line.
 type logBuffer struct {
 	mu    sync.Mutex

@@ -35,6 +35,15 @@ func (r *Request) Action() string {
 	return action
 }
 
+// ObjectName is the name of the object, or what is known of it while the API
+// server has still to make the rest of it.
+func (r *Request) ObjectName() string {
+	if r.Name != "" {
+		return r.Name
+	}
+	return jsontree.LookupString(r.Object, "metadata", "generateName")
+}
+
 // The operations of a Request that reviews act on.
 const (
 	Create = "CREATE"

@@ -1,6 +1,6 @@
 // Package annotation holds the names and the rules of the imds.kubevirt.io/
 // annotations: what a user may write on a VirtualMachine, its template or a
-// VirtualMachineInstance, and what only the webhook writes on the pod.
+// VirtualMachineInstance, and what only the webhooks write.
 package annotation
 
 import (
@@ -44,7 +44,12 @@ const (
 	VMIUID = Prefix + "vmi-uid"
 )
 
-var writtenByWebhook = []string{Injected, VMName, VMIUID}
+// RedirectPort is the TCP port of imds-server for a VM whose pod network is bound
+// by passt. The webhook writes it on the VirtualMachineInstance, the last object
+// that tells the binding, and KubeVirt copies it to the pod.
+const RedirectPort = Prefix + "redirect-port"
+
+var writtenByWebhook = []string{Injected, VMName, VMIUID, RedirectPort}
 
 // WrittenByUser returns the imds.kubevirt.io/ annotations that are not the
 // webhook's own.
@@ -75,6 +80,16 @@ func IsEnabled(annotations jsontree.Object) (enabled bool, problem string) {
 		return false, ""
 	}
 	return value == "true", checkValue(Enabled, value)
+}
+
+// RedirectPortProblem says what is wrong with the RedirectPort of a pod; empty
+// when it has none or all is well.
+func RedirectPortProblem(annotations jsontree.Object) string {
+	value, found := annotations[RedirectPort]
+	if !found {
+		return ""
+	}
+	return redirectPort.check(value)
 }
 
 // Problems returns one sentence for each imds.kubevirt.io/ annotation that a

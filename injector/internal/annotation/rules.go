@@ -23,10 +23,14 @@ var rules = []rule{
 	{HopLimit, "an integer from 1 to 255", isIntegerBetween(1, 255)},
 }
 
+// redirectPort stays off the ports at which the services of a VM usually are. It
+// is no rule for users.
+var redirectPort = rule{RedirectPort, "an integer from 1024 to 65535, as the webhook writes it on the VirtualMachineInstance", isIntegerBetween(1024, 65535)}
+
 func check(name string, value any) string {
 	switch {
 	case slices.Contains(writtenByWebhook, name):
-		return fmt.Sprintf("annotation %s is written by the webhook on pods: remove it", name)
+		return fmt.Sprintf("annotation %s is written by the webhook: remove it", name)
 	case !slices.ContainsFunc(rules, func(r rule) bool { return r.name == name }):
 		return fmt.Sprintf("annotation %s is not known: the nearest known name is %s", Quote(name), nearest(name))
 	default:
@@ -35,15 +39,18 @@ func check(name string, value any) string {
 }
 
 func checkValue(name string, value any) string {
-	rule := rules[slices.IndexFunc(rules, func(r rule) bool { return r.name == name })]
+	return rules[slices.IndexFunc(rules, func(r rule) bool { return r.name == name })].check(value)
+}
+
+func (r rule) check(value any) string {
 	text, ok := value.(string)
 	if !ok {
 		// A VM's template keeps what its schema does not know, so that
 		// "enabled: true" without quotes comes this far.
-		return fmt.Sprintf("annotation %s: %s is not a string: write it in quotes", name, Quote(value))
+		return fmt.Sprintf("annotation %s: %s is not a string: write it in quotes", r.name, Quote(value))
 	}
-	if !rule.valid(text) {
-		return fmt.Sprintf("annotation %s: %s is not allowed: want %s", name, Quote(text), rule.allowed)
+	if !r.valid(text) {
+		return fmt.Sprintf("annotation %s: %s is not allowed: want %s", r.name, Quote(text), r.allowed)
 	}
 	return ""
 }

@@ -57,7 +57,13 @@ func (in *Injector) Review(request *admission.Request) (admission.Verdict, error
 		return in.refuse(request, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
 	}
 	own := annotation.WrittenByUser(annotations)
-	if problems := annotation.Problems(own); problems != nil {
+	problems := annotation.Problems(own)
+	if problem := annotation.RedirectPortProblem(annotations); problem != "" {
+		// Whoever may create pods may write it too, and gains nothing: a wrong
+		// port, or one that is not due, leaves this pod's own guest unserved.
+		problems = append(problems, problem)
+	}
+	if problems != nil {
 		return in.refuse(request, annotation.Join(problems)), nil
 	}
 

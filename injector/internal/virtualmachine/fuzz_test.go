@@ -71,7 +71,7 @@ func FuzzVirtualMachine(f *testing.F) {
 		if seed != 0 {
 			known := []string{"", "a/b~c", "true", "false", "1", "spec", "template", "metadata", "annotations",
 				"deletionTimestamp", "domain", "devices", "interfaces", "passt", "passtBinding", "binding", "name",
-				annotation.Enabled, annotation.HopLimit, annotation.VMName, annotation.Prefix + "other"}
+				annotation.Enabled, annotation.HopLimit, annotation.VMName, annotation.RedirectPort, "networks", "pod", "sriov", annotation.Prefix + "other"}
 			jsonfuzz.Mutate(vm, seed, known...)
 			if old != nil {
 				jsonfuzz.Mutate(old, ^seed, known...)

@@ -11,6 +11,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+	"github.com/example/kubevirt-imds/injector/internal/network"
 )
 
 // Reviewer reviews VirtualMachines of kubevirt.io/v1.
@@ -46,13 +47,9 @@ func (r *Reviewer) Review(request *admission.Request) (admission.Verdict, error)
 	}
 	problems := annotation.Problems(templateAnnotations(updated))
 	if enabled, _ := annotation.IsEnabled(templateAnnotations(updated)); enabled {
-		problem, warning := checkInterfaces(updated)
-		if problem != "" {
-			problems = append(problems, problem)
-		}
-		if warning != "" {
-			warnings = append(warnings, warning)
-		}
+		way := network.WayOf(templateSpec(updated), templateAnnotations(updated))
+		problems = append(problems, way.Problems...)
+		warnings = append(warnings, way.Warnings...)
 	}
 	if problems != nil && request.Operation == admission.Update && isUnchanged(vm, old) {
 		// It came in before the rules did. Refusing it now would stop every
@@ -64,21 +61,14 @@ func (r *Reviewer) Review(request *admission.Request) (admission.Verdict, error)
 	}
 	patch := jsontree.Diff(vm, updated)
 	if patch != nil {
-		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", nameOf(request))
+		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
 	}
 	return admission.Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
 }
 
 func (r *Reviewer) refuse(request *admission.Request, reason string) admission.Verdict {
-	r.log.Warn("virtual machine refused", "namespace", request.Namespace, "vm", nameOf(request), "reason", reason)
+	r.log.Warn("virtual machine refused", "namespace", request.Namespace, "vm", request.ObjectName(), "reason", reason)
 	return admission.Deny(reason)
-}
-
-func nameOf(request *admission.Request) string {
-	if request.Name != "" {
-		return request.Name
-	}
-	return jsontree.LookupString(request.Object, "metadata", "generateName")
 }
 
 // metadataAnnotations returns the imds.kubevirt.io/ annotations of the VM.
@@ -96,5 +86,10 @@ func templateAnnotations(vm jsontree.Object) jsontree.Object {
 func isUnchanged(vm, old jsontree.Object) bool {
 	return reflect.DeepEqual(metadataAnnotations(vm), metadataAnnotations(old)) &&
 		reflect.DeepEqual(templateAnnotations(vm), templateAnnotations(old)) &&
-		reflect.DeepEqual(interfaces(vm), interfaces(old))
+		network.Same(templateSpec(vm), templateSpec(old))
+}
+
+// templateSpec returns what the spec of the VM's VirtualMachineInstance will be.
+func templateSpec(vm jsontree.Object) jsontree.Object {
+	return jsontree.LookupObject(vm, "spec", "template", "spec")
 }

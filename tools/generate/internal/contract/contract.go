@@ -17,13 +17,15 @@ const (
 	ServicePort = 443
 )
 
-// Paths of the webhook's two reviews.
+// Paths of the webhook's reviews.
 const (
-	MutatePodPath            = "/mutate-pod"
-	MutateVirtualMachinePath = "/mutate-virtualmachine"
+	MutatePodPath                    = "/mutate-pod"
+	MutateVirtualMachinePath         = "/mutate-virtualmachine"
+	MutateVirtualMachineInstancePath = "/mutate-virtualmachineinstance"
 )
 
-// Annotations. The first three are the webhook's to write, on the pod.
+// Annotations. The first three are the webhook's to write, on the pod, and the
+// fourth on the VirtualMachineInstance.
 const (
 	AnnotationDomain = "imds.kubevirt.io"
 	AnnotationPrefix = AnnotationDomain + "/"
@@ -31,6 +33,8 @@ const (
 	Injected = AnnotationPrefix + "injected"
 	VMName   = AnnotationPrefix + "vm-name"
 	VMIUID   = AnnotationPrefix + "vmi-uid"
+
+	RedirectPort = AnnotationPrefix + "redirect-port"
 
 	Enabled                = AnnotationPrefix + "enabled"
 	BridgeName             = AnnotationPrefix + "bridge-name"
