@@ -239,6 +239,7 @@ func TestWebhookKnowsTheAnnotations(t *testing.T) {
 	for name, annotation := range map[string]string{
 		contract.AnnotationPrefix + "bridge": contract.BridgeName, // not known
 		contract.Injected:                    contract.Injected,   // the webhook's own
+		contract.RedirectPort:                contract.RedirectPort,
 	} {
 		pod := launcherPod(map[string]string{contract.Enabled: "true", name: "x"})
 		object, err := json.Marshal(pod)
@@ -252,6 +253,37 @@ func TestWebhookKnowsTheAnnotations(t *testing.T) {
 			}
 		} else if response.Allowed || !strings.Contains(response.Result.Message, annotation) {
 			t.Errorf("%s on a pod: %+v", name, response)
+		}
+	}
+}
+
+// TestPasstReachesBothSidecars follows the port of the redirection from the review
+// of a VirtualMachineInstance, by the annotations that KubeVirt copies, to the
+// environment of the pod.
+func TestPasstReachesBothSidecars(t *testing.T) {
+	w := runWebhook(t, build(t, loadTree(t), "overlays/cert-manager"))
+	before := fmt.Appendf(nil, `{"metadata": {"name": "web-01", "annotations": {%q: "true"}}, "spec": {
+		"domain": {"devices": {"interfaces": [{"name": "default", "passtBinding": {}}]}},
+		"networks": [{"name": "default", "pod": {}}]}}`, contract.Enabled)
+	instances := metav1.GroupVersionResource{Group: "kubevirt.io", Version: "v1", Resource: "virtualmachineinstances"}
+	response := w.review(t, instances, before)
+	patch, err := jsonpatch.DecodePatch(response.Patch)
+	if err != nil {
+		t.Fatalf("%+v: %v", response, err)
+	}
+	after, err := patch.Apply(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var instance metav1.PartialObjectMetadata
+	if err := json.Unmarshal(after, &instance); err != nil {
+		t.Fatal(err)
+	}
+	pod := w.inject(t, launcherPod(instance.Annotations))
+	for _, sidecar := range pod.Spec.InitContainers {
+		i := slices.IndexFunc(sidecar.Env, func(v corev1.EnvVar) bool { return v.Name == "IMDS_REDIRECT_PORT" })
+		if i < 0 || downward(t, pod, sidecar.Env[i]) != "60080" || instance.Annotations[contract.RedirectPort] != "60080" {
+			t.Errorf("%s of an instance with %v: environment %+v", sidecar.Name, instance.Annotations, sidecar.Env)
 		}
 	}
 }

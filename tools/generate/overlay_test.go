@@ -261,6 +261,13 @@ func TestAPIServerAsksOnlyAboutWhoAsked(t *testing.T) {
 		wantRule(t, pods, []string{""}, []string{"pods"}, admissionregistrationv1.Create)
 		wantRule(t, webhooks[contract.MutateVirtualMachinePath], []string{"kubevirt.io"}, []string{"virtualmachines"},
 			admissionregistrationv1.Create, admissionregistrationv1.Update)
+		// Again, since KubeVirt's own webhook adds the default interface. No update:
+		// KubeVirt updates instances all the time.
+		instances := webhooks[contract.MutateVirtualMachineInstancePath]
+		if *instances.ReinvocationPolicy != admissionregistrationv1.IfNeededReinvocationPolicy {
+			t.Errorf("%s: reinvocation policy %s", instances.Name, *instances.ReinvocationPolicy)
+		}
+		wantRule(t, instances, []string{"kubevirt.io"}, []string{"virtualmachineinstances"}, admissionregistrationv1.Create)
 	})
 }
 

@@ -10,7 +10,7 @@ import (
 // outageChecks are about VMs while no replica of the webhook runs.
 func outageChecks(in *installation) []suite.Check {
 	return []suite.Check{
-		{Name: "outage/not-asked", Proves: "without the webhook, pods and VMs that did not ask are created", Run: in.admitsOthersAlone},
+		{Name: "outage/not-asked", Proves: "without the webhook, pods, VMs and instances that did not ask are created", Run: in.admitsOthersAlone},
 		{Name: "outage/asked", Proves: "without the webhook, those that asked are refused, and the message names it", Run: in.refusesAlone},
 		{Name: "outage/deletion", Proves: "without the webhook, a VM that asked can be deleted, finalizers and all", Run: in.deletesAlone},
 		{Name: "outage/end", Proves: "once the webhook is back, it admits", Run: in.recovers},
@@ -42,6 +42,7 @@ func (in *installation) admitsOthersAlone(t *suite.T) {
 	t.Check(in.outage())
 	in.leavesAlone("no-annotations", "disabled", "not-a-virt-launcher")(t)
 	in.leavesVMAlone(t)
+	in.leavesInstanceAlone(t)
 }
 
 func (in *installation) refusesAlone(t *suite.T) {
@@ -52,6 +53,8 @@ func (in *installation) refusesAlone(t *suite.T) {
 	_, err = kube.DryRun(t.Context(), in.api, virtualMachinesPath, vm)
 	expectRefusal(t, err, "virtualmachine.imds.kubevirt.io", webhook+"."+namespace+".svc")
 	t.Logf("the user sees: %v", err)
+	_, err = kube.DryRun(t.Context(), in.api, instancesPath, newInstance("asking", "masquerade", map[string]string{enabledAnnotation: "true"}))
+	expectRefusal(t, err, "virtualmachineinstance.imds.kubevirt.io", webhook+"."+namespace+".svc")
 }
 
 func (in *installation) deletesAlone(t *suite.T) {

@@ -124,7 +124,8 @@ func (in *installation) refusesVM(t *suite.T) {
 	}{
 		{"wrong-value", "masquerade", map[string]string{enabledAnnotation: "yes"}, []string{enabledAnnotation, "yes", `"true" or "false"`}},
 		{"unknown-name", "masquerade", map[string]string{prefix + "enable": "true"}, []string{prefix + "enable", "nearest known name is " + enabledAnnotation}},
-		{"passt", "passtBinding", map[string]string{enabledAnnotation: "true"}, []string{"passt", "use masquerade or bridge"}},
+		{"no-way", "sriov", map[string]string{enabledAnnotation: "true"}, []string{"only sriov", "use masquerade, bridge or passt"}},
+		{"redirected", "masquerade", map[string]string{enabledAnnotation: "true", redirectAnnotation: "22"}, []string{redirectAnnotation, "written by the webhook"}},
 	} {
 		manifest, err := json.Marshal(newVM(test.name, test.binding, test.annotations))
 		t.Check(err)
