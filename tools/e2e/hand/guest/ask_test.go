@@ -1,0 +1,69 @@
+package main
+
+import (
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/example/kubevirt-imds/tools/e2e/hand"
+)
+
+const ms = time.Millisecond
+
+func good(begin, end time.Duration, body string) attempt {
+	return attempt{begin, end, hand.Got{Status: 200, Body: body}}
+}
+
+func bad(begin, end time.Duration, got hand.Got) attempt { return attempt{begin, end, got} }
+
+func TestReportOfAnAsking(t *testing.T) {
+	asked := report([]attempt{
+		good(0, 5*ms, "a"),
+		good(100*ms, 104*ms, "a"),
+		bad(200*ms, 201*ms, hand.Got{Failure: hand.Refused, Detail: "connection refused"}),
+		bad(300*ms, 303*ms, hand.Got{Status: 503, Body: "no token"}),
+		// Begun before the next, ended after it.
+		good(410*ms, 415*ms, "b"),
+		good(400*ms, 450*ms, "a"),
+		good(500*ms, 505*ms, "a"),
+	}, 600*ms)
+	want := hand.Asked{
+		Sent:     7,
+		Answered: 5,
+		Failures: map[hand.Failure]int{hand.Refused: 1, hand.BadStatus: 1},
+		Lost: []hand.Loss{
+			{Begin: 200 * ms, End: 201 * ms, Failure: hand.Refused, Detail: "connection refused"},
+			{Begin: 300 * ms, End: 303 * ms, Failure: hand.BadStatus, Detail: "no token"},
+		},
+		Gap:      311 * ms,
+		GapBegin: 104 * ms,
+		Bodies: []hand.Body{
+			{Text: "a", Count: 3, First: 0, Last: 450 * ms},
+			{Text: "b", Count: 1, First: 410 * ms, Last: 415 * ms},
+			{Text: "a", Count: 1, First: 500 * ms, Last: 505 * ms},
+		},
+		Took: 600 * ms,
+	}
+	if !reflect.DeepEqual(asked, want) {
+		t.Errorf("report\n%+v, want\n%+v", asked, want)
+	}
+}
+
+func TestGapCountsTheBeginAndTheEnd(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		attempts   []attempt
+		gap, begin time.Duration
+	}{
+		{"no answer at all", nil, 900 * ms, 0},
+		{"a late first answer", []attempt{good(490*ms, 500*ms, ""), good(600*ms, 610*ms, "")}, 500 * ms, 0},
+		{"an early last answer", []attempt{good(0, 10*ms, "")}, 890 * ms, 10 * ms},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			asked := report(test.attempts, 900*ms)
+			if asked.Gap != test.gap || asked.GapBegin != test.begin {
+				t.Errorf("gap of %v from %v on, want %v from %v on", asked.Gap, asked.GapBegin, test.gap, test.begin)
+			}
+		})
+	}
+}
