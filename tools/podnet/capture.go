@@ -52,6 +52,9 @@ func Capture(n *Namespace, name string) (*Recording, error) {
 		// reported by Stop.
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, captureBuffer)
 	}
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1)
+	}
 	if err != nil {
 		r.file.Close()
 		return nil, fmt.Errorf("capture on %s: %w", name, err)
@@ -111,8 +114,9 @@ func (r *Recording) Stop() ([]Frame, error) {
 // receive takes all frames that wait. It returns true where waiting for more
 // makes no sense.
 func (r *Recording) receive(fd int) bool {
+	var control [128]byte
 	for {
-		n, from, err := unix.Recvfrom(fd, r.buffer, 0)
+		n, controlled, _, from, err := unix.Recvmsg(fd, r.buffer, control[:], 0)
 		switch err {
 		case nil:
 		case unix.EINTR:
@@ -124,7 +128,7 @@ func (r *Recording) receive(fd int) bool {
 			return true
 		}
 		link, ok := from.(*unix.SockaddrLinklayer)
-		frame := Frame{Outgoing: ok && link.Pkttype == unix.PACKET_OUTGOING, Data: slices.Clone(r.buffer[:n])}
+		frame := Frame{Outgoing: ok && link.Pkttype == unix.PACKET_OUTGOING, Data: withTag(r.buffer[:n], control[:controlled])}
 		r.mu.Lock()
 		r.frames = append(r.frames, frame)
 		close(r.arrived)

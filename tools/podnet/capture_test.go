@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -80,8 +81,18 @@ func TestFramesThatConcernTheMetadataService(t *testing.T) {
 		copy(payload[16:], destination)
 		return payload
 	}
-	vlan := func(protocol uint16, payload []byte) []byte {
-		return append(binary.BigEndian.AppendUint16([]byte{0, 7}, protocol), payload...)
+	vlan := func(id byte, protocol uint16, payload []byte) []byte {
+		return append(binary.BigEndian.AppendUint16([]byte{0xe0, id}, protocol), payload...)
+	}
+	ours, theirs, group := MetadataIPv6Addr, netip.MustParseAddr("fe80::7"), netip.MustParseAddr("ff02::1:fffe:a9fe")
+	ipv6 := func(source, destination netip.Addr) []byte {
+		return IPv6(other, mac, source, destination, unix.IPPROTO_TCP, nil)
+	}
+	discovery := func(kind byte, target netip.Addr) []byte {
+		return NeighbourMessage(kind, other, mac, theirs, group, target, other)
+	}
+	behindOptions := func(frame []byte) []byte {
+		return IPv6(other, mac, theirs, group, 0, append([]byte{unix.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0}, frame[54:]...))
 	}
 	for _, c := range []struct {
 		name  string
@@ -94,9 +105,18 @@ func TestFramesThatConcernTheMetadataService(t *testing.T) {
 		{"IPv4 from the address", ethernet(mac, other, unix.ETH_P_IP, ipv4(metadata, guest)...), true},
 		{"IPv4 to the address", ethernet(mac, other, unix.ETH_P_IP, ipv4(guest, metadata)...), true},
 		{"IPv4 among others", ethernet(mac, other, unix.ETH_P_IP, ipv4(guest, guest)...), false},
-		{"IPv4 to the address behind a VLAN tag", ethernet(mac, other, unix.ETH_P_8021Q, vlan(unix.ETH_P_IP, ipv4(guest, metadata))...), true},
-		{"ARP behind a provider's VLAN tag", ethernet(mac, other, unix.ETH_P_8021AD, vlan(unix.ETH_P_ARP, arp(guest, metadata))...), true},
-		{"IPv4 among others behind a VLAN tag", ethernet(mac, other, unix.ETH_P_8021Q, vlan(unix.ETH_P_IP, ipv4(guest, guest))...), false},
+		{"IPv6 from the address", ipv6(ours, theirs), true},
+		{"IPv6 to the address", ipv6(theirs, ours), true},
+		{"IPv6 among others", ipv6(theirs, group), false},
+		{"IPv6, where is the address", discovery(ndSolicitation, ours), true},
+		{"IPv6, the address is at", discovery(ndAdvertisement, ours), true},
+		{"IPv6, where is another with the same group", discovery(ndSolicitation, netip.MustParseAddr("fe80::fe:a9fe")), false},
+		{"IPv6, the address is at, behind options", behindOptions(discovery(ndAdvertisement, ours)), true},
+		{"IPv4 to the address behind a priority tag", ethernet(mac, other, unix.ETH_P_8021Q, vlan(0, unix.ETH_P_IP, ipv4(guest, metadata))...), true},
+		{"ARP behind a provider's priority tag", ethernet(mac, other, unix.ETH_P_8021AD, vlan(0, unix.ETH_P_ARP, arp(guest, metadata))...), true},
+		{"IPv4 among others behind a priority tag", ethernet(mac, other, unix.ETH_P_8021Q, vlan(0, unix.ETH_P_IP, ipv4(guest, guest))...), false},
+		{"IPv4 to the address in a VLAN", ethernet(mac, other, unix.ETH_P_8021Q, vlan(7, unix.ETH_P_IP, ipv4(guest, metadata))...), false},
+		{"from the endpoint's MAC in a VLAN", ethernet(mac, EndpointMAC, unix.ETH_P_8021Q, vlan(7, unix.ETH_P_IP, nil)...), true},
 		{"from the endpoint's MAC", ethernet(mac, EndpointMAC, unix.ETH_P_IPV6), true},
 		{"to the endpoint's MAC", ethernet(EndpointMAC, mac, unix.ETH_P_IPV6), true},
 		{"from the port's MAC", ethernet(mac, PortMAC, unix.ETH_P_IPV6), true},

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,8 +27,10 @@ type Frame struct {
 
 // ConcernsMetadata says whether the frame is about the metadata service:
 // 169.254.169.254 is in its ARP sender or target or is its IPv4 source or
-// destination, also behind a VLAN tag, or one of the project's MACs is its
-// source or destination.
+// destination; fe80::a9fe:a9fe is its IPv6 source or destination or what a
+// neighbour solicitation or advertisement is about; or one of the project's MACs
+// is its source or destination. A frame of a VLAN is about another network, so
+// that only the MACs count.
 func (f Frame) ConcernsMetadata() bool {
 	if len(f.Data) < 14 {
 		return false
@@ -37,16 +40,20 @@ func (f Frame) ConcernsMetadata() bool {
 			return true
 		}
 	}
+	if f.inVLAN() {
+		return false
+	}
 	protocol, payload := f.payload()
-	metadata := MetadataAddr.AsSlice()
-	at := func(offset int) bool {
-		return len(payload) >= offset+4 && bytes.Equal(payload[offset:offset+4], metadata)
+	at := func(offset int, addr netip.Addr) bool {
+		return len(payload) >= offset && bytes.HasPrefix(payload[offset:], addr.AsSlice())
 	}
 	switch protocol {
 	case unix.ETH_P_ARP:
-		return at(14) || at(24)
+		return at(14, MetadataAddr) || at(24, MetadataAddr)
 	case unix.ETH_P_IP:
-		return at(12) || at(16)
+		return at(12, MetadataAddr) || at(16, MetadataAddr)
+	case unix.ETH_P_IPV6:
+		return at(8, MetadataIPv6Addr) || at(24, MetadataIPv6Addr) || discoveryTarget(payload) == MetadataIPv6Addr
 	}
 	return false
 }
@@ -63,6 +70,32 @@ func (f Frame) String() string {
 
 func (f Frame) destination() net.HardwareAddr { return net.HardwareAddr(f.Data[0:6]) }
 func (f Frame) source() net.HardwareAddr      { return net.HardwareAddr(f.Data[6:12]) }
+
+// inVLAN says whether the frame has a VLAN tag that does not only give it a
+// priority.
+func (f Frame) inVLAN() bool {
+	tag := binary.BigEndian.Uint16(f.Data[12:14])
+	return (tag == unix.ETH_P_8021Q || tag == unix.ETH_P_8021AD) && len(f.Data) >= 16 && binary.BigEndian.Uint16(f.Data[14:16])&0x0fff != 0
+}
+
+// discoveryTarget returns what address an IPv6 packet solicits or advertises, if
+// it does (RFC 4861). An extension header of eight bytes may be before the
+// message.
+func discoveryTarget(packet []byte) (target netip.Addr) {
+	const header, extension = 40, 8
+	if len(packet) < header {
+		return target
+	}
+	next, message := packet[6], packet[header:]
+	if next != unix.IPPROTO_ICMPV6 && len(message) >= extension {
+		next, message = message[0], message[extension:]
+	}
+	if next != unix.IPPROTO_ICMPV6 || len(message) < 24 || message[0] != ndSolicitation && message[0] != ndAdvertisement {
+		return target
+	}
+	target, _ = netip.AddrFromSlice(message[8:24])
+	return target
+}
 
 // payload returns the protocol (an ETH_P_* constant) and what follows it,
 // behind at most one VLAN tag.

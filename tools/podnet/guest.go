@@ -130,6 +130,12 @@ func (p *Pod) configureNIC(n *nic) error {
 	if err := p.Guest.netlink.LinkSetUp(link); err != nil {
 		return err
 	}
+	if err := p.configureNICIPv6(n, link); err != nil {
+		return err
+	}
+	if p.options.GuestWithoutIPv4 {
+		return nil
+	}
 	if err := p.Guest.assign(link, n.guestAddr()); err != nil {
 		return err
 	}

@@ -32,11 +32,11 @@ type Impostor struct {
 	err      error // valid when stopped is closed
 }
 
-// Impersonate has the neighbour take 169.254.169.254 for itself: the address on
-// up0, so that its kernel answers ARP for it, an HTTP server that answers
-// [ImpostorBody], and false ARP requests and replies toward the pod, to
-// everybody and to the guest's MAC. It goes on until ctx ends or Stop is
-// called.
+// Impersonate has the neighbour take 169.254.169.254 and fe80::a9fe:a9fe for
+// itself: the addresses on up0, so that its kernel answers for them, HTTP servers
+// that answer [ImpostorBody], and false ARP requests and replies and neighbour
+// advertisements toward the pod, to everybody and to the guest's MAC. It goes on
+// until ctx ends or Stop is called.
 func (p *Pod) Impersonate(ctx context.Context) (*Impostor, error) {
 	p.attack.Lock()
 	undo, err := p.takeMetadataAddress()
@@ -44,7 +44,7 @@ func (p *Pod) Impersonate(ctx context.Context) (*Impostor, error) {
 		p.attack.Unlock()
 		return nil, err
 	}
-	listener, socket, frames, err := p.impostorMeans(ctx)
+	listeners, socket, frames, err := p.impostorMeans(ctx)
 	if err != nil {
 		defer p.attack.Unlock()
 		return nil, errors.Join(err, undo())
@@ -53,7 +53,9 @@ func (p *Pod) Impersonate(ctx context.Context) (*Impostor, error) {
 	i := &Impostor{stop: cancel, stopped: make(chan struct{})}
 	server := &http.Server{Handler: http.HandlerFunc(i.answer)}
 	var work sync.WaitGroup
-	work.Go(func() { server.Serve(listener) }) // ends with server.Close
+	for _, listener := range listeners {
+		work.Go(func() { server.Serve(listener) }) // ends with server.Close
+	}
 	work.Go(func() { sendUntil(ctx, socket, frames) })
 	go func() {
 		defer close(i.stopped)
@@ -86,37 +88,82 @@ func (p *Pod) takeMetadataAddress() (undo func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.Neighbour.assign(up, netip.PrefixFrom(MetadataAddr, 32)); err != nil {
-		return nil, err
+	undo = func() error { return nil }
+	for _, addr := range metadataAddrs() {
+		if err := p.Neighbour.assign(up, netip.PrefixFrom(addr, addr.BitLen())); err != nil {
+			return nil, errors.Join(err, undo())
+		}
+		before := undo
+		undo = func() error {
+			return errors.Join(p.Neighbour.netlink.AddrDel(up, &netlink.Addr{IPNet: netlink.NewIPNet(addr.AsSlice())}), before())
+		}
 	}
-	return func() error {
-		return p.Neighbour.netlink.AddrDel(up, &netlink.Addr{IPNet: netlink.NewIPNet(MetadataAddr.AsSlice())})
-	}, nil
+	return undo, nil
 }
 
-// impostorMeans makes the listener, a packet socket bound to up0, and the
+// metadataAddrs are the addresses of the service that this kernel knows.
+func metadataAddrs() []netip.Addr {
+	if !HasIPv6() {
+		return []netip.Addr{MetadataAddr}
+	}
+	return []netip.Addr{MetadataAddr, MetadataIPv6Addr}
+}
+
+// impostorMeans makes the listeners, a packet socket bound to up0, and the
 // frames to send by it.
-func (p *Pod) impostorMeans(ctx context.Context) (net.Listener, int, [][]byte, error) {
+func (p *Pod) impostorMeans(ctx context.Context) (listeners []net.Listener, socket int, frames [][]byte, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(listeners)
+		}
+	}()
 	up, err := p.Neighbour.link(NeighbourInterface)
 	if err != nil {
 		return nil, 0, nil, err
 	}
-	listener, err := p.Neighbour.Listen(ctx, "tcp", net.JoinHostPort(MetadataAddr.String(), "80"))
-	if err != nil {
-		return nil, 0, nil, err
+	own, everybody := up.Attrs().HardwareAddr, net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	for _, addr := range metadataAddrs() {
+		if addr.Is6() {
+			addr = addr.WithZone(fmt.Sprint(up.Attrs().Index))
+		}
+		listener, err := p.Neighbour.Listen(ctx, "tcp", netip.AddrPortFrom(addr, 80).String())
+		if err != nil {
+			return listeners, 0, nil, err
+		}
+		listeners = append(listeners, listener)
 	}
 	// Protocol 0: it only sends.
-	socket, err := p.Neighbour.packetSocket(up.Attrs().Index, 0)
-	if err != nil {
-		listener.Close()
-		return nil, 0, nil, err
+	if socket, err = p.Neighbour.packetSocket(up.Attrs().Index, 0); err != nil {
+		return listeners, 0, nil, err
 	}
-	own, everybody := up.Attrs().HardwareAddr, net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	return listener, socket, [][]byte{
+	frames = [][]byte{
 		falseARP(arpRequest, own, everybody),
 		falseARP(arpReply, own, everybody),
 		falseARP(arpReply, own, p.primary.guestMAC),
-	}, nil
+	}
+	for _, to := range []net.HardwareAddr{allNodesMAC, p.primary.guestMAC} {
+		frames = append(frames, falseAdvertisement(own, to))
+	}
+	return listeners, socket, frames, nil
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, listener := range listeners {
+		listener.Close()
+	}
+}
+
+// The group of all IPv6 nodes of a link (RFC 4291 section 2.7.1), and its MAC
+// (RFC 2464 section 7).
+var (
+	allNodes    = netip.MustParseAddr("ff02::1")
+	allNodesMAC = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
+)
+
+// falseAdvertisement makes an unsolicited neighbour advertisement in which from
+// claims fe80::a9fe:a9fe.
+func falseAdvertisement(from, to net.HardwareAddr) []byte {
+	return NeighbourMessage(ndAdvertisement, from, to, MetadataIPv6Addr, allNodes, MetadataIPv6Addr, from)
 }
 
 func sendUntil(ctx context.Context, socket int, frames [][]byte) {

@@ -209,11 +209,16 @@ func (n *Namespace) remove(name string) error {
 }
 
 // assign gives an address to an interface, with the broadcast address that
-// belongs to it.
+// belongs to it, and without IPv6's duplicate address detection, which would take
+// a second.
 func (n *Namespace) assign(link netlink.Link, addr netip.Prefix) error {
 	ip := addr.Addr().AsSlice()
 	ones := net.CIDRMask(addr.Bits(), len(ip)*8)
-	err := n.netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: ones}})
+	address := &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: ones}}
+	if addr.Addr().Is6() {
+		address.Flags = unix.IFA_F_NODAD
+	}
+	err := n.netlink.AddrAdd(link, address)
 	if err != nil {
 		return fmt.Errorf("address %s on %s in %s: %w", addr, link.Attrs().Name, n.name, err)
 	}

@@ -10,9 +10,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var loopback = netip.MustParseAddr("127.0.0.1")
+// natFamily is what differs between the NAT of IPv4 and of IPv6.
+type natFamily struct {
+	table                    nftables.TableFamily
+	protocol                 uint32 // NFPROTO_*
+	guest, gateway, loopback netip.Addr
+}
 
-// masquerade makes the table that KubeVirt makes for IPv4,
+var (
+	ipv4NAT = natFamily{nftables.TableFamilyIPv4, unix.NFPROTO_IPV4, MasqueradeGuestAddr, MasqueradeGateway, netip.MustParseAddr("127.0.0.1")}
+	ipv6NAT = natFamily{nftables.TableFamilyIPv6, unix.NFPROTO_IPV6, MasqueradeGuestIPv6Addr, MasqueradeIPv6Gateway, netip.IPv6Loopback()}
+)
+
+// translateAddresses makes the table that KubeVirt makes for each family, here
+// for IPv4,
 // pkg/network/driver/nft: in a text that nft reads,
 //
 //	table ip nat {
@@ -27,12 +38,12 @@ var loopback = netip.MustParseAddr("127.0.0.1")
 //
 // and where the VM lists ports, one rule for each in place of each dnat and
 // snat, with "tcp dport".
-func (p *Pod) masquerade(n *nic) error {
+func (p *Pod) translateAddresses(n *nic, f natFamily) error {
 	conn, err := p.Pod.Nftables()
 	if err != nil {
 		return err
 	}
-	table := conn.AddTable(&nftables.Table{Name: "nat", Family: nftables.TableFamilyIPv4})
+	table := conn.AddTable(&nftables.Table{Name: "nat", Family: f.table})
 	base := func(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
 		return conn.AddChain(&nftables.Chain{
 			Name: name, Table: table, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: priority,
@@ -48,14 +59,13 @@ func (p *Pod) masquerade(n *nic) error {
 	rule := func(chain *nftables.Chain, parts ...[]expr.Any) {
 		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(parts...)})
 	}
-	guest := n.guestAddr().Addr()
-	rule(postrouting, ipSource(guest), counted(&expr.Masq{}))
+	rule(postrouting, ipSource(f.guest), counted(&expr.Masq{}))
 	rule(prerouting, interfaceName(expr.MetaKeyIIFNAME, n.iface), counted(jump(preinbound)))
 	rule(postrouting, interfaceName(expr.MetaKeyOIFNAME, n.bridge), counted(jump(postinbound)))
 	for _, port := range portMatches(p.options.Ports) {
-		rule(preinbound, port, counted(translate(expr.NATTypeDestNAT, guest)...))
-		rule(postinbound, port, ipSource(loopback), counted(translate(expr.NATTypeSourceNAT, n.guestGateway())...))
-		rule(output, ipDestination(loopback), port, counted(translate(expr.NATTypeDestNAT, guest)...))
+		rule(preinbound, port, counted(f.translate(expr.NATTypeDestNAT, f.guest)...))
+		rule(postinbound, port, ipSource(f.loopback), counted(f.translate(expr.NATTypeSourceNAT, f.gateway)...))
+		rule(output, ipDestination(f.loopback), port, counted(f.translate(expr.NATTypeDestNAT, f.guest)...))
 	}
 	return conn.Flush()
 }
@@ -78,13 +88,25 @@ func portMatches(ports []uint16) [][]expr.Any {
 	return matches
 }
 
-func ipSource(addr netip.Addr) []expr.Any      { return ipAddress(12, addr) }
-func ipDestination(addr netip.Addr) []expr.Any { return ipAddress(16, addr) }
+func ipSource(addr netip.Addr) []expr.Any {
+	if addr.Is6() {
+		return ipAddress(8, addr)
+	}
+	return ipAddress(12, addr)
+}
 
-// ipAddress matches an address at an offset of the IPv4 header, in bytes.
+func ipDestination(addr netip.Addr) []expr.Any {
+	if addr.Is6() {
+		return ipAddress(24, addr)
+	}
+	return ipAddress(16, addr)
+}
+
+// ipAddress matches an address at an offset of the IPv4 or IPv6 header, in
+// bytes.
 func ipAddress(offset uint32, addr netip.Addr) []expr.Any {
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(addr.BitLen() / 8)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: addr.AsSlice()},
 	}
 }
@@ -106,9 +128,9 @@ func jump(to *nftables.Chain) expr.Any {
 	return &expr.Verdict{Kind: expr.VerdictJump, Chain: to.Name}
 }
 
-func translate(kind expr.NATType, to netip.Addr) []expr.Any {
+func (f natFamily) translate(kind expr.NATType, to netip.Addr) []expr.Any {
 	return []expr.Any{
 		&expr.Immediate{Register: 1, Data: to.AsSlice()},
-		&expr.NAT{Type: kind, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+		&expr.NAT{Type: kind, Family: f.protocol, RegAddrMin: 1},
 	}
 }

@@ -64,6 +64,37 @@ func (p *Pod) NeighbourAsksAt(ctx context.Context, mac net.HardwareAddr, port ui
 	return p.ask(ctx, netip.AddrPortFrom(MetadataAddr, port)), undo()
 }
 
+// NeighbourAsksIPv6 is NeighbourAsks for http://[fe80::a9fe:a9fe]/v1/token,
+// which needs no route. Without a MAC it asks by neighbour solicitation.
+func (p *Pod) NeighbourAsksIPv6(ctx context.Context, mac net.HardwareAddr) (Reply, error) {
+	p.attack.Lock()
+	defer p.attack.Unlock()
+	up, err := p.Neighbour.link(NeighbourInterface)
+	if err != nil {
+		return Reply{}, err
+	}
+	to, err := p.Neighbour.MetadataOn(NeighbourInterface)
+	if err != nil {
+		return Reply{}, err
+	}
+	entry := &netlink.Neigh{LinkIndex: up.Attrs().Index, IP: MetadataIPv6Addr.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT}
+	if mac != nil {
+		if err := p.Neighbour.netlink.NeighSet(entry); err != nil {
+			return Reply{}, fmt.Errorf("the neighbour's entry %s for %s: %w", mac, entry.IP, err)
+		}
+	}
+	return p.ask(ctx, to), p.Neighbour.forget(entry)
+}
+
+// forget removes what is known or still asked for about a neighbour.
+func (n *Namespace) forget(entry *netlink.Neigh) error {
+	err := n.netlink.NeighDel(entry)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
 // routeToMetadata has the neighbour look for 169.254.169.254 on its link to the
 // pod. undo is never nil.
 func (p *Pod) routeToMetadata(mac net.HardwareAddr) (undo func() error, err error) {
@@ -89,11 +120,7 @@ func (p *Pod) routeToMetadata(mac net.HardwareAddr) (undo func() error, err erro
 	return func() error {
 		// Also what ARP has learned or is still asking for goes, or it would
 		// serve the next attempt.
-		err := p.Neighbour.netlink.NeighDel(entry)
-		if errors.Is(err, unix.ENOENT) {
-			err = nil
-		}
-		return errors.Join(err, removeRoute())
+		return errors.Join(p.Neighbour.forget(entry), removeRoute())
 	}, nil
 }
 
@@ -108,7 +135,8 @@ func (p *Pod) ask(ctx context.Context, at netip.AddrPort) Reply {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
-	request, err := http.NewRequest(http.MethodGet, "http://"+MetadataAddr.String()+"/v1/token", nil)
+	host := netip.AddrPortFrom(at.Addr().WithZone(""), at.Port()).String()
+	request, err := http.NewRequest(http.MethodGet, "http://"+host+"/v1/token", nil)
 	if err != nil {
 		return Reply{Outcome: Answered, Err: err}
 	}

@@ -49,6 +49,8 @@ var (
 	MasqueradeGateway   = netip.MustParseAddr("10.0.2.1")
 	// MetadataAddr is the address that the project serves.
 	MetadataAddr = netip.MustParseAddr("169.254.169.254")
+	// MetadataIPv6Addr is its IPv6 address, which is link-local.
+	MetadataIPv6Addr = netip.MustParseAddr("fe80::a9fe:a9fe")
 )
 
 // NeighbourInterface is the neighbour's end of the pod's uplink.
@@ -67,8 +69,14 @@ type Options struct {
 	// PrimaryInterface is the name that the CNI plugin gave to the pod's
 	// uplink. Empty: eth0.
 	PrimaryInterface string
-	// BridgeNetfilter sets net.bridge.bridge-nf-call-iptables in the pod. nil:
-	// as the kernel makes it.
+	// WithoutIPv6 switches IPv6 off in the pod's namespace. The guest's own
+	// stays.
+	WithoutIPv6 bool
+	// GuestWithoutIPv4 leaves out KubeVirt's DHCP server: the guest has IPv6
+	// only.
+	GuestWithoutIPv4 bool
+	// BridgeNetfilter sets net.bridge.bridge-nf-call-iptables and
+	// -ip6tables in the pod. nil: as the kernel makes them.
 	BridgeNetfilter *bool
 	// RPFilter is net.ipv4.conf.{all,default}.rp_filter in the pod: 0 off, 1
 	// strict, 2 loose.
@@ -168,9 +176,14 @@ func (p *Pod) build() error {
 	}
 	if nf := p.options.BridgeNetfilter; nf != nil {
 		value := map[bool]string{false: "0", true: "1"}[*nf]
-		if err := p.Pod.Sysctl("net.bridge.bridge-nf-call-iptables", value); err != nil {
-			return err
+		for _, key := range []string{"iptables", "ip6tables"} {
+			if err := p.Pod.Sysctl("net.bridge.bridge-nf-call-"+key, value); err != nil {
+				return err
+			}
 		}
+	}
+	if err := p.prepareIPv6(); err != nil {
+		return err
 	}
 	p.primary = &nic{
 		binding:        p.options.Binding,

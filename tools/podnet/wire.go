@@ -62,7 +62,10 @@ func (p *Pod) plugUplink(n *nic) error {
 	if !n.defaultRoute {
 		return nil
 	}
-	return p.Pod.addDefaultRoute(n.neighbourAddr.Addr())
+	if err := p.Pod.addDefaultRoute(n.neighbourAddr.Addr()); err != nil {
+		return err
+	}
+	return p.plugUplinkIPv6(n)
 }
 
 func (n *Namespace) addDefaultRoute(gateway netip.Addr) error {
@@ -129,7 +132,10 @@ func (p *Pod) wireMasquerade(n *nic) error {
 	if err := p.Pod.Sysctl("net.ipv4.ip_forward", "1"); err != nil {
 		return err
 	}
-	return p.masquerade(n)
+	if err := p.translateAddresses(n, ipv4NAT); err != nil {
+		return err
+	}
+	return p.masqueradeIPv6(n)
 }
 
 func (p *Pod) wireBridge(n *nic) error {

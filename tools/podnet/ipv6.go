@@ -1,0 +1,209 @@
+package podnet
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The fixed IPv6 addresses of the pod network, and of KubeVirt's masquerade
+// network fd10:0:2::/120. The guest of bridge binding has its link-local address
+// alone.
+var (
+	NeighbourIPv6Addr       = netip.MustParseAddr("fd00:10:244::1")
+	PodIPv6Addr             = netip.MustParseAddr("fd00:10:244::5")
+	MasqueradeGuestIPv6Addr = netip.MustParseAddr("fd10:0:2::2")
+	MasqueradeIPv6Gateway   = netip.MustParseAddr("fd10:0:2::1")
+)
+
+// Prefix lengths of the two networks.
+const (
+	podIPv6Bits        = 64
+	masqueradeIPv6Bits = 120
+)
+
+// HasIPv6 says whether this machine's kernel speaks IPv6.
+func HasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
+
+// podHasIPv6 says whether the pod's network is one of both families.
+func (p *Pod) podHasIPv6() bool { return HasIPv6() && !p.options.WithoutIPv6 }
+
+// prepareIPv6 sets what the namespaces' interfaces will begin with. Guest and
+// neighbour do without duplicate address detection, which would keep their
+// link-local addresses from them for a second.
+func (p *Pod) prepareIPv6() error {
+	if !HasIPv6() {
+		return nil
+	}
+	settings := []struct {
+		in         *Namespace
+		key, value string
+	}{{p.Guest, "accept_dad", "0"}, {p.Neighbour, "accept_dad", "0"}}
+	if p.options.WithoutIPv6 {
+		settings = append(settings, struct {
+			in         *Namespace
+			key, value string
+		}{p.Pod, "disable_ipv6", "1"})
+	}
+	for _, s := range settings {
+		for _, conf := range []string{"all", "default"} {
+			if err := s.in.Sysctl("net.ipv6.conf."+conf+"."+s.key, s.value); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// plugUplinkIPv6 is the CNI plugin's part on the pod network.
+func (p *Pod) plugUplinkIPv6(n *nic) error {
+	if !p.podHasIPv6() {
+		return nil
+	}
+	for _, end := range []struct {
+		in   *Namespace
+		name string
+		addr netip.Addr
+	}{{p.Neighbour, n.uplink, NeighbourIPv6Addr}, {p.Pod, n.iface, PodIPv6Addr}} {
+		link, err := end.in.link(end.name)
+		if err != nil {
+			return err
+		}
+		if err := end.in.assign(link, netip.PrefixFrom(end.addr, podIPv6Bits)); err != nil {
+			return err
+		}
+	}
+	return p.Pod.addDefaultRoute(NeighbourIPv6Addr)
+}
+
+// masqueradeIPv6 is virt-handler's part on a pod network of both families.
+func (p *Pod) masqueradeIPv6(n *nic) error {
+	if !p.podHasIPv6() {
+		return nil
+	}
+	bridge, err := p.Pod.link(n.bridge)
+	if err != nil {
+		return err
+	}
+	if err := p.Pod.assign(bridge, netip.PrefixFrom(MasqueradeIPv6Gateway, masqueradeIPv6Bits)); err != nil {
+		return err
+	}
+	if err := p.Pod.Sysctl("net.ipv6.conf.all.forwarding", "1"); err != nil {
+		return err
+	}
+	return p.translateAddresses(n, ipv6NAT)
+}
+
+// configureNICIPv6 is what the guest's administrator sets, or cloud-init's
+// network configuration: KubeVirt has no DHCPv6 server for masquerade's gateway.
+func (p *Pod) configureNICIPv6(n *nic, link netlink.Link) error {
+	if !p.podHasIPv6() || n.binding != Masquerade {
+		return nil
+	}
+	if err := p.Guest.assign(link, netip.PrefixFrom(MasqueradeGuestIPv6Addr, masqueradeIPv6Bits)); err != nil {
+		return err
+	}
+	return p.Guest.addDefaultRoute(MasqueradeIPv6Gateway)
+}
+
+// LinkLocal returns the link-local IPv6 address of an interface.
+func (n *Namespace) LinkLocal(name string) (netip.Addr, error) {
+	link, err := n.link(name)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	addrs, err := n.netlink.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for _, a := range addrs {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && addr.IsLinkLocalUnicast() && addr != MetadataIPv6Addr {
+			return addr, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("interface %s in %s has no link-local address", name, n.name)
+}
+
+// MetadataOn returns the service's IPv6 address with its port, as it is dialed
+// by way of an interface. The zone is a number: the names of another namespace's
+// interfaces are remembered for a minute by package net.
+func (n *Namespace) MetadataOn(name string) (netip.AddrPort, error) {
+	link, err := n.link(name)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	return netip.AddrPortFrom(MetadataIPv6Addr.WithZone(fmt.Sprint(link.Attrs().Index)), 80), nil
+}
+
+// MetadataURL is what a client asks for the service by way of an interface, as a
+// URL has a zone (RFC 6874).
+func (n *Namespace) MetadataURL(name string) (string, error) {
+	at, err := n.MetadataOn(name)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("http://[%s%%25%s]", MetadataIPv6Addr, at.Addr().Zone()), nil
+}
+
+// NeighbourMessage makes an IPv6 packet in an Ethernet frame that holds a message
+// of neighbour discovery (RFC 4861), with its checksum: a solicitation (135) or
+// an advertisement (136) for target. Its option gives the link-layer address
+// linked; nil: none.
+func NeighbourMessage(kind byte, from, to net.HardwareAddr, source, destination, target netip.Addr, linked net.HardwareAddr) []byte {
+	message := []byte{kind, 0, 0, 0, 0, 0, 0, 0}
+	option := byte(1) // source link-layer address
+	if kind == ndAdvertisement {
+		message[4] = 0x20 // override what is known
+		option = 2        // target link-layer address
+	}
+	message = append(message, target.AsSlice()...)
+	if linked != nil {
+		message = append(append(message, option, 1), linked...)
+	}
+	return ICMPv6(from, to, source, destination, message)
+}
+
+// The kinds of NeighbourMessage.
+const (
+	ndSolicitation  = 135
+	ndAdvertisement = 136
+)
+
+// ICMPv6 makes an IPv6 packet in an Ethernet frame that holds a message of ICMPv6
+// (RFC 4443), whose checksum it fills in.
+func ICMPv6(from, to net.HardwareAddr, source, destination netip.Addr, message []byte) []byte {
+	pseudo := append(source.AsSlice(), destination.AsSlice()...)
+	pseudo = append(pseudo, 0, 0, byte(len(message)>>8), byte(len(message)), 0, 0, 0, unix.IPPROTO_ICMPV6)
+	sum := checksum(append(pseudo, message...))
+	message = append([]byte{}, message...)
+	message[2], message[3] = byte(sum>>8), byte(sum)
+	return IPv6(from, to, source, destination, unix.IPPROTO_ICMPV6, message)
+}
+
+// IPv6 makes an IPv6 packet (RFC 8200) in an Ethernet frame. What follows the
+// header begins with next.
+func IPv6(from, to net.HardwareAddr, source, destination netip.Addr, next byte, payload []byte) []byte {
+	frame := append(append(append([]byte{}, to...), from...), 0x86, 0xdd)
+	frame = append(frame, 0x60, 0, 0, 0, byte(len(payload)>>8), byte(len(payload)), next, 255)
+	frame = append(append(frame, source.AsSlice()...), destination.AsSlice()...)
+	return append(frame, payload...)
+}
+
+// checksum is the internet checksum (RFC 1071).
+func checksum(data []byte) uint16 {
+	var sum uint32
+	for i, b := range data {
+		sum += uint32(b) << (8 * (1 - i%2))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
