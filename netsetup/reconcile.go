@@ -60,13 +60,18 @@ func (r *reconciler) attempt() (w wiring.Wiring, changed bool, err error) {
 		return w, false, err
 	}
 	w = r.target.wiring(r.inventory)
+	if !w.Redirected() { // passt asks over IPv4 alone
+		if w.IPv6, err = r.inventory.SpeaksIPv6(); err != nil {
+			return w, false, err
+		}
+	}
 	ruled, err := r.rules.Install(w)
 	if err != nil {
 		// A guest that is not served beats a neighbour that is.
 		_, partErr := links.Part(r.inventory)
 		return w, false, errors.Join(err, partErr)
 	}
-	made, err := links.EnsureEndpoint(r.inventory)
+	made, err := links.EnsureEndpoint(r.inventory, w.IPv6)
 	if err != nil {
 		return w, true, err
 	}

@@ -56,6 +56,7 @@ func wired(o outcome) []any {
 		"guests", strings.Join(o.wiring.Guests, ","),
 		"uplinks", strings.Join(o.wiring.Uplinks, ","),
 		"mtu", o.wiring.MTU,
+		"ipv6", o.wiring.IPv6,
 		"took", o.took.Round(time.Microsecond),
 		"server", probe(),
 	}

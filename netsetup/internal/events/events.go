@@ -15,11 +15,13 @@ var sources = []struct {
 	protocol int
 	groups   []int
 }{
-	{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE}},
+	{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
+		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE}},
 	{unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}},
 }
 
-// Watch subscribes to the changes of links, IPv4 addresses, routes and policy
+// Watch subscribes to the changes of links, addresses, routes and IPv4 policy
 // rules, and of nf_tables, in the network namespace of the process. The
 // channel gets a value after each change; several that come close together
 // are one value, since whoever reads it looks at all that is there anyway. It

@@ -13,10 +13,12 @@ import (
 )
 
 // EnsureEndpoint makes sure that the veth pair is there and up, that its device
-// carries the address and is the way back for answers, and that neither end
-// speaks IPv6. Links of those names that are not our pair are replaced. It says
-// whether it had to change anything; then the inventory is out of date.
-func EnsureEndpoint(inv Inventory) (changed bool, err error) {
+// carries the addresses and is the way back for answers, and that the kernel
+// gives neither end an IPv6 address of its own making. Without ipv6 it leaves
+// out that family's address. Links of those names that are not our pair are
+// replaced. It says whether it had to change anything; then the inventory is out
+// of date.
+func EnsureEndpoint(inv Inventory, ipv6 bool) (changed bool, err error) {
 	device, port, made, err := ensurePair(inv)
 	if err != nil {
 		return true, err
@@ -28,6 +30,7 @@ func EnsureEndpoint(inv Inventory) (changed bool, err error) {
 		func() (bool, error) { return ensureUp(port) },
 		func() (bool, error) { return ensureUp(device) },
 		func() (bool, error) { return ensureRoute(device) },
+		func() (bool, error) { return ensureIPv6(device, ipv6) },
 	} {
 		did, err := ensure()
 		if err != nil {
@@ -106,7 +109,7 @@ func ensureAddress(device netlink.Link) (changed bool, err error) {
 		return false, fmt.Errorf("list addresses of %s: %w", wiring.Device, err)
 	}
 	want := &netlink.Addr{
-		IPNet: addressNet(),
+		IPNet: ipNet(wiring.Address),
 		Scope: unix.RT_SCOPE_LINK,
 	}
 	for _, have := range addresses {

@@ -3,6 +3,7 @@ package links
 import (
 	"fmt"
 	"net"
+	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -66,7 +67,7 @@ func ensureInTable(want *netlink.Route) (changed bool, err error) {
 func ensureRule() (changed bool, err error) {
 	want := netlink.NewRule()
 	want.Family, want.Table, want.Priority = netlink.FAMILY_V4, answersTable, answersPriority
-	want.Src = addressNet()
+	want.Src = ipNet(wiring.Address)
 	have, err := netlink.RuleListFiltered(netlink.FAMILY_V4, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_SRC)
 	if err != nil {
 		return false, fmt.Errorf("list the routing rules: %w", err)
@@ -80,7 +81,8 @@ func ensureRule() (changed bool, err error) {
 	return true, nil
 }
 
-// addressNet is the endpoint's address in the netlink package's form.
-func addressNet() *net.IPNet {
-	return &net.IPNet{IP: wiring.Address.Addr().AsSlice(), Mask: net.CIDRMask(wiring.Address.Bits(), 32)}
+// ipNet is a prefix, or an address with its prefix length, in the netlink
+// package's form.
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

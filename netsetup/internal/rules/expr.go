@@ -50,12 +50,33 @@ func notIPTarget(a netip.Addr) part { return network(unix.ETH_P_IP, 16, expr.Cmp
 func arpSender(a netip.Addr) part { return network(unix.ETH_P_ARP, 14, expr.CmpOpEq, a) }
 func arpTarget(a netip.Addr) part { return network(unix.ETH_P_ARP, 24, expr.CmpOpEq, a) }
 
-func network(protocol uint16, offset uint32, op expr.CmpOp, a netip.Addr) part {
-	return part{
-		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: register},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, protocol)},
+func network(etherType uint16, offset uint32, op expr.CmpOp, a netip.Addr) part {
+	return append(protocol(etherType),
 		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
 		&expr.Cmp{Op: op, Register: register, Data: a.AsSlice()},
+	)
+}
+
+// protocol matches the EtherType, behind the outermost VLAN tag where the frame
+// has one.
+func protocol(etherType uint16) part {
+	return part{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, etherType)},
+	}
+}
+
+// ipFragment matches a piece of an IPv4 packet: more fragments follow, or it is
+// not at the beginning (RFC 791).
+func ipFragment() part {
+	return append(protocol(unix.ETH_P_IP), masked(expr.PayloadBaseNetworkHeader, 6, 0x3fff, expr.CmpOpNeq)...)
+}
+
+// payload matches bytes of the frame.
+func payload(base expr.PayloadBase, offset uint32, data []byte) part {
+	return part{
+		&expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: uint32(len(data))},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: data},
 	}
 }
 
@@ -63,10 +84,7 @@ func etherTarget(mac net.HardwareAddr) part { return ether(0, mac) }
 func etherSource(mac net.HardwareAddr) part { return ether(6, mac) }
 
 func ether(offset uint32, mac net.HardwareAddr) part {
-	return part{
-		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseLLHeader, Offset: offset, Len: 6},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: mac},
-	}
+	return payload(expr.PayloadBaseLLHeader, offset, mac)
 }
 
 // tcpTarget matches TCP segments to a port (RFC 9293).

@@ -61,6 +61,9 @@ func ruleset(w wiring.Wiring) []chain {
 	if w.Redirected() {
 		chains = append(chains, redirection(w.RedirectPort))
 	}
+	if w.IPv6 {
+		chains = append(chains, chainsIPv6(w)...)
+	}
 	return chains
 }
 
@@ -78,19 +81,26 @@ var address = wiring.Address.Addr()
 // also be dropped on its way out of the bridge or into the pod, or be kept off
 // by the isolation of the ports: no single mistake opens the endpoint.
 func fromPorts(w wiring.Wiring) []rule {
-	rules := []rule{
-		{"the endpoint speaks", []part{iifname(wiring.Port), accept()}},
-		{"nobody else has its MAC", []part{etherSource(wiring.DeviceMAC), drop()}},
-		{"nobody else has its port's MAC", []part{etherSource(wiring.PortMAC), drop()}},
-		{"nobody else has its address", []part{ipSource(address), drop()}},
-		{"nobody else answers for its address", []part{arpSender(address), drop()}},
-	}
+	rules := append(speaks(iifname(wiring.Port)),
+		rule{"the endpoint speaks", []part{iifname(wiring.Port), accept()}},
+		rule{"nobody else has its MAC", []part{etherSource(wiring.DeviceMAC), drop()}},
+		rule{"nobody else has its port's MAC", []part{etherSource(wiring.PortMAC), drop()}},
+	)
+	rules = append(rules, vlansFromPorts()...)
+	rules = append(rules,
+		rule{"nobody else has its address", []part{ipSource(address), drop()}},
+		rule{"nobody else answers for its address", []part{arpSender(address), drop()}},
+		rule{"a question comes in one piece", []part{ipTarget(address), ipFragment(), drop()}},
+	)
+	rules = append(rules, spoofed()...)
 	for _, guest := range w.Guests {
 		rules = append(rules,
 			rule{"a guest that sends to its gateway is served", []part{iifname(guest), ipTarget(address), setEtherTarget(wiring.DeviceMAC), accept()}},
 			rule{"a guest looks for the endpoint", []part{iifname(guest), arpTarget(address), accept()}},
 		)
+		rules = append(rules, asks("a guest", iifname(guest), setEtherTarget(wiring.DeviceMAC), accept())...)
 	}
+	rules = append(rules, unasked()...)
 	return append(rules,
 		rule{"nobody else asks", []part{ipTarget(address), drop()}},
 		rule{"nobody else looks for the endpoint", []part{arpTarget(address), drop()}},
@@ -101,21 +111,25 @@ func fromPorts(w wiring.Wiring) []rule {
 // toPorts judges the frames that leave the bridge, its own and those it
 // forwards: nothing of ours reaches an uplink, nothing foreign the endpoint.
 func toPorts(w wiring.Wiring) []rule {
-	rules := []rule{
+	rules := vlansToPorts()
+	rules = append(rules, asks("a guest", oifname(wiring.Port), accept())...)
+	rules = append(rules, []rule{
 		{"a question to the endpoint", []part{oifname(wiring.Port), ipTarget(address), accept()}},
 		{"a look for the endpoint", []part{oifname(wiring.Port), arpTarget(address), accept()}},
 		{"the endpoint gets nothing else", []part{oifname(wiring.Port), drop()}},
 		{"questions go to the endpoint only", []part{ipTarget(address), drop()}},
 		{"the endpoint is looked for on its port only", []part{arpTarget(address), drop()}},
-	}
+	}...)
+	rules = append(rules, unasked()...)
 	for _, guest := range w.Guests {
 		rules = append(rules, rule{"the endpoint answers a guest", []part{oifname(guest), etherSource(wiring.DeviceMAC), accept()}})
 	}
-	return append(rules,
+	rules = append(rules,
 		rule{"the endpoint answers nobody else", []part{etherSource(wiring.DeviceMAC), drop()}},
 		rule{"nobody else has its address", []part{ipSource(address), drop()}},
 		rule{"nobody else answers for its address", []part{arpSender(address), drop()}},
 	)
+	return append(rules, spoofed()...)
 }
 
 // intoPod keeps NAT and connection tracking away from the endpoint's packets.

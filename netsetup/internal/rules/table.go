@@ -16,8 +16,8 @@ import (
 
 // ErrUnsupported means that the kernel lacks a part of nf_tables without which
 // the endpoint cannot be kept from strangers.
-var ErrUnsupported = errors.New("the node's kernel lacks nf_tables of the bridge, ip or arp family, so nobody could be kept from the endpoint; " +
-	"load or enable nf_tables with CONFIG_NF_TABLES_BRIDGE, _IPV4 and _ARP on the node, and CONFIG_NFT_NAT for VMs with the passt binding")
+var ErrUnsupported = errors.New("the node's kernel lacks nf_tables of the bridge, ip, ip6 or arp family, so nobody could be kept from the endpoint; " +
+	"load or enable nf_tables with CONFIG_NF_TABLES_BRIDGE, _IPV4, _IPV6 and _ARP on the node, and CONFIG_NFT_NAT for VMs with the passt binding")
 
 // Table is the set of our tables in the network namespace of the process. The
 // zero value knows nothing of what is there yet. It is not safe for concurrent
@@ -145,9 +145,10 @@ func stage(conn *nftables.Conn, w wiring.Wiring) {
 }
 
 // sameRules says whether two wirings have the same rules: they depend on the
-// port of the redirection, the bridge's name and the guests' taps only.
+// port of the redirection, the bridge's name, the guests' taps and on whether
+// there is IPv6 only.
 func sameRules(a, b wiring.Wiring) bool {
-	return a.RedirectPort == b.RedirectPort && a.Bridge.Name == b.Bridge.Name && slices.Equal(a.Guests, b.Guests)
+	return a.RedirectPort == b.RedirectPort && a.Bridge.Name == b.Bridge.Name && a.IPv6 == b.IPv6 && slices.Equal(a.Guests, b.Guests)
 }
 
 // explain turns the kernel's ways of saying "no such family, hook or

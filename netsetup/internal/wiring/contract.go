@@ -5,7 +5,7 @@ import (
 	"net/netip"
 )
 
-// The endpoint is a veth pair: [Device] carries [Address], [Port] is a port
+// The endpoint is a veth pair: [Device] carries the addresses, [Port] is a port
 // of the VM's bridge. imds-server binds its listener to Device.
 const (
 	Device = "veth-imds"
@@ -16,6 +16,10 @@ const (
 // with scope link, so that the kernel never picks it as the source address of
 // the pod's other connections (inet_select_addr in net/ipv4/devinet.c).
 var Address = netip.MustParsePrefix("169.254.169.254/32")
+
+// AddressIPv6 is where a guest without IPv4 looks: OpenStack's convention, which
+// cloud-init knows. It is link-local: it means nothing beyond the guest's link.
+var AddressIPv6 = netip.MustParsePrefix("fe80::a9fe:a9fe/64")
 
 // DeviceMAC is the same in every pod, so that a guest's ARP entry stays right
 // after a live migration.

@@ -21,6 +21,7 @@ type Wiring struct {
 	Bridge  Link     // the VM's bridge that the endpoint is joined to; no name: none
 	Guests  []string // names of the bridge's ports that lead to a guest, sorted
 	Uplinks []string // names of its other ports, to be isolated from the endpoint, sorted
+	IPv6    bool     // the pod speaks IPv6, so the endpoint has its IPv6 address too
 	MTU     int      // of the endpoint, in bytes: the least of those ports'
 	Waiting string   // without a bridge: what is missing
 }
