@@ -19,46 +19,59 @@ func TestWiringHeals(t *testing.T) {
 	accidents := []struct {
 		name   string
 		happen func(t *testing.T, pod *podnet.Pod)
-		says   string // what imds-init logs once it has healed
+		says   string                      // what imds-init logs once it has healed, or has seen that nothing can be
+		mend   func(pod *podnet.Pod) error // what it cannot do by itself
 	}{
-		{"somebody deletes veth-imds", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Device) }, "msg=repaired"},
-		{"somebody deletes veth-imds-br", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Port) }, "msg=repaired"},
+		{"somebody deletes veth-imds", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Device) }, "msg=repaired", nil},
+		{"somebody deletes veth-imds-br", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Port) }, "msg=repaired", nil},
 		{"somebody puts a link of another kind in its place", func(t *testing.T, pod *podnet.Pod) {
 			deleteLink(t, pod, wiring.Device)
 			// imds-init may be faster; then there is nothing to replace.
 			pod.Pod.Netlink().LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: wiring.Device}})
-		}, "msg=repaired"},
-		{"somebody deletes the address", deleteAddress, "msg=repaired"},
+		}, "msg=repaired", nil},
+		{"somebody deletes the address", func(t *testing.T, pod *podnet.Pod) {
+			deleteAddress(t, pod, netlink.FAMILY_V4)
+		}, "msg=repaired", nil},
+		{"somebody deletes the IPv6 address", func(t *testing.T, pod *podnet.Pod) {
+			deleteAddress(t, pod, netlink.FAMILY_V6)
+		}, "msg=repaired", nil},
+		{"somebody deletes the route of the IPv6 address", func(t *testing.T, pod *podnet.Pod) {
+			must(t, pod.Pod.Netlink().RouteDel(&netlink.Route{
+				LinkIndex: link(t, pod, wiring.Device).Attrs().Index,
+				Dst:       &net.IPNet{IP: net.ParseIP("fe80::"), Mask: net.CIDRMask(64, 128)},
+			}))
+		}, "msg=repaired", nil},
 		{"somebody sets veth-imds down", func(t *testing.T, pod *podnet.Pod) {
 			must(t, pod.Pod.Netlink().LinkSetDown(link(t, pod, wiring.Device)))
-		}, "msg=repaired"},
+		}, "msg=repaired", nil},
 		{"somebody sets veth-imds-br down", func(t *testing.T, pod *podnet.Pod) {
 			must(t, pod.Pod.Netlink().LinkSetDown(link(t, pod, wiring.Port)))
-		}, "msg=repaired"},
+		}, "msg=repaired", nil},
 		{"somebody takes veth-imds-br off the bridge", func(t *testing.T, pod *podnet.Pod) {
 			must(t, pod.Pod.Netlink().LinkSetNoMaster(link(t, pod, wiring.Port)))
-		}, "msg=repaired"},
+		}, "msg=repaired", nil},
 		{"somebody ends the isolation of veth-imds-br", func(t *testing.T, pod *podnet.Pod) {
 			must(t, pod.Pod.Netlink().LinkSetIsolated(link(t, pod, wiring.Port), false))
-		}, "msg=repaired"},
+		}, "msg=repaired", nil},
 		{"somebody deletes the rules of the bridge family", func(t *testing.T, pod *podnet.Pod) {
 			deleteTable(t, pod, nftables.TableFamilyBridge)
-		}, "msg=repaired"},
+		}, "msg=repaired", nil},
 		{"somebody deletes the rules of the ip family", func(t *testing.T, pod *podnet.Pod) {
 			deleteTable(t, pod, nftables.TableFamilyIPv4)
-		}, "msg=repaired"},
+		}, "msg=repaired", nil},
+		{"somebody deletes the rules of the ip6 family", func(t *testing.T, pod *podnet.Pod) {
+			deleteTable(t, pod, nftables.TableFamilyIPv6)
+		}, "msg=repaired", nil},
 		{"tap unplugged and plugged again", func(t *testing.T, pod *podnet.Pod) {
 			must(t, pod.UnplugTap())
-			must(t, pod.PlugTap())
-		}, "msg=wired"},
+		}, "nobody to serve yet", (*podnet.Pod).PlugTap},
 		{"bridge deleted and made anew", func(t *testing.T, pod *podnet.Pod) {
 			must(t, pod.RemoveBridge())
-			must(t, pod.RestoreBridge())
-		}, "msg=wired"},
+		}, "nobody to serve yet", (*podnet.Pod).RestoreBridge},
 		{"guest restarted", func(t *testing.T, pod *podnet.Pod) {
 			must(t, pod.StopGuest())
 			must(t, pod.StartGuest())
-		}, ""},
+		}, "", nil},
 	}
 	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
 		for _, accident := range accidents {
@@ -70,6 +83,10 @@ func TestWiringHeals(t *testing.T) {
 				accident.happen(t, pod)
 				if accident.says != "" {
 					p.waitFor(t, accident.says)
+				}
+				if accident.mend != nil {
+					must(t, accident.mend(pod))
+					p.waitFor(t, "msg=wired")
 				}
 				// A listener stays bound to the interface that it was
 				// bound to: imds-server follows by itself, its
@@ -123,7 +140,7 @@ func TestUnrelatedChangesCauseNoWork(t *testing.T) {
 	}
 	// The last of the changes has been looked at when one that needs work is
 	// repaired.
-	deleteAddress(t, pod)
+	deleteAddress(t, pod, netlink.FAMILY_V4)
 	p.waitFor(t, "msg=repaired")
 	if after := snapshot(t, pod); !slices.Equal(before.state, after.state) {
 		t.Errorf("before %q\nafter %q", before.state, after.state)
@@ -179,6 +196,11 @@ func snapshot(t *testing.T, pod *podnet.Pod) podState {
 			s.add("address %s on %s", address.IPNet, a.Name)
 		}
 	}
+	routes, err := nl.RouteList(link(t, pod, wiring.Device), netlink.FAMILY_V6)
+	must(t, err)
+	for _, route := range routes {
+		s.add("route to %s by %s", route.Dst, wiring.Device)
+	}
 	nft, err := pod.Pod.Nftables()
 	must(t, err)
 	chains, err := nft.ListChains()
@@ -211,10 +233,10 @@ func deleteLink(t *testing.T, pod *podnet.Pod, name string) {
 	must(t, pod.Pod.Netlink().LinkDel(link(t, pod, name)))
 }
 
-func deleteAddress(t *testing.T, pod *podnet.Pod) {
+func deleteAddress(t *testing.T, pod *podnet.Pod, family int) {
 	t.Helper()
 	device := link(t, pod, wiring.Device)
-	addresses, err := pod.Pod.Netlink().AddrList(device, netlink.FAMILY_V4)
+	addresses, err := pod.Pod.Netlink().AddrList(device, family)
 	must(t, err)
 	for _, address := range addresses {
 		must(t, pod.Pod.Netlink().AddrDel(device, &address))

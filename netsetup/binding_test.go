@@ -81,7 +81,10 @@ func TestBridgeNamedByTheUser(t *testing.T) {
 	must(t, pod.AddSecondaryBridge(secondary))
 	p.waitFor(t, "msg=wired bridge=k6t-16477688c0e guests=tap16477688c0e uplinks=16477688c0e-nic")
 	routeBy(t, pod, "eth1", "10.245.1.9")
-	mustServe(t, pod, "10.245.1.9")
+	mustServeIPv4(t, pod, "10.245.1.9")
+	if pod.SpeaksIPv6() {
+		mustServeIPv6(t, pod, "eth1")
+	}
 }
 
 // routeBy gives a NIC of the guest an address that the pod knows nothing of,

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -154,11 +155,14 @@ func newPod(t *testing.T, options podnet.Options) *podnet.Pod {
 	return pod
 }
 
-// serve plays imds-server: a listener bound to the endpoint's device that
-// answers with the address it was asked from.
+// serve plays imds-server: listeners bound to the endpoint's device that answer
+// with the address they were asked from.
 func serve(t *testing.T, pod *podnet.Pod) {
 	t.Helper()
 	serveAt(t, pod, endpoint)
+	if pod.SpeaksIPv6() {
+		serveAt(t, pod, endpointIPv6)
+	}
 }
 
 func serveAt(t *testing.T, pod *podnet.Pod, address string) {
@@ -177,7 +181,7 @@ func serveAt(t *testing.T, pod *podnet.Pod, address string) {
 		t.Fatal(err)
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		from, _, _ := net.SplitHostPort(r.RemoteAddr)
+		from := netip.MustParseAddrPort(r.RemoteAddr).Addr().WithZone("")
 		fmt.Fprintf(w, "endpoint saw %s", from)
 	})}
 	var done sync.WaitGroup
@@ -186,15 +190,26 @@ func serveAt(t *testing.T, pod *podnet.Pod, address string) {
 }
 
 const (
-	endpoint = "169.254.169.254:80"
-	url      = "http://169.254.169.254/v1/token"
+	endpoint     = "169.254.169.254:80"
+	endpointIPv6 = "[fe80::a9fe:a9fe]:80"
 )
 
-// ask has the guest ask for its token, once, and returns the answer.
-func ask(pod *podnet.Pod) (string, error) {
+// ask has the guest ask for its token over IPv4, once, and returns the answer.
+func ask(pod *podnet.Pod) (string, error) { return get(pod, "http://169.254.169.254") }
+
+// askIPv6 has the guest ask by one of its NICs.
+func askIPv6(pod *podnet.Pod, nic string) (string, error) {
+	url, err := pod.Guest.MetadataURL(nic)
+	if err != nil {
+		return "", err
+	}
+	return get(pod, url)
+}
+
+func get(pod *podnet.Pod, url string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/v1/token", nil)
 	if err != nil {
 		return "", err
 	}
@@ -208,16 +223,53 @@ func ask(pod *podnet.Pod) (string, error) {
 }
 
 // mustServe fails unless the guest is answered by the endpoint, which sees it
-// by its own address.
+// by its own address: over IPv4, where the guest has it, and over IPv6 by eth0,
+// where the pod has it.
 func mustServe(t *testing.T, pod *podnet.Pod, guest string) {
 	t.Helper()
+	if guest != "" {
+		mustServeIPv4(t, pod, guest)
+	}
+	if pod.SpeaksIPv6() {
+		mustServeIPv6(t, pod, "eth0")
+	}
+}
+
+func mustServeIPv4(t *testing.T, pod *podnet.Pod, guest string) {
+	t.Helper()
 	answer, err := ask(pod)
+	wantAnswer(t, guest, answer, err)
+}
+
+func mustServeIPv6(t *testing.T, pod *podnet.Pod, nic string) {
+	t.Helper()
+	guest, err := pod.Guest.LinkLocal(nic)
+	must(t, err)
+	answer, err := askIPv6(pod, nic)
+	wantAnswer(t, guest.String(), answer, err)
+}
+
+func wantAnswer(t *testing.T, guest, answer string, err error) {
+	t.Helper()
 	if err != nil {
-		t.Fatalf("guest is not served: %v", err)
+		t.Fatalf("guest %s is not served: %v", guest, err)
 	}
 	if want := "endpoint saw " + guest; answer != want {
 		t.Fatalf("guest was answered %q, want %q", answer, want)
 	}
+}
+
+// requireIPv6 skips where the kernel has no IPv6, or fails if CI=true.
+func requireIPv6(t *testing.T) {
+	t.Helper()
+	if podnet.HasIPv6() {
+		return
+	}
+	const why = "this kernel has no IPv6: start it without ipv6.disable=1"
+	if os.Getenv("CI") == "true" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
 }
 
 // guestAddress is the guest's own address in a binding.
@@ -226,6 +278,14 @@ func guestAddress(b podnet.Binding) string {
 		return podnet.MasqueradeGuestAddr.String()
 	}
 	return podnet.PodAddr.String()
+}
+
+// guestOf is the IPv4 address of the guest in a pod, empty where it has none.
+func guestOf(o podnet.Options) string {
+	if o.GuestWithoutIPv4 {
+		return ""
+	}
+	return guestAddress(o.Binding)
 }
 
 // servedPod is a pod whose guest is served: wired, with its guest running and
@@ -239,7 +299,7 @@ func servedPod(t *testing.T, options podnet.Options, env ...string) (*podnet.Pod
 	must(t, pod.Wire())
 	must(t, pod.StartGuest())
 	p.waitFor(t, "msg=wired")
-	mustServe(t, pod, guestAddress(options.Binding))
+	mustServe(t, pod, guestOf(options))
 	return pod, p
 }
 

@@ -61,6 +61,16 @@ func TestNeighbourGetsNoAnswer(t *testing.T) {
 				if reply.Outcome != podnet.NoAnswer {
 					t.Errorf("neighbour that asks %s: %v", way, reply)
 				}
+				if !pod.SpeaksIPv6() {
+					continue
+				}
+				ctx, cancel = context.WithTimeout(t.Context(), neighbourPatience)
+				reply, err = pod.NeighbourAsksIPv6(ctx, to)
+				cancel()
+				must(t, err)
+				if reply.Outcome != podnet.NoAnswer {
+					t.Errorf("neighbour that asks over IPv6 %s: %v", way, reply)
+				}
 			}
 			frames, err := heard.Stop()
 			must(t, err)
@@ -119,10 +129,10 @@ func forgetNeighbours(t *testing.T, n *podnet.Namespace) {
 	t.Helper()
 	nic, err := n.Netlink().LinkByName("eth0")
 	must(t, err)
-	entries, err := n.Netlink().NeighList(nic.Attrs().Index, netlink.FAMILY_V4)
+	entries, err := n.Netlink().NeighList(nic.Attrs().Index, netlink.FAMILY_ALL)
 	must(t, err)
 	for _, entry := range entries {
-		if entry.State&netlink.NUD_NOARP == 0 {
+		if entry.State&netlink.NUD_NOARP == 0 && entry.Family != unix.AF_BRIDGE {
 			must(t, n.Netlink().NeighDel(&entry))
 		}
 	}
@@ -146,6 +156,7 @@ func TestNothingOfOursIsOnTheUplink(t *testing.T) {
 			p.waitFor(t, "msg=wired")
 			mustServe(t, pod, guestAddress(options.Binding))
 			onLink(t, pod)
+			forgetNeighbours(t, pod.Guest)
 			mustServe(t, pod, guestAddress(options.Binding))
 			pingGateway(t, pod)
 
@@ -172,11 +183,14 @@ func TestQuestionWithoutEndpointStaysInThePod(t *testing.T) {
 			t.Parallel()
 			pod, p := servedPod(t, options)
 			p.kill()
-			deleteAddress(t, pod)
+			deleteAddress(t, pod, netlink.FAMILY_ALL)
 			uplink, err := podnet.Capture(pod.Neighbour, podnet.NeighbourInterface)
 			must(t, err)
 			if answer, err := ask(pod); err == nil {
 				t.Errorf("guest was answered %q", answer)
+			}
+			if answer, err := askIPv6(pod, "eth0"); err == nil {
+				t.Errorf("guest was answered %q over IPv6", answer)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), neighbourPatience)
 			defer cancel()

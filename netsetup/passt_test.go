@@ -246,7 +246,7 @@ func TestPasstWiringHeals(t *testing.T) {
 		"somebody deletes the rules of the ip family": func(t *testing.T, pod *podnet.Pod) {
 			deleteTable(t, pod, nftables.TableFamilyIPv4)
 		},
-		"somebody deletes the address": deleteAddress,
+		"somebody deletes the address": func(t *testing.T, pod *podnet.Pod) { deleteAddress(t, pod, netlink.FAMILY_V4) },
 		"somebody deletes veth-imds":   func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Device) },
 		"somebody sets veth-imds down": func(t *testing.T, pod *podnet.Pod) {
 			must(t, pod.Pod.Netlink().LinkSetDown(link(t, pod, wiring.Device)))
@@ -322,7 +322,7 @@ func TestPasstOnce(t *testing.T) {
 func TestPasstQuestionWithoutEndpointStaysInThePod(t *testing.T) {
 	pod, p := passtPod(t, podnet.Options{})
 	p.kill()
-	deleteAddress(t, pod)
+	deleteAddress(t, pod, netlink.FAMILY_V4)
 	uplink, err := podnet.Capture(pod.Neighbour, podnet.NeighbourInterface)
 	must(t, err)
 	for _, address := range []string{endpoint, redirectEndpoint} {

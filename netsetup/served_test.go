@@ -27,12 +27,19 @@ func TestGuestIsServed(t *testing.T) {
 		{Binding: podnet.Bridge, PrimaryInterface: "ovn-udn1"},
 		{Binding: podnet.ManagedTap},
 		{Binding: podnet.ManagedTap, BridgeNetfilter: &on, RPFilter: 1},
+		{Binding: podnet.Masquerade, GuestWithoutIPv4: true, BridgeNetfilter: &on},
+		{Binding: podnet.Masquerade, GuestWithoutIPv4: true, BridgeNetfilter: &off},
+		{Binding: podnet.Bridge, GuestWithoutIPv4: true, BridgeNetfilter: &on},
+		{Binding: podnet.Bridge, GuestWithoutIPv4: true, BridgeNetfilter: &off},
+		{Binding: podnet.ManagedTap, GuestWithoutIPv4: true},
+		{Binding: podnet.Masquerade, WithoutIPv6: true, BridgeNetfilter: &on},
+		{Binding: podnet.Bridge, WithoutIPv6: true},
 	} {
 		t.Run(name(options), func(t *testing.T) {
 			t.Parallel()
 			pod, p := servedPod(t, options)
 			for range 3 {
-				mustServe(t, pod, guestAddress(options.Binding))
+				mustServe(t, pod, guestOf(options))
 			}
 			if lines := p.said(); len(lines) > 0 {
 				t.Errorf("imds-init found more to do in a pod that stays as it is: %q", lines)
@@ -55,6 +62,12 @@ func name(o podnet.Options) string {
 	if o.MTU != 0 {
 		s += fmt.Sprintf(" mtu=%d", o.MTU)
 	}
+	if o.GuestWithoutIPv4 {
+		s += " guest without IPv4"
+	}
+	if o.WithoutIPv6 {
+		s += " pod without IPv6"
+	}
 	if o.PrimaryInterface != "" {
 		s += " on " + o.PrimaryInterface
 	}
@@ -75,7 +88,7 @@ func TestFirstAnswerIsNotLost(t *testing.T) {
 		must(t, pod.StartGuest())
 		nic, err := podnet.Capture(pod.Guest, "eth0")
 		must(t, err)
-		mustServe(t, pod, guestAddress(podnet.Bridge))
+		mustServeIPv4(t, pod, guestAddress(podnet.Bridge))
 		frames, err := nic.Stop()
 		must(t, err)
 		questions := 0

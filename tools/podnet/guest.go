@@ -127,7 +127,7 @@ func (p *Pod) configureNIC(n *nic) error {
 	if err := p.Guest.netlink.LinkSetMTU(link, n.mtu); err != nil {
 		return err
 	}
-	if err := p.Guest.netlink.LinkSetUp(link); err != nil {
+	if err := p.Guest.setUpWithLinkLocal(link, n.guestMAC); err != nil {
 		return err
 	}
 	if err := p.configureNICIPv6(n, link); err != nil {

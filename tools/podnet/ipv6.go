@@ -32,39 +32,42 @@ func HasIPv6() bool {
 	return err == nil
 }
 
-// podHasIPv6 says whether the pod's network is one of both families.
-func (p *Pod) podHasIPv6() bool { return HasIPv6() && !p.options.WithoutIPv6 }
+// SpeaksIPv6 says whether the pod's network is one of both families.
+func (p *Pod) SpeaksIPv6() bool { return HasIPv6() && !p.options.WithoutIPv6 }
 
-// prepareIPv6 sets what the namespaces' interfaces will begin with. Guest and
-// neighbour do without duplicate address detection, which would keep their
-// link-local addresses from them for a second.
-func (p *Pod) prepareIPv6() error {
-	if !HasIPv6() {
-		return nil
-	}
-	settings := []struct {
-		in         *Namespace
-		key, value string
-	}{{p.Guest, "accept_dad", "0"}, {p.Neighbour, "accept_dad", "0"}}
-	if p.options.WithoutIPv6 {
-		settings = append(settings, struct {
-			in         *Namespace
-			key, value string
-		}{p.Pod, "disable_ipv6", "1"})
-	}
-	for _, s := range settings {
-		for _, conf := range []string{"all", "default"} {
-			if err := s.in.Sysctl("net.ipv6.conf."+conf+"."+s.key, s.value); err != nil {
-				return err
-			}
+// disableIPv6 switches IPv6 off in a namespace, for what is there and for what
+// comes.
+func (n *Namespace) disableIPv6() error {
+	for _, conf := range []string{"all", "default"} {
+		if err := n.Sysctl("net.ipv6.conf."+conf+".disable_ipv6", "1"); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// setUpWithLinkLocal sets an interface up with the link-local address that the
+// kernel would give it (RFC 4291 appendix A), but without duplicate address
+// detection: for a second, and then at some moment that no event tells, the
+// kernel would take another source or none.
+func (n *Namespace) setUpWithLinkLocal(link netlink.Link, mac net.HardwareAddr) error {
+	if !HasIPv6() {
+		return n.netlink.LinkSetUp(link)
+	}
+	const addrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE of include/uapi/linux/if_link.h
+	if err := n.netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil {
+		return fmt.Errorf("%s in %s without an address of the kernel's making: %w", link.Attrs().Name, n.name, err)
+	}
+	if err := n.netlink.LinkSetUp(link); err != nil {
+		return err
+	}
+	addr := [16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 0x02, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]}
+	return n.assign(link, netip.PrefixFrom(netip.AddrFrom16(addr), podIPv6Bits))
+}
+
 // plugUplinkIPv6 is the CNI plugin's part on the pod network.
 func (p *Pod) plugUplinkIPv6(n *nic) error {
-	if !p.podHasIPv6() {
+	if !p.SpeaksIPv6() {
 		return nil
 	}
 	for _, end := range []struct {
@@ -85,7 +88,7 @@ func (p *Pod) plugUplinkIPv6(n *nic) error {
 
 // masqueradeIPv6 is virt-handler's part on a pod network of both families.
 func (p *Pod) masqueradeIPv6(n *nic) error {
-	if !p.podHasIPv6() {
+	if !p.SpeaksIPv6() {
 		return nil
 	}
 	bridge, err := p.Pod.link(n.bridge)
@@ -104,7 +107,7 @@ func (p *Pod) masqueradeIPv6(n *nic) error {
 // configureNICIPv6 is what the guest's administrator sets, or cloud-init's
 // network configuration: KubeVirt has no DHCPv6 server for masquerade's gateway.
 func (p *Pod) configureNICIPv6(n *nic, link netlink.Link) error {
-	if !p.podHasIPv6() || n.binding != Masquerade {
+	if !p.SpeaksIPv6() || n.binding != Masquerade {
 		return nil
 	}
 	if err := p.Guest.assign(link, netip.PrefixFrom(MasqueradeGuestIPv6Addr, masqueradeIPv6Bits)); err != nil {

@@ -182,8 +182,10 @@ func (p *Pod) build() error {
 			}
 		}
 	}
-	if err := p.prepareIPv6(); err != nil {
-		return err
+	if p.options.WithoutIPv6 && HasIPv6() {
+		if err := p.Pod.disableIPv6(); err != nil {
+			return err
+		}
 	}
 	p.primary = &nic{
 		binding:        p.options.Binding,

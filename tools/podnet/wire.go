@@ -49,11 +49,15 @@ func (p *Pod) plugUplink(n *nic) error {
 		if err := end.in.assign(link, end.addr); err != nil {
 			return err
 		}
-		if err := end.in.netlink.LinkSetUp(link); err != nil {
-			return err
-		}
+		mac := link.Attrs().HardwareAddr
 		if end.in == p.Pod {
-			n.podMAC = link.Attrs().HardwareAddr
+			n.podMAC = mac
+			err = end.in.netlink.LinkSetUp(link)
+		} else {
+			err = end.in.setUpWithLinkLocal(link, mac)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	if n.guestMAC == nil {
