@@ -61,7 +61,7 @@ func FuzzGuard(f *testing.F) {
 	quiet := slog.New(slog.DiscardHandler)
 	listeners := make(map[bool]pipeListener) // by whether the header is required
 	for _, requireHeader := range []bool{false, true} {
-		handler := api.NewHandler(api.Settings{Listen: listen, RequireHeader: requireHeader},
+		handler := api.NewHandler(api.Settings{Listen: []netip.AddrPort{listen}, RequireHeader: requireHeader},
 			token.NewSource(volume.TokenPath(), time.Now, quiet), refusals.NewLog(quiet, time.Now))
 		limit := conns.NewLimit(listen.Addr(), func(net.Addr, string) {})
 		listeners[requireHeader] = make(pipeListener)

@@ -6,18 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/server/internal/config"
 	"github.com/example/kubevirt-imds/server/internal/netnstest"
 	"github.com/example/kubevirt-imds/server/internal/tokentest"
 )
@@ -25,7 +26,13 @@ import (
 // sidecarUser is the uid and gid of the container.
 const sidecarUser = 65532
 
-var imdsPrefix = netip.MustParsePrefix("169.254.169.254/32")
+// What imds-init gives to veth-imds, and the addresses as the guest dials them.
+var (
+	imdsPrefix     = netip.MustParsePrefix("169.254.169.254/32")
+	imdsIPv6Prefix = netip.MustParsePrefix("fe80::a9fe:a9fe/64")
+	imdsAddr       = netip.MustParseAddrPort("169.254.169.254:80")
+	imdsIPv6Addr   = netip.MustParseAddrPort("[fe80::a9fe:a9fe%eth0]:80")
+)
 
 // asSidecar makes a command run as the container does: as an ordinary user and
 // without a capability. Real root changes its uid. Root of a user namespace has
@@ -74,6 +81,16 @@ func allowPort80(t *testing.T) {
 // makeEndpoint makes what imds-init makes, and a guest behind it.
 func makeEndpoint(t *testing.T, guest *netnstest.Namespace) {
 	t.Helper()
+	makeEndpointIPv4(t, guest)
+	if err := netnstest.AddAddress("veth-imds", imdsIPv6Prefix); err != nil {
+		t.Fatal(err)
+	}
+	guest.Do(t, func() error { return netnstest.AddAddress("eth0", netip.MustParsePrefix("fe80::2/64")) })
+}
+
+// makeEndpointIPv4 makes what imds-init makes in a pod without IPv6.
+func makeEndpointIPv4(t *testing.T, guest *netnstest.Namespace) {
+	t.Helper()
 	err := errors.Join(
 		netnstest.AddVeth("veth-imds", "eth0", guest),
 		netnstest.SetUp("veth-imds"),
@@ -88,15 +105,29 @@ func makeEndpoint(t *testing.T, guest *netnstest.Namespace) {
 	})
 }
 
-// ask asks for the identity, in the namespace of the caller.
-func ask() error {
-	conn, err := net.DialTimeout("tcp4", config.DefaultListenAddr, 5*time.Second)
+// ask asks for the identity over IPv4, in the namespace of the caller.
+func ask() error { return askAt(imdsAddr, "169.254.169.254") }
+
+// askIPv6 does so over IPv6, with each Host that clients send.
+func askIPv6() error {
+	return errors.Join(askAt(imdsIPv6Addr, "[fe80::a9fe:a9fe]"), askAt(imdsIPv6Addr, "[fe80::a9fe:a9fe%eth0]"))
+}
+
+func askAt(addr netip.AddrPort, host string) error {
+	device, err := net.InterfaceByName("eth0")
+	if err != nil {
+		return err
+	}
+	if addr.Addr().Is6() { // package net remembers the numbers of other namespaces' names
+		addr = netip.AddrPortFrom(addr.Addr().WithZone(strconv.Itoa(device.Index)), addr.Port())
+	}
+	conn, err := net.DialTimeout("tcp", addr.String(), 5*time.Second)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, err := io.WriteString(conn, "GET /v1/identity HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "GET /v1/identity HTTP/1.1\r\nHost: "+host+"\r\n\r\n"); err != nil {
 		return err
 	}
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -115,14 +146,16 @@ func TestSidecarWithoutPrivileges(t *testing.T) {
 	netnstest.Run(t, func(t *testing.T) {
 		allowPort80(t)
 		variables := sidecarEnvironment(t)
-		s := start(t, asSidecar(t, program(variables)), netip.MustParseAddrPort(config.DefaultListenAddr))
+		s := start(t, asSidecar(t, program(variables)), imdsAddr)
 		s.log.wait(t, `msg=waiting for="device veth-imds"`)
 		wantNoPrivilege(t, s.Process.Pid)
 
 		guest := netnstest.New(t)
 		makeEndpoint(t, guest)
 		s.log.wait(t, "msg=listening")
+		s.log.wait(t, "msg=listening")
 		guest.Do(t, ask)
+		guest.Do(t, askIPv6)
 		if output, err := asSidecar(t, program(variables, "probe")).CombinedOutput(); err != nil {
 			t.Errorf("probe: %v: %s", err, output)
 		}
@@ -132,10 +165,13 @@ func TestSidecarWithoutPrivileges(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.log.wait(t, `msg=waiting for="device veth-imds"`)
+		s.log.wait(t, `msg=waiting for="device veth-imds"`)
 		other := netnstest.New(t)
 		makeEndpoint(t, other)
 		s.log.wait(t, "msg=listening")
+		s.log.wait(t, "msg=listening")
 		other.Do(t, ask)
+		other.Do(t, askIPv6)
 		s.stop(t)
 	})
 }
@@ -187,6 +223,33 @@ func TestSidecarBesidePasst(t *testing.T) {
 	})
 }
 
+// A pod without IPv6 is served over IPv4 at once, and nothing is wrong with it.
+func TestSidecarInAPodWithoutIPv6(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		allowPort80(t)
+		for _, conf := range []string{"all", "default"} {
+			err := os.WriteFile("/proc/sys/net/ipv6/conf/"+conf+"/disable_ipv6", []byte("1"), 0)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6 has none to switch off
+				t.Fatal(err)
+			}
+		}
+		guest := netnstest.New(t)
+		makeEndpointIPv4(t, guest)
+		variables := sidecarEnvironment(t)
+		s := start(t, asSidecar(t, program(variables)), imdsAddr)
+		s.log.wait(t, "msg=listening address=169.254.169.254:80 device=veth-imds")
+		guest.Do(t, ask)
+		if output, err := asSidecar(t, program(variables, "probe")).CombinedOutput(); err != nil {
+			t.Errorf("probe: %v: %s", err, output)
+		}
+		for _, line := range s.stop(t) {
+			if !strings.Contains(line, "level=INFO") {
+				t.Errorf("the log has the line %q", line)
+			}
+		}
+	})
+}
+
 // askHost returns the first line of the answer to a request with this Host.
 func askHost(t *testing.T, address, host string) string {
 	t.Helper()
@@ -208,6 +271,55 @@ func converse(t *testing.T, conn net.Conn, host string) string {
 	}
 	return line
 }
+
+// The hop limit is that of both families.
+func TestHopLimitOfBothFamilies(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		guest := netnstest.New(t)
+		makeEndpoint(t, guest)
+		variables := sidecarEnvironment(t)
+		variables["IMDS_HOP_LIMIT"] = "1"
+		s := start(t, program(variables), imdsAddr)
+		s.log.wait(t, "msg=listening")
+		s.log.wait(t, "msg=listening")
+		var capture int
+		guest.Do(t, func() (err error) {
+			capture, err = syscall.Socket(syscall.AF_PACKET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, int(networkOrder(syscall.ETH_P_ALL)))
+			if err != nil {
+				return err
+			}
+			return syscall.SetsockoptTimeval(capture, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: 5})
+		})
+		defer syscall.Close(capture)
+		guest.Do(t, ask)
+		wantHopLimit(t, capture, syscall.ETH_P_IP, 8, 9)
+		guest.Do(t, askIPv6)
+		wantHopLimit(t, capture, syscall.ETH_P_IPV6, 7, 6)
+		s.stop(t)
+	})
+}
+
+// wantHopLimit reads the next TCP packet that came to the guest by a protocol; the
+// hop limit and TCP's number are at these offsets.
+func wantHopLimit(t *testing.T, capture int, protocol uint16, limitAt, nextAt int) {
+	t.Helper()
+	packet := make([]byte, 2048)
+	for {
+		n, from, err := syscall.Recvfrom(capture, packet, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		link := from.(*syscall.SockaddrLinklayer)
+		if n >= 40 && link.Pkttype != syscall.PACKET_OUTGOING && link.Protocol == networkOrder(protocol) && packet[nextAt] == syscall.IPPROTO_TCP {
+			if packet[limitAt] != 1 {
+				t.Errorf("the answer's hop limit is %d, want 1", packet[limitAt])
+			}
+			return
+		}
+	}
+}
+
+func networkOrder(v uint16) uint16 { return v<<8 | v>>8 }
 
 // wantNoPrivilege checks the user and the capabilities of a process.
 func wantNoPrivilege(t *testing.T, pid int) {

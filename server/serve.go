@@ -33,7 +33,7 @@ func serve(ctx context.Context, settings config.Config, log *slog.Logger) error 
 
 	refused := refusals.NewLog(log, time.Now)
 	handler := api.NewHandler(api.Settings{
-		Listen:        settings.Listen.Addr,
+		Listen:        settings.Listen.Addrs,
 		RequireHeader: settings.RequireHeader,
 		Identity:      api.Identity(settings.Identity),
 	}, tokens, refused)
@@ -42,12 +42,11 @@ func serve(ctx context.Context, settings config.Config, log *slog.Logger) error 
 	})
 	server := newHTTPServer(handler, limit)
 
-	socket := listen.Socket{
-		Addr:     settings.Listen.Bind(),
-		Device:   settings.Listen.Device,
-		HopLimit: settings.Listen.HopLimit,
+	var sockets []listen.Socket
+	for _, addr := range settings.Listen.Binds() {
+		sockets = append(sockets, listen.Socket{Addr: addr, Device: settings.Listen.Device, HopLimit: settings.Listen.HopLimit})
 	}
-	err := listen.Follow(ctx, socket, log, func(listener net.Listener) error {
+	err := listen.FollowAll(ctx, sockets, log, func(listener net.Listener) error {
 		return server.Serve(limit.Listener(listener))
 	})
 	if err != nil {

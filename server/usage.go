@@ -2,7 +2,8 @@ package main
 
 // usage is the manual of imds-server.
 const usage = `imds-server tells a KubeVirt guest its Kubernetes identity: the HTTP service at
-http://169.254.169.254, for the one VM of its virt-launcher pod.
+http://169.254.169.254, and at http://[fe80::a9fe:a9fe] for guests without IPv4,
+for the one VM of its virt-launcher pod.
 
 Usage:
   imds-server [serve]      serve until SIGTERM or SIGINT; then finish the
@@ -35,17 +36,21 @@ Environment:
   IMDS_SA_NAME         name of the pod's ServiceAccount (required)
   IMDS_VMI_UID         UID of the VirtualMachineInstance
   IMDS_NODE_NAME       name of the node
-  IMDS_LISTEN_ADDR     IP address and port (default 169.254.169.254:80)
+  IMDS_LISTEN_ADDR     IP address and port, or several with commas between; the
+                       first is probed
+                       (default 169.254.169.254:80,[fe80::a9fe:a9fe]:80)
   IMDS_REDIRECT_PORT   port to listen on, 1024 to 65535, to which imds-init
-                       redirects what comes to IMDS_LISTEN_ADDR: for VMs with
+                       redirects what comes to the IPv4 address: for VMs with
                        the passt binding (default: that of IMDS_LISTEN_ADDR)
   IMDS_LISTEN_DEVICE   network device, no other is listened on; set, but empty:
                        all of them (default veth-imds)
   IMDS_REQUIRE_HEADER  "true": /v1/ wants the header "Metadata: true" (default
                        "false")
-  IMDS_HOP_LIMIT       TTL of the answers, 1 to 255; 1 keeps them from the
-                       containers inside the guest (default: the kernel's)
+  IMDS_HOP_LIMIT       TTL and hop limit of the answers, 1 to 255; 1 keeps them
+                       from the containers inside the guest (default: the
+                       kernel's)
 
-The server waits for the address and the device as long as it takes. A port
+The server waits for each address and its device as long as it takes, and serves
+the others meanwhile: a pod without IPv6 has no link-local address. A port
 below 1024 wants the sysctl net.ipv4.ip_unprivileged_port_start, no capability.
 `

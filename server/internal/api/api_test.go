@@ -70,7 +70,7 @@ func newTestServer(t testing.TB, files map[string]string, requireHeader bool) *t
 	}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	handler := NewHandler(Settings{
-		Listen:        netip.MustParseAddrPort(s.addr),
+		Listen:        []netip.AddrPort{netip.MustParseAddrPort(s.addr)},
 		RequireHeader: requireHeader,
 		Identity:      testIdentity,
 	}, token.NewSource(s.volume.TokenPath(), inAnHour, log), refusals.NewLog(log, time.Now))

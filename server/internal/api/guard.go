@@ -19,16 +19,15 @@ type guard struct {
 	requireHeader bool
 }
 
-func newGuard(listen netip.AddrPort, requireHeader bool) guard {
-	hosts := []string{listen.String()}
-	if listen.Port() == 80 {
-		bare := listen.Addr().String()
-		if listen.Addr().Is6() {
-			bare = "[" + bare + "]"
+func newGuard(listen []netip.AddrPort, requireHeader bool) guard {
+	g := guard{requireHeader: requireHeader}
+	for _, addr := range listen {
+		if addr.Port() == 80 {
+			g.hosts = append(g.hosts, strings.TrimSuffix(addr.String(), ":80"))
 		}
-		hosts = []string{bare, listen.String()}
+		g.hosts = append(g.hosts, addr.String())
 	}
-	return guard{hosts: hosts, requireHeader: requireHeader}
+	return g
 }
 
 // check returns the first reason to refuse a request, or nil.
@@ -73,7 +72,8 @@ func (g guard) checkHost(r *http.Request) *problem {
 	if r.Host == "" && !r.ProtoAtLeast(1, 1) {
 		return nil
 	}
-	if slices.ContainsFunc(g.hosts, func(host string) bool { return strings.EqualFold(host, r.Host) }) {
+	named := withoutZone(r.Host)
+	if slices.ContainsFunc(g.hosts, func(host string) bool { return strings.EqualFold(host, named) }) {
 		return nil
 	}
 	return foreignHost.because("the host %s is not this service; ask for http://%s", quote.Text(r.Host), strings.Join(g.hosts, " or http://"))

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -145,10 +146,45 @@ func TestHostsThatNameTheServer(t *testing.T) {
 	}
 	for listen, want := range tests {
 		t.Run(listen, func(t *testing.T) {
-			if got := newGuard(netip.MustParseAddrPort(listen), false).hosts; !slices.Equal(got, want) {
+			if got := newGuard([]netip.AddrPort{netip.MustParseAddrPort(listen)}, false).hosts; !slices.Equal(got, want) {
 				t.Errorf("got hosts %q, want %q", got, want)
 			}
 		})
+	}
+}
+
+// The zone of a link-local address is the guest's business.
+func TestZoneInHost(t *testing.T) {
+	const ours = "[fe80::a9fe:a9fe]"
+	g := newGuard([]netip.AddrPort{netip.MustParseAddrPort("169.254.169.254:80"), netip.MustParseAddrPort("[fe80::a9fe:a9fe]:80")}, false)
+	for host, named := range map[string]bool{
+		"169.254.169.254":                     true,
+		"169.254.169.254:80":                  true,
+		ours:                                  true,
+		ours + ":80":                          true,
+		"[FE80::A9FE:A9FE]":                   true,
+		"[fe80::a9fe:a9fe%eth0]":              true,
+		"[fe80::a9fe:a9fe%25eth0]":            true,
+		"[FE80::A9FE:A9FE%25enp1s0.100]:80":   true,
+		"[fe80::a9fe:a9fe%4]":                 true,
+		"fe80::a9fe:a9fe":                     false,
+		ours + ":8080":                        false,
+		"[fe80::a9fe:a9fe%eth0]:8080":         false,
+		"[fe80::a9fe:a9fe%]":                  false,
+		"[fe80::a9fe:a9fe%eth0":               false,
+		"[fe80::a9fe:a9fe%eth0].evil.example": false,
+		"[fe80::a9fe:a9fe%eth0]evil.example":  false,
+		"[fe80::a9fe:a9fe%.evil.example/]":    false,
+		"[fe80::1%eth0]":                      false,
+		"169.254.169.254%eth0":                false,
+		"[::ffff:169.254.169.254]":            false,
+		"fe80::a9fe:a9fe%eth0.evil.example":   false,
+		"[fe80::.evil.example%eth0]":          false,
+	} {
+		r := &http.Request{Method: http.MethodGet, Host: host, ProtoMajor: 1, ProtoMinor: 1}
+		if p := g.checkHost(r); (p == nil) != named {
+			t.Errorf("host %q: %+v, want it to be ours: %t", host, p, named)
+		}
 	}
 }
 

@@ -16,8 +16,8 @@ import (
 
 // Settings says how the API behaves.
 type Settings struct {
-	// Listen is the address that requests must name in Host.
-	Listen netip.AddrPort
+	// Listen are the addresses of which requests must name one in Host.
+	Listen []netip.AddrPort
 	// RequireHeader makes /v1/ want the header "Metadata: true".
 	RequireHeader bool
 	// Identity is the answer of /v1/identity.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,9 +15,12 @@ import (
 // Defaults of the variables that have one.
 const (
 	DefaultTokenPath    = "/var/run/secrets/tokens/token"
-	DefaultListenAddr   = "169.254.169.254:80"
+	DefaultListenAddr   = listenAddrIPv4 + ",[fe80::a9fe:a9fe]:80"
 	DefaultListenDevice = "veth-imds"
 )
+
+// listenAddrIPv4 is the part of the default that says something without a device.
+const listenAddrIPv4 = "169.254.169.254:80"
 
 // Lookup finds a variable of the environment, as os.LookupEnv does.
 type Lookup func(name string) (value string, set bool)
@@ -43,12 +47,14 @@ type Identity struct {
 	NodeName           string
 }
 
-// Listen is the address and what narrows it.
+// Listen is the addresses and what narrows them.
 type Listen struct {
-	// Addr is what the guest asks: one address of the pod, never a wildcard.
-	Addr netip.AddrPort
-	// RedirectPort is the port to listen on in place of Addr's, to which imds-init
-	// redirects the guest: under passt Addr's belongs to the VM. 0 means Addr's.
+	// Addrs are what the guest asks: addresses of the pod, at least one, never a
+	// wildcard. Of those that do not exist the server waits for each by itself.
+	Addrs []netip.AddrPort
+	// RedirectPort is the port to listen on in place of the addresses' own, to which
+	// imds-init redirects the guest: under passt those belong to the VM. It is for
+	// IPv4 alone. 0 means the addresses' own.
 	RedirectPort uint16
 	// Device is the network device to listen on; empty means all of them.
 	Device string
@@ -56,38 +62,53 @@ type Listen struct {
 	HopLimit int
 }
 
-// Bind returns the address to listen on.
-func (l Listen) Bind() netip.AddrPort {
-	if l.RedirectPort != 0 {
-		return netip.AddrPortFrom(l.Addr.Addr(), l.RedirectPort)
+// Binds returns the addresses to listen on.
+func (l Listen) Binds() []netip.AddrPort {
+	if l.RedirectPort == 0 {
+		return l.Addrs
 	}
-	return l.Addr
+	var redirected []netip.AddrPort
+	for _, addr := range l.Addrs {
+		if addr.Addr().Is4() {
+			redirected = append(redirected, netip.AddrPortFrom(addr.Addr(), l.RedirectPort))
+		}
+	}
+	return redirected
 }
 
 // Dial returns the address under which a process of the pod reaches the server:
-// Bind, and for a link-local IPv6 address the device as its zone.
+// the first to listen on, and for a link-local IPv6 address the device as its
+// zone.
 func (l Listen) Dial() netip.AddrPort {
-	bind := l.Bind()
-	if l.isLinkLocal() {
-		return netip.AddrPortFrom(bind.Addr().WithZone(l.Device), bind.Port())
+	first := l.Binds()[0]
+	if !isLinkLocal(first) {
+		return first
 	}
-	return bind
+	return netip.AddrPortFrom(first.Addr().WithZone(l.Device), first.Port())
+}
+
+// Asked returns what the guest asks for where a probe asks Dial.
+func (l Listen) Asked() netip.AddrPort {
+	if l.RedirectPort == 0 {
+		return l.Addrs[0]
+	}
+	return l.Addrs[slices.IndexFunc(l.Addrs, func(a netip.AddrPort) bool { return a.Addr().Is4() })]
 }
 
 // ProbeSource returns the address that the pod's probes come from, and the guest
 // never: 127.0.0.1, answers to which imds-init keeps in the pod. With IPv6 it is
 // the address itself, which is not enough for IPv4, since passt asks from there.
 func (l Listen) ProbeSource() netip.Addr {
-	if l.Addr.Addr().Is4() {
-		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if first := l.Binds()[0].Addr(); first.Is6() {
+		return first
 	}
-	return l.Addr.Addr()
+	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
 }
 
-// isLinkLocal tells whether the address says nothing without a device. IPv4 has
+// isLinkLocal tells whether an address says nothing without a device. IPv4 has
 // no such addresses: 169.254.169.254 is routed like any other.
-func (l Listen) isLinkLocal() bool {
-	return l.Addr.Addr().Is6() && l.Addr.Addr().IsLinkLocalUnicast()
+func isLinkLocal(addr netip.AddrPort) bool {
+	return addr.Addr().Is6() && addr.Addr().IsLinkLocalUnicast()
 }
 
 // FromEnvironment reads all settings. The error names every variable that is
@@ -154,24 +175,37 @@ func (e *environment) boolean(name string) bool {
 
 func (e *environment) listen() Listen {
 	listen := Listen{
-		Addr:         e.listenAddr("IMDS_LISTEN_ADDR"),
 		RedirectPort: e.redirectPort("IMDS_REDIRECT_PORT"),
 		Device:       e.device("IMDS_LISTEN_DEVICE"),
 		HopLimit:     e.hopLimit("IMDS_HOP_LIMIT"),
 	}
-	if listen.isLinkLocal() && listen.Device == "" {
+	fallback := DefaultListenAddr
+	if listen.Device == "" {
+		fallback = listenAddrIPv4
+	}
+	listen.Addrs = e.listenAddrs("IMDS_LISTEN_ADDR", fallback)
+	if listen.Device == "" && slices.ContainsFunc(listen.Addrs, isLinkLocal) {
 		e.wrong("IMDS_LISTEN_DEVICE", "", "set it to the device of the link-local address in IMDS_LISTEN_ADDR")
+	}
+	if len(listen.Binds()) == 0 {
+		e.wrong("IMDS_LISTEN_ADDR", e.text("IMDS_LISTEN_ADDR", fallback), "add an IPv4 address: IMDS_REDIRECT_PORT is for no other")
 	}
 	return listen
 }
 
-func (e *environment) listenAddr(name string) netip.AddrPort {
-	value := e.text(name, DefaultListenAddr)
+func (e *environment) listenAddrs(name, fallback string) (addrs []netip.AddrPort) {
+	for value := range strings.SplitSeq(e.text(name, fallback), ",") {
+		addrs = append(addrs, e.listenAddr(name, strings.TrimSpace(value)))
+	}
+	return addrs
+}
+
+func (e *environment) listenAddr(name, value string) netip.AddrPort {
 	addr, err := netip.ParseAddrPort(value)
 	ip := addr.Addr()
 	switch {
 	case err != nil || addr.Port() == 0:
-		e.wrong(name, value, "set it to an IP address and a port, such as 169.254.169.254:80 or [fd00:ec2::254]:80")
+		e.wrong(name, value, "set it to an IP address and a port, such as 169.254.169.254:80 or [fd00:ec2::254]:80, or to several with commas between")
 	case ip.Zone() != "":
 		e.wrong(name, value, "leave out the zone and name the device in IMDS_LISTEN_DEVICE")
 	case ip.IsUnspecified() || ip.IsMulticast() || ip.Is4In6():

@@ -3,6 +3,8 @@ package config
 import (
 	"maps"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -38,9 +40,12 @@ func TestDefaults(t *testing.T) {
 			VMName:             "fedora",
 			PodName:            "virt-launcher-fedora-x7k2p",
 		},
-		Listen: Listen{Addr: netip.MustParseAddrPort("169.254.169.254:80"), Device: "veth-imds"},
+		Listen: Listen{
+			Addrs:  []netip.AddrPort{netip.MustParseAddrPort("169.254.169.254:80"), netip.MustParseAddrPort("[fe80::a9fe:a9fe]:80")},
+			Device: "veth-imds",
+		},
 	}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -58,7 +63,7 @@ func TestEmptyVariablesMeanTheDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -68,7 +73,7 @@ func TestEverythingSet(t *testing.T) {
 		"IMDS_TOKEN_PATH":     "/tokens/t",
 		"IMDS_VMI_UID":        "0b6f5a1e",
 		"IMDS_NODE_NAME":      "node1",
-		"IMDS_LISTEN_ADDR":    "[fe80::a9fe:a9fe]:8080",
+		"IMDS_LISTEN_ADDR":    "[fe80::a9fe:a9fe]:8080, 192.0.2.1:81",
 		"IMDS_LISTEN_DEVICE":  "eth1.100",
 		"IMDS_REQUIRE_HEADER": "true",
 		"IMDS_HOP_LIMIT":      "1",
@@ -86,10 +91,14 @@ func TestEverythingSet(t *testing.T) {
 			VMIUID:             "0b6f5a1e",
 			NodeName:           "node1",
 		},
-		Listen:        Listen{Addr: netip.MustParseAddrPort("[fe80::a9fe:a9fe]:8080"), Device: "eth1.100", HopLimit: 1},
+		Listen: Listen{
+			Addrs:    []netip.AddrPort{netip.MustParseAddrPort("[fe80::a9fe:a9fe]:8080"), netip.MustParseAddrPort("192.0.2.1:81")},
+			Device:   "eth1.100",
+			HopLimit: 1,
+		},
 		RequireHeader: true,
 	}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if dial := got.Listen.Dial().String(); dial != "[fe80::a9fe:a9fe%eth1.100]:8080" {
@@ -103,14 +112,28 @@ func TestRedirected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Addr.String() != "169.254.169.254:80" || got.Bind().String() != "169.254.169.254:60080" || got.Dial() != got.Bind() {
-		t.Errorf("the guest asks %s, the server binds %s, the pod dials %s", got.Addr, got.Bind(), got.Dial())
+	if asked := got.Addrs[0]; asked.String() != "169.254.169.254:80" {
+		t.Errorf("the guest asks %s", asked)
+	}
+	want := netip.MustParseAddrPort("169.254.169.254:60080")
+	if binds := got.Binds(); !slices.Equal(binds, []netip.AddrPort{want}) {
+		t.Errorf("the server binds %s, want %s alone: the ports of IPv6 are the VM's too", binds, want)
+	}
+	if got.Dial() != want {
+		t.Errorf("the pod dials %s, want %s", got.Dial(), want)
+	}
+}
+
+func TestRedirectionIsOfIPv4(t *testing.T) {
+	_, err := ListenFromEnvironment(lookup(map[string]string{"IMDS_REDIRECT_PORT": "60080", "IMDS_LISTEN_ADDR": "[fe80::a9fe:a9fe]:80"}))
+	if err == nil || !strings.Contains(err.Error(), `IMDS_LISTEN_ADDR="[fe80::a9fe:a9fe]:80": add an IPv4 address`) {
+		t.Errorf("got error %v, want one that names the variable, its value and the remedy", err)
 	}
 }
 
 func TestProbeSource(t *testing.T) {
 	for addr, want := range map[string]string{"169.254.169.254:80": "127.0.0.1", "[fd00:ec2::254]:80": "fd00:ec2::254"} {
-		if got := (Listen{Addr: netip.MustParseAddrPort(addr)}).ProbeSource(); got.String() != want {
+		if got := (Listen{Addrs: []netip.AddrPort{netip.MustParseAddrPort(addr)}}).ProbeSource(); got.String() != want {
 			t.Errorf("%s is probed from %s, want %s", addr, got, want)
 		}
 	}
@@ -121,8 +144,9 @@ func TestEmptyDeviceMeansAllDevices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Device != "" {
-		t.Errorf("got device %q, want none", got.Device)
+	want := Listen{Addrs: []netip.AddrPort{netip.MustParseAddrPort("169.254.169.254:80")}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v: no link-local address without a device", got, want)
 	}
 }
 
@@ -140,6 +164,8 @@ func TestWrongValues(t *testing.T) {
 		"IPv6 wildcard":                {"IMDS_LISTEN_ADDR", "[::]:80", "wildcard"},
 		"multicast":                    {"IMDS_LISTEN_ADDR", "224.0.0.1:80", "one address"},
 		"IPv4 in IPv6":                 {"IMDS_LISTEN_ADDR", "[::ffff:169.254.169.254]:80", "one address"},
+		"an empty one of several":      {"IMDS_LISTEN_ADDR", "169.254.169.254:80,", "with commas between"},
+		"a wildcard of several":        {"IMDS_LISTEN_ADDR", "169.254.169.254:80,[::]:80", "wildcard"},
 		"zone":                         {"IMDS_LISTEN_ADDR", "[fe80::1%eth0]:80", "IMDS_LISTEN_DEVICE"},
 		"redirection to a low port":    {"IMDS_REDIRECT_PORT", "1023", "1024 to 65535"},
 		"redirection to too high one":  {"IMDS_REDIRECT_PORT", "65536", "1024 to 65535"},

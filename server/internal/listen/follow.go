@@ -90,7 +90,7 @@ func (f *follower) waitToListen(ctx context.Context) (net.Listener, int, error) 
 		}
 		if waitingFor != missing.what {
 			waitingFor = missing.what
-			f.log.Info("waiting", "for", waitingFor)
+			f.log.Info("waiting", "for", waitingFor, "address", f.socket.Addr)
 		}
 		select {
 		case <-f.changed:

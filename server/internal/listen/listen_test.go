@@ -35,14 +35,14 @@ func (f *following) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// follow starts Follow with a server that sends a byte to whoever connects.
-func follow(t *testing.T, socket Socket) *following {
+// follow starts FollowAll with a server that sends a byte to whoever connects.
+func follow(t *testing.T, sockets ...Socket) *following {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	f := &following{lines: make(chan string, 1000), cancel: cancel, result: make(chan error, 1)}
 	log := slog.New(slog.NewTextHandler(f, nil))
 	go func() {
-		f.result <- Follow(ctx, socket, log, func(listener net.Listener) error {
+		f.result <- FollowAll(ctx, sockets, log, func(listener net.Listener) error {
 			for {
 				conn, err := listener.Accept()
 				if err != nil {
@@ -68,6 +68,15 @@ func (f *following) wantLine(t *testing.T, part string) {
 		t.Fatalf("Follow returned %v, want the line %q", err, part)
 	case <-time.After(20 * time.Second):
 		t.Fatalf("the log has no new line, want one with %q", part)
+	}
+}
+
+// wantLines waits for two lines of the log, in either order.
+func (f *following) wantLines(t *testing.T, a, b string) {
+	t.Helper()
+	lines := <-f.lines + <-f.lines
+	if !strings.Contains(lines, a) || !strings.Contains(lines, b) {
+		t.Fatalf("the log has the lines %q, want one with %q and one with %q", lines, a, b)
 	}
 }
 
@@ -204,6 +213,39 @@ func TestServesAnAddressThatComesBack(t *testing.T) {
 		wantServed(t, imdsAddr)
 		f.stop(t)
 	})
+}
+
+// An address that is not there yet keeps no other from being served.
+func TestEachAddressIsFollowedByItself(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		makeEndpoint(t)
+		ipv6 := Socket{Addr: netip.MustParseAddrPort("[fe80::a9fe:a9fe]:80"), Device: "veth-imds"}
+		f := follow(t, Socket{Addr: imdsAddr, Device: "veth-imds"}, ipv6)
+		f.wantLines(t, "msg=listening address=169.254.169.254:80", `msg=waiting for="address fe80::a9fe:a9fe"`)
+		wantServed(t, imdsAddr)
+		must(t, netnstest.AddAddress("veth-imds", netip.MustParsePrefix("fe80::a9fe:a9fe/64")))
+		f.wantLine(t, "msg=listening address=[fe80::a9fe:a9fe]:80")
+		wantServed(t, netip.MustParseAddrPort("[fe80::a9fe:a9fe%veth-imds]:80"))
+		wantServed(t, imdsAddr)
+		f.stop(t)
+	})
+}
+
+func TestOneAddressThatCannotBeHadEndsAll(t *testing.T) {
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	must(t, err)
+	defer taken.Close()
+	f := follow(t, Socket{Addr: netip.MustParseAddrPort("127.0.0.1:0")}, Socket{Addr: netip.MustParseAddrPort(taken.Addr().String())})
+	if err := <-f.result; !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("got %v, want that the port is in use", err)
+	}
+}
+
+func TestKernelWithoutIPv6IsWaitedFor(t *testing.T) {
+	err := Socket{Addr: netip.MustParseAddrPort("[fe80::a9fe:a9fe]:80")}.explain(os.NewSyscallError("socket", syscall.EAFNOSUPPORT))
+	if missing, ok := errors.AsType[*missingError](err); !ok || !strings.Contains(missing.what, "IPv6 in the kernel") {
+		t.Errorf("got %v, want that IPv6 is missing", err)
+	}
 }
 
 // Who is behind the device is served, who is behind another one is not, although

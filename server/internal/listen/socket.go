@@ -138,6 +138,9 @@ func (s Socket) explain(err error) error {
 		return s.missingDevice()
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return &missingError{what: "address " + s.Addr.Addr().String()}
+	case errors.Is(err, syscall.EAFNOSUPPORT):
+		// No event will come, and none is needed: the other addresses serve.
+		return &missingError{what: "IPv6 in the kernel, for " + s.Addr.Addr().String()}
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("cannot listen on %s: %w; another process of the pod has this port", s.Addr, err)
 	case errors.Is(err, syscall.EACCES):
