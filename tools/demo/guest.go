@@ -19,6 +19,9 @@ import (
 // metadataURL is the only thing that a guest has to know.
 const metadataURL = "http://169.254.169.254"
 
+// metadataIPv6URL is what a guest without IPv4 has to know.
+const metadataIPv6URL = "http://[fe80::a9fe:a9fe%25eth0]"
+
 // guest asks from inside the guest's network.
 type guest struct {
 	network *podnet.Namespace
@@ -31,14 +34,28 @@ const answerLimit = 10 * time.Second
 
 // get is what "curl -s" prints: by curl itself where the machine has it.
 func (g guest) get(ctx context.Context, path string) (string, error) {
+	return g.curl(ctx, metadataURL+path, metadataURL+path)
+}
+
+// getIPv6 is get over IPv6.
+func (g guest) getIPv6(ctx context.Context, path string) (string, error) {
+	byNumber, err := g.network.MetadataURL("eth0")
+	if err != nil {
+		return "", err
+	}
+	return g.curl(ctx, metadataIPv6URL+path, byNumber+path)
+}
+
+// curl prints what is at a URL; forGo is the same where curl is missing.
+func (g guest) curl(ctx context.Context, url, forGo string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	curl, err := exec.LookPath("curl")
 	if err != nil {
-		return g.getByGo(ctx, path)
+		return g.getByGo(ctx, forGo)
 	}
 	var out strings.Builder
-	cmd := exec.CommandContext(ctx, curl, "-s", metadataURL+path)
+	cmd := exec.CommandContext(ctx, curl, "-s", url)
 	cmd.Env = []string{} // no proxy of ours is the guest's
 	cmd.Stdout = &out
 	if err := g.network.Start(cmd); err != nil {
@@ -46,16 +63,16 @@ func (g guest) get(ctx context.Context, path string) (string, error) {
 	}
 	err = cmd.Wait()
 	if ctx.Err() != nil {
-		return "", fmt.Errorf("guest$ curl -s %s%s: no answer within %s", metadataURL, path, answerLimit)
+		return "", fmt.Errorf("guest$ curl -s %s: no answer within %s", url, answerLimit)
 	}
 	if err != nil {
-		return "", fmt.Errorf("guest$ curl -s %s%s: %w", metadataURL, path, err)
+		return "", fmt.Errorf("guest$ curl -s %s: %w", url, err)
 	}
 	return out.String(), nil
 }
 
-func (g guest) getByGo(ctx context.Context, path string) (string, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, metadataURL+path, nil)
+func (g guest) getByGo(ctx context.Context, url string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
 	}
@@ -91,7 +108,7 @@ func (g guest) firstAnswer(ctx context.Context, since time.Time) (*startDocument
 	attempt := func() {
 		limited, cancel := context.WithTimeout(ctx, attemptLimit)
 		defer cancel()
-		if body, err := g.getByGo(limited, "/healthz"); err != nil || body != "OK" {
+		if body, err := g.getByGo(limited, metadataURL+"/healthz"); err != nil || body != "OK" {
 			return
 		}
 		select {

@@ -203,7 +203,16 @@ func (s *scene) showGuest(ctx context.Context, g guest) error {
 		s.progress.note("guest$ curl -s " + metadataURL + path + "\n" + s.seen.answers[path])
 	}
 	s.progress.note(s.seen.Token.String())
-	return nil
+	if !s.network.SpeaksIPv6() {
+		return nil
+	}
+	return s.step(&s.seen.Steps, "IPv6", func() (string, error) {
+		health, err := g.getIPv6(ctx, "/healthz")
+		if err == nil && health != "OK" {
+			err = fmt.Errorf("GET %s/healthz: %s", metadataIPv6URL, health)
+		}
+		return "guest$ curl -s " + metadataIPv6URL + "/healthz: " + health, err
+	})
 }
 
 func (s *scene) ask(ctx context.Context, g guest) (err error) {
