@@ -83,10 +83,22 @@ func TestGuestKeepsItsOwnIPv6(t *testing.T) {
 }
 
 // A VLAN of the guest's own passes as it is, in both directions, though there is
-// the address in it: it is another network's.
+// the address in it: it is another network's. So it does where the node hands
+// tagged frames to the rules of the other families.
 func TestVLANIsAnotherNetwork(t *testing.T) {
 	requireIPv6(t)
-	pod, _ := servedPod(t, podnet.Options{Binding: podnet.Bridge})
+	on := true
+	for _, filtered := range []string{"0", "1"} {
+		t.Run("bridge-nf-filter-vlan-tagged="+filtered, func(t *testing.T) {
+			pod, _ := servedPod(t, podnet.Options{Binding: podnet.Bridge, BridgeNetfilter: &on})
+			must(t, pod.Pod.Sysctl("net.bridge.bridge-nf-filter-vlan-tagged", filtered))
+			wantVLANsToPass(t, pod)
+		})
+	}
+}
+
+func wantVLANsToPass(t *testing.T, pod *podnet.Pod) {
+	t.Helper()
 	l := newLink(t, pod)
 	endpointHeard, err := podnet.Capture(pod.Pod, wiring.Device)
 	must(t, err)

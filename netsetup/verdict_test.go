@@ -104,6 +104,9 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 		{"guest hides a tag behind a priority tag", l.guest, tag(tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021Q, 0), unix.ETH_P_8021Q, 0), entering, "no tag behind a priority tag"},
 		{"guest hides a provider's tag behind a priority tag", l.guest, tag(tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021AD, 7), unix.ETH_P_8021Q, 0), entering, "no tag behind a priority tag"},
 
+		{"neighbour with the endpoint's MAC in a VLAN", l.neighbour, tag(syn(wiring.DeviceMAC, guestMAC, strange), unix.ETH_P_8021Q, 7), entering, "nobody else has its MAC"},
+		{"neighbour with its port's MAC in a VLAN", l.neighbour, tag(syn(wiring.PortMAC, guestMAC, strange), unix.ETH_P_8021Q, 7), entering, "nobody else has its port's MAC"},
+
 		// The pod itself, by its bridge, where no rule has looked before.
 		{"pod asks by the bridge", l.bridge, syn(l.bridgeMAC, guestMAC, guest), leaving, "nobody else asks over IPv6"},
 		{"pod looks for the endpoint by the bridge", l.bridge, podnet.NeighbourMessage(solicitation, l.bridgeMAC, guestMAC, strange, group, ours, l.bridgeMAC), leaving, "nobody else solicits its IPv6 address"},
