@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
@@ -21,8 +23,14 @@ import (
 // handPackage is what Make compiles into the image as /hand.
 const handPackage = "github.com/example/kubevirt-imds/tools/e2e/hand/guest"
 
-// modules are what the guest is for: NICs, the hand's serial port, VLANs.
-var modules = []string{"virtio_pci", "virtio_console", "virtio_net", "8021q"}
+// modules are lists of kernel modules, each in a file of that name with a path in each line, in the order in which
+// they can be loaded.
+var modules = map[string][]string{
+	// Loaded at boot: NICs, the hand's serial port, VLANs.
+	"lib/boot": {"virtio_pci", "virtio_console", "virtio_net", "8021q"},
+	// Loaded by the checks that need them: a network inside the guest, behind its NAT.
+	"lib/nat": {"veth", "nft_chain_nat", "nft_masq"},
+}
 
 //go:embed init.sh
 var initScript []byte
@@ -96,26 +104,33 @@ func writeInitramfs(to io.Writer, unpacked, hand string) error {
 	out.file("init", initScript, 0o755)
 	out.file("etc/udhcpc.sh", dhcpScript, 0o755)
 
-	files, err := moduleFiles(unpacked)
-	if err != nil {
-		return err
-	}
-	var order bytes.Buffer
-	for _, file := range files {
-		content, err := os.ReadFile(file)
+	packed := map[string]bool{}
+	for _, list := range slices.Sorted(maps.Keys(modules)) {
+		files, err := moduleFiles(unpacked, modules[list])
 		if err != nil {
 			return err
 		}
-		name := path.Join("lib", filepath.Base(file))
-		out.file(name, content, 0o644)
-		fmt.Fprintf(&order, "/%s\n", name)
+		var order bytes.Buffer
+		for _, file := range files {
+			name := path.Join("lib", filepath.Base(file))
+			fmt.Fprintf(&order, "/%s\n", name)
+			if packed[name] {
+				continue
+			}
+			packed[name] = true
+			content, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			out.file(name, content, 0o644)
+		}
+		out.file(list, order.Bytes(), 0o644)
 	}
-	out.file("lib/order", order.Bytes(), 0o644)
 	return out.close()
 }
 
-// moduleFiles returns the files of the modules in the order in which the kernel can load them.
-func moduleFiles(unpacked string) ([]string, error) {
+// moduleFiles returns the files of modules, and of those that they need, in the order in which the kernel can load them.
+func moduleFiles(unpacked string, modules []string) ([]string, error) {
 	root, err := one(unpacked, "lib/modules/*")
 	if err != nil {
 		return nil, err

@@ -4,7 +4,7 @@ export PATH=/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-while read -r module; do insmod "$module"; done </lib/order
+while read -r module; do insmod "$module"; done </lib/boot
 /bin/busybox --install -s /bin
 ip link set lo up
 while :; do /hand; done

@@ -1,8 +1,11 @@
 // Package guests proves with real guest kernels that a VM finds its metadata, in every binding and through every
 // accident, and that nobody else does.
 //
-// Each column of the table is a package or a file of its own that returns checks; [columns] lists them. A check
-// makes the VM that it is about by package stage, and tells its figures by T.Logf.
+// How to add a row: a subject, such as a binding or a kind of attack, is a package in this folder, or a file here,
+// that exports a function of the type in [columns], and a line there. Each check is a [suite.Check]: its Name is how
+// -run finds it, its Proves is the row of the table, and its Run makes the VM that it is about by package stage,
+// whose documentation shows the steps. Figures are told by T.Logf. A check ends with everything gone, so that their
+// order does not matter; what it has to wait for is an event, or a condition asked for in the guest.
 package guests
 
 import (
@@ -33,10 +36,12 @@ func Run(ctx context.Context, filter *regexp.Regexp, out, progress io.Writer) (e
 	defer func() { err = errors.Join(err, s.Close()) }()
 	results := suite.New(out, filter, suite.BySubject)
 	for _, column := range columns {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		for _, check := range column.checks(s) {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			results.Run(ctx, column.name, []suite.Check{check})
 		}
-		results.Run(ctx, column.name, column.checks(s))
 	}
 	return results.Finish()
 }

@@ -4,12 +4,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/hand"
+	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/suite"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
@@ -30,6 +35,8 @@ func smokeChecks(s *stage.Stage) []suite.Check {
 		check("reboot", "it reboots, is reset and is paused, and the hand comes back", boots),
 		check("ask", "asking tells lost requests and the gap of a restart", asks),
 		check("frames", "frames are sent and seen, connections held and half opened", handlesFrames),
+		check("stream", "its frames come to a unix socket, as passt's would", speaksToSocket),
+		check("container", "a container in it asks through its NAT", asksFromContainer),
 		check("migration", "it migrates, and what the hand is at goes on", migrates),
 	}
 }
@@ -228,6 +235,43 @@ func handlesFrames(t *suite.T, s *stage.Stage) {
 // isSYNACK tells the second segment of a TCP connection, in an IPv4 packet without options.
 func isSYNACK(frame []byte) bool {
 	return len(frame) >= 54 && frame[12] == 0x08 && frame[13] == 0x00 && frame[14] == 0x45 && frame[23] == 6 && frame[47] == 0x12
+}
+
+func speaksToSocket(t *suite.T, s *stage.Stage) {
+	folder, err := os.MkdirTemp("", "stream-")
+	t.Check(err)
+	t.Cleanup(func() { t.Check(os.RemoveAll(folder)) })
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(folder, "socket"), Net: "unix"})
+	t.Check(err)
+	t.Cleanup(func() { listener.Close() })
+	t.Check(listener.SetDeadline(time.Now().Add(stage.Patience)))
+	vm := s.New(t, stage.Options{})
+	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 7}
+	vm.AddNIC(qemu.NIC{MAC: mac, MTU: 1500, Stream: listener.Addr().String()})
+	vm.Boot()
+	conn, err := listener.Accept()
+	t.Check(err)
+	defer conn.Close()
+	t.Check(conn.SetDeadline(time.Now().Add(stage.Patience)))
+	vm.Shell("ip link set eth0 up; arping -c 1 -w 1 -I eth0 -U 10.0.0.1 || true")
+	// Each frame comes after its length, four bytes in network order.
+	header := make([]byte, 4+14)
+	_, err = io.ReadFull(conn, header)
+	t.Check(err)
+	if !bytes.Equal(header[4+6:4+12], mac) {
+		t.Errorf("the first bytes are %x, want a frame from %s", header, mac)
+	}
+}
+
+func asksFromContainer(t *suite.T, s *stage.Stage) {
+	vm := s.Start(t, stage.Options{})
+	inside := vm.StartContainer()
+	if addresses := vm.Shell(inside + "ip addr"); strings.Contains(addresses, "10.0.2.2") {
+		t.Errorf("the container is in the guest's own network: %s", addresses)
+	}
+	if body := vm.Shell(inside + "wget -q -O - " + stage.MetadataURL + "/healthz"); strings.TrimSpace(body) != "OK" {
+		t.Errorf("the container got %q", body)
+	}
 }
 
 func migrates(t *suite.T, s *stage.Stage) {

@@ -279,6 +279,12 @@ func (c *Client) Shell(ctx context.Context, command string) (string, error) {
 // Get makes one HTTP request. That it fails is no error.
 func (c *Client) Get(ctx context.Context, g Get) (Got, error) { return call[Got](ctx, c, opGet, g) }
 
+// NAT sets up the guest's NAT.
+func (c *Client) NAT(ctx context.Context, n NAT) error {
+	_, err := call[NATed](ctx, c, opNAT, n)
+	return err
+}
+
 // Ask begins to ask.
 func (c *Client) Ask(ctx context.Context, a Ask) (*Task[Asked], error) {
 	return start[Asked](ctx, c, opAsk, a)

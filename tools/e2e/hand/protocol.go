@@ -28,6 +28,7 @@ const (
 	opSend     = "send"
 	opSniff    = "sniff"
 	opHold     = "hold"
+	opNAT      = "nat"
 	opHalfOpen = "half-open"
 )
 
@@ -48,7 +49,7 @@ type Run struct {
 
 // Ran is what became of it.
 type Ran struct {
-	Exit   int    `json:"exit"`   // -1: it was killed
+	Exit   int    `json:"exit"`   // 128 and more: ended by a signal; -1: killed at its limit
 	Output string `json:"output"` // standard output and standard error as they came
 }
 
@@ -212,3 +213,12 @@ type HalfOpened struct {
 	Answered int `json:"answered"` // connections for which there was a SYN and ACK, however often it came
 	Refused  int `json:"refused"`  // by a reset
 }
+
+// NAT has the guest's kernel give its own address to what it forwards to a NIC, with nf_tables, for which busybox
+// has no command. The modules of the list /lib/nat have to be loaded.
+type NAT struct {
+	Interface string `json:"interface"`
+}
+
+// NATed is its reply.
+type NATed struct{}

@@ -14,6 +14,7 @@ import (
 type Operations struct {
 	Run func(context.Context, Run) (Ran, error)
 	Get func(context.Context, Get) (Got, error)
+	NAT func(context.Context, NAT) (NATed, error)
 
 	Ask      func(ctx context.Context, a Ask, begun func()) (Asked, error)
 	Send     func(ctx context.Context, s Send, begun func()) (Sent, error)
@@ -48,7 +49,7 @@ func goesOn[A, R any](do func(context.Context, A, func()) (R, error)) operation 
 // nothing more to read.
 func Serve(port io.ReadWriter, o Operations) error {
 	s := &server{port: port, stops: map[uint64]context.CancelFunc{}, operations: map[string]operation{
-		opRun: brief(o.Run), opGet: brief(o.Get), opAsk: goesOn(o.Ask),
+		opRun: brief(o.Run), opGet: brief(o.Get), opNAT: brief(o.NAT), opAsk: goesOn(o.Ask),
 		opSend: goesOn(o.Send), opSniff: goesOn(o.Sniff), opHold: goesOn(o.Hold), opHalfOpen: goesOn(o.HalfOpen),
 	}}
 	// The line before may be one that a reboot cut off.

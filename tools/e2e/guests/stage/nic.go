@@ -1,20 +1,24 @@
 package stage
 
-// ReplugTap is NIC hot-unplug and hot-plug of the pod network on a running guest, as KubeVirt does it: the NIC
-// leaves the guest and virt-handler deletes the tap; a new tap becomes a port of the bridge and the NIC is back,
-// without an address. The second time it is a NIC of another name: see [VM.PlugPrimary].
+import "github.com/example/kubevirt-imds/tools/e2e/qemu"
+
+// AddNIC gives the VM, before it boots, a NIC whose other end the check has made itself, such as passt's socket.
+func (v *VM) AddNIC(nic qemu.NIC) { v.nics = append(v.nics, nic) }
+
+// ReplugTap is NIC hot-unplug and hot-plug of the pod network on a running guest, as KubeVirt does it. The guest's
+// new NIC has no address.
 func (v *VM) ReplugTap() {
 	v.UnplugPrimary()
 	v.PlugPrimary()
 }
 
-// UnplugPrimary takes the pod network's NIC from the guest, and the tap from the pod.
+// UnplugPrimary is the first half: the NIC leaves the guest, and virt-handler deletes the tap.
 func (v *VM) UnplugPrimary() {
 	v.t.Check(v.Guest.Unplug(v.t.Context(), v.primary))
 	v.t.Check(v.Net.UnplugTap())
 }
 
-// PlugPrimary gives the pod a tap again, and the guest a NIC.
+// PlugPrimary is the second half: a new tap becomes a port of the bridge, and the guest has a NIC again.
 func (v *VM) PlugPrimary() {
 	v.t.Check(v.Net.PlugTap())
 	var err error

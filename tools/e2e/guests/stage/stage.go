@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
@@ -45,7 +46,13 @@ func Check() error {
 	if !podnet.RealTaps() {
 		return errors.New("no /dev/net/tun, without which QEMU has no tap: load the driver with 'modprobe tun'; in a container, pass the device in")
 	}
-	return errors.Join(podnet.Available(), qemu.Available())
+	errs := []error{podnet.Available(), qemu.Available()}
+	for _, program := range []string{"unshare", "setpriv"} {
+		if _, err := exec.LookPath(program); err != nil {
+			errs = append(errs, fmt.Errorf("missing program %s, which confines the sidecars; on Debian it is in the package util-linux", program))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Open builds the sidecars and the guest's image. messages says what takes long.

@@ -29,7 +29,7 @@ func run(ports, devices string) error {
 	}
 	defer port.Close()
 	return hand.Serve(port, hand.Operations{
-		Run: runCommand, Get: get, Ask: ask, Send: send, Sniff: sniff, Hold: hold, HalfOpen: halfOpen,
+		Run: runCommand, Get: get, NAT: nat, Ask: ask, Send: send, Sniff: sniff, Hold: hold, HalfOpen: halfOpen,
 	})
 }
 

@@ -29,5 +29,9 @@ func runCommand(ctx context.Context, r hand.Run) (hand.Ran, error) {
 	if command.ProcessState == nil {
 		return hand.Ran{}, err
 	}
-	return hand.Ran{Exit: command.ProcessState.ExitCode(), Output: string(output)}, nil
+	exit := command.ProcessState.ExitCode()
+	if status, ok := command.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() && ctx.Err() == nil {
+		exit = 128 + int(status.Signal()) // as the shell has it
+	}
+	return hand.Ran{Exit: exit, Output: string(output)}, nil
 }
