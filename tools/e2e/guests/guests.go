@@ -1,11 +1,11 @@
 // Package guests proves with real guest kernels that a VM finds its metadata, in every binding and through every
 // accident, and that nobody else does.
 //
-// How to add a row: a subject, such as a binding or a kind of attack, is a package in this folder, or a file here,
-// that exports a function of the type in [columns], and a line there. Each check is a [suite.Check]: its Name is how
-// -run finds it, its Proves is the row of the table, and its Run makes the VM that it is about by package stage,
-// whose documentation shows the steps. Figures are told by T.Logf. A check ends with everything gone, so that their
-// order does not matter; what it has to wait for is an event, or a condition asked for in the guest.
+// How to add one: a subject, such as a binding or a kind of attack, is a package in this folder, or a file here, that
+// exports a function of the type in [columns], and a line there. It is a row of the table. Each of its checks is a
+// [suite.Check]: its Name is the column, and how -run finds it; its Run makes the VM that it is about by package
+// stage, whose documentation shows the steps; what it measures it tells by T.Figure. A check ends with everything
+// gone, so that their order does not matter; what it waits for is an event, or a condition asked for in the guest.
 package guests
 
 import (

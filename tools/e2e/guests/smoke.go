@@ -47,7 +47,7 @@ func getsToken(t *suite.T, s *stage.Stage) {
 	vm.Wire()
 	begin := time.Now()
 	vm.Boot()
-	t.Logf("booted in %.1f s", time.Since(begin).Seconds())
+	t.Figure("%.1f s", time.Since(begin).Seconds())
 	vm.Configure("eth0")
 	if route := vm.Shell("ip route show default"); !strings.Contains(route, "via 10.0.2.1 dev eth0") {
 		t.Errorf("its default route is %q", route)
@@ -113,7 +113,7 @@ func boots(t *suite.T, s *stage.Stage) {
 		t.Fatalf("the guest answered a reboot with %+v", ran)
 	}
 	t.Check(vm.Guest.AwaitBoot(t.Context(), 1))
-	t.Logf("rebooted in %.1f s", time.Since(begin).Seconds())
+	t.Figure("%.1f s", time.Since(begin).Seconds())
 	t.Check(vm.Guest.Reset(t.Context()))
 	vm.Configure("eth0")
 	requireAnswer(t, vm.Get("/healthz"))
@@ -285,6 +285,7 @@ func migrates(t *suite.T, s *stage.Stage) {
 	requireAnswer(t, target.Get("/v1/identity"))
 	first := time.Since(migration.Resumed)
 	asked := target.Stop(asking)
+	t.Figure("%d ms", first.Milliseconds())
 	t.Logf("down for %d ms of %d ms; first answer %d ms after the target resumed; %d of %d answered, %v",
 		migration.Downtime.Milliseconds(), migration.Total.Milliseconds(), first.Milliseconds(), asked.Answered, asked.Sent, asked.Failures)
 	if len(asked.Bodies) != 2 || !strings.Contains(asked.Bodies[1].Text, "virt-launcher-target") {
