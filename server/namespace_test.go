@@ -182,16 +182,22 @@ func TestSidecarWithoutPrivileges(t *testing.T) {
 func TestSidecarBesidePasst(t *testing.T) {
 	netnstest.Run(t, func(t *testing.T) {
 		const redirected = "169.254.169.254:60080"
-		vm, err := net.Listen("tcp", ":80")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer vm.Close()
 		variables := sidecarEnvironment(t)
 		variables["IMDS_REDIRECT_PORT"] = "60080"
 		s := start(t, asSidecar(t, program(variables)), netip.MustParseAddrPort(redirected))
+		allowPort80(t)
 		makeEndpoint(t, netnstest.New(t))
 		s.log.wait(t, "msg=listening")
+
+		// passt refuses its guest a local address that it could bind itself.
+		if err := bindAlone(imdsPrefix.Addr(), 80); err != syscall.EADDRINUSE {
+			t.Errorf("port 80 of the address is free for who asks as passt does: %v", err)
+		}
+		vm, err := net.Listen("tcp", ":80")
+		if err != nil {
+			t.Fatalf("the VM has not its own port 80: %v", err)
+		}
+		defer vm.Close()
 
 		hosts := map[string]string{"169.254.169.254": "200", "169.254.169.254:80": "200", redirected: "403"}
 		for host, want := range hosts {
@@ -220,6 +226,11 @@ func TestSidecarBesidePasst(t *testing.T) {
 				t.Errorf("a connection of the guest that was there before is answered %q", answer)
 			}
 		}
+
+		// Started again it finds the VM's port taken, which is as good.
+		s.stop(t)
+		s = start(t, asSidecar(t, program(variables)), netip.MustParseAddrPort(redirected))
+		s.log.wait(t, "msg=listening")
 	})
 }
 
@@ -248,6 +259,16 @@ func TestSidecarInAPodWithoutIPv6(t *testing.T) {
 			}
 		}
 	})
+}
+
+// bindAlone binds a TCP socket without SO_REUSEADDR, and closes it.
+func bindAlone(ip netip.Addr, port int) error {
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	return syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: ip.As4()})
 }
 
 // askHost returns the first line of the answer to a request with this Host.
@@ -341,6 +362,19 @@ func TestPort80WithoutTheSysctl(t *testing.T) {
 	netnstest.Run(t, func(t *testing.T) {
 		makeEndpoint(t, netnstest.New(t))
 		output, err := asSidecar(t, program(sidecarEnvironment(t))).CombinedOutput()
+		if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 1 || !strings.Contains(string(output), "net.ipv4.ip_unprivileged_port_start to 80 or less") {
+			t.Errorf("got %v: %s; want exit status 1 and the sysctl", err, output)
+		}
+	})
+}
+
+// Beside passt too: the guest's port is held, not listened on.
+func TestHeldPortWithoutTheSysctl(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		makeEndpoint(t, netnstest.New(t))
+		variables := sidecarEnvironment(t)
+		variables["IMDS_REDIRECT_PORT"] = "60080"
+		output, err := asSidecar(t, program(variables)).CombinedOutput()
 		if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 1 || !strings.Contains(string(output), "net.ipv4.ip_unprivileged_port_start to 80 or less") {
 			t.Errorf("got %v: %s; want exit status 1 and the sysctl", err, output)
 		}

@@ -82,7 +82,7 @@ func runProbe(ctx context.Context, lookupEnv config.Lookup, live bool) error {
 	}
 	return probe.Check(ctx, probe.Server{
 		Address: listen.Dial(),
-		Host:    listen.Asked(),
+		Host:    listen.Served()[0],
 		Source:  listen.ProbeSource(),
 	}, live)
 }

@@ -42,11 +42,7 @@ func serve(ctx context.Context, settings config.Config, log *slog.Logger) error 
 	})
 	server := newHTTPServer(handler, limit)
 
-	var sockets []listen.Socket
-	for _, addr := range settings.Listen.Binds() {
-		sockets = append(sockets, listen.Socket{Addr: addr, Device: settings.Listen.Device, HopLimit: settings.Listen.HopLimit})
-	}
-	err := listen.FollowAll(ctx, sockets, log, func(listener net.Listener) error {
+	err := listen.FollowAll(ctx, sockets(settings.Listen), log, func(listener net.Listener) error {
 		return server.Serve(limit.Listener(listener))
 	})
 	if err != nil {
@@ -55,6 +51,19 @@ func serve(ctx context.Context, settings config.Config, log *slog.Logger) error 
 	stopSignals() // from here a signal has its default effect: it ends the process
 	drain(server, log)
 	return nil
+}
+
+// sockets are what the server listens on.
+func sockets(l config.Listen) []listen.Socket {
+	var all []listen.Socket
+	for _, addr := range l.Served() {
+		socket := listen.Socket{Addr: l.Bind(addr), Device: l.Device, HopLimit: l.HopLimit}
+		if l.RedirectPort != 0 {
+			socket.Hold = addr
+		}
+		all = append(all, socket)
+	}
+	return all
 }
 
 // drain lets the requests in flight finish, for at most drainTime.

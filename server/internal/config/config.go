@@ -62,44 +62,39 @@ type Listen struct {
 	HopLimit int
 }
 
-// Binds returns the addresses to listen on.
-func (l Listen) Binds() []netip.AddrPort {
+// Served are those of the addresses that the guest is served at: under passt
+// IPv4's alone.
+func (l Listen) Served() []netip.AddrPort {
 	if l.RedirectPort == 0 {
 		return l.Addrs
 	}
-	var redirected []netip.AddrPort
-	for _, addr := range l.Addrs {
-		if addr.Addr().Is4() {
-			redirected = append(redirected, netip.AddrPortFrom(addr.Addr(), l.RedirectPort))
-		}
+	return slices.DeleteFunc(slices.Clone(l.Addrs), func(addr netip.AddrPort) bool { return !addr.Addr().Is4() })
+}
+
+// Bind returns the address to listen on for one of those that are served.
+func (l Listen) Bind(served netip.AddrPort) netip.AddrPort {
+	if l.RedirectPort == 0 {
+		return served
 	}
-	return redirected
+	return netip.AddrPortFrom(served.Addr(), l.RedirectPort)
 }
 
 // Dial returns the address under which a process of the pod reaches the server:
-// the first to listen on, and for a link-local IPv6 address the device as its
+// the first that is served, and for a link-local IPv6 address the device as its
 // zone.
 func (l Listen) Dial() netip.AddrPort {
-	first := l.Binds()[0]
+	first := l.Bind(l.Served()[0])
 	if !isLinkLocal(first) {
 		return first
 	}
 	return netip.AddrPortFrom(first.Addr().WithZone(l.Device), first.Port())
 }
 
-// Asked returns what the guest asks for where a probe asks Dial.
-func (l Listen) Asked() netip.AddrPort {
-	if l.RedirectPort == 0 {
-		return l.Addrs[0]
-	}
-	return l.Addrs[slices.IndexFunc(l.Addrs, func(a netip.AddrPort) bool { return a.Addr().Is4() })]
-}
-
 // ProbeSource returns the address that the pod's probes come from, and the guest
 // never: 127.0.0.1, answers to which imds-init keeps in the pod. With IPv6 it is
 // the address itself, which is not enough for IPv4, since passt asks from there.
 func (l Listen) ProbeSource() netip.Addr {
-	if first := l.Binds()[0].Addr(); first.Is6() {
+	if first := l.Served()[0].Addr(); first.Is6() {
 		return first
 	}
 	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -187,7 +182,7 @@ func (e *environment) listen() Listen {
 	if listen.Device == "" && slices.ContainsFunc(listen.Addrs, isLinkLocal) {
 		e.wrong("IMDS_LISTEN_DEVICE", "", "set it to the device of the link-local address in IMDS_LISTEN_ADDR")
 	}
-	if len(listen.Binds()) == 0 {
+	if len(listen.Served()) == 0 {
 		e.wrong("IMDS_LISTEN_ADDR", e.text("IMDS_LISTEN_ADDR", fallback), "add an IPv4 address: IMDS_REDIRECT_PORT is for no other")
 	}
 	return listen

@@ -20,6 +20,9 @@ type Socket struct {
 	Device string
 	// HopLimit is the TTL of what is sent, 1 to 255; 0 means the kernel's default.
 	HopLimit int
+	// Hold is an IPv4 address and port, not to listen on, but to hold for as long: see
+	// hold. The zero value holds nothing.
+	Hold netip.AddrPort
 }
 
 // Options of the connections, which inherit them from the listener.
@@ -68,7 +71,15 @@ func (s Socket) listen(ctx context.Context) (net.Listener, int, error) {
 	if err != nil {
 		return nil, 0, s.explain(err)
 	}
-	return listener, index, nil
+	if !s.Hold.IsValid() {
+		return listener, index, nil
+	}
+	held, err := hold(s.Hold)
+	if err != nil {
+		listener.Close()
+		return nil, 0, s.explain(err)
+	}
+	return &holdingListener{listener, held}, index, nil
 }
 
 // deviceIndex returns the interface index of the device, 0 if there is none to
@@ -144,12 +155,20 @@ func (s Socket) explain(err error) error {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("cannot listen on %s: %w; another process of the pod has this port", s.Addr, err)
 	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("cannot listen on %s: %w; set the pod's sysctl net.ipv4.ip_unprivileged_port_start to %d or less", s.Addr, err, s.Addr.Port())
+		return fmt.Errorf("cannot listen on %s: %w; set the pod's sysctl net.ipv4.ip_unprivileged_port_start to %d or less", s.Addr, err, s.lowestPort())
 	case errors.Is(err, syscall.EPERM):
 		return fmt.Errorf("cannot listen on device %s: %w; this needs Linux 5.7 or newer", s.Device, err)
 	default:
 		return fmt.Errorf("cannot listen on %s: %w", s.Addr, err)
 	}
+}
+
+// lowestPort is the lower one of the ports that are bound.
+func (s Socket) lowestPort() uint16 {
+	if s.Hold.IsValid() {
+		return min(s.Addr.Port(), s.Hold.Port())
+	}
+	return s.Addr.Port()
 }
 
 func (s Socket) missingDevice() error {
