@@ -293,6 +293,21 @@ func converse(t *testing.T, conn net.Conn, host string) string {
 	return line
 }
 
+// Where the link-local address is the first, or the only one, it is probed.
+func TestProbeOfTheIPv6Address(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		makeEndpoint(t, netnstest.New(t))
+		variables := sidecarEnvironment(t)
+		variables["IMDS_LISTEN_ADDR"] = "[fe80::a9fe:a9fe]:8080"
+		s := start(t, asSidecar(t, program(variables)), netip.MustParseAddrPort("[fe80::a9fe:a9fe%veth-imds]:8080"))
+		s.log.wait(t, "msg=listening")
+		if output, err := asSidecar(t, program(variables, "probe")).CombinedOutput(); err != nil {
+			t.Errorf("probe: %v: %s", err, output)
+		}
+		s.stop(t)
+	})
+}
+
 // The hop limit is that of both families.
 func TestHopLimitOfBothFamilies(t *testing.T) {
 	netnstest.Run(t, func(t *testing.T) {

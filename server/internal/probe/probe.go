@@ -37,8 +37,10 @@ type Server struct {
 // gives.
 func Check(ctx context.Context, server Server, live bool) error {
 	deadline := time.Now().Add(timeout)
+	// A link-local source wants a zone as well; IPv4 has none.
+	source := server.Source.WithZone(server.Address.Addr().Zone())
 	dialer := net.Dialer{
-		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(server.Source, 0)),
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0)),
 		Deadline:  deadline,
 		KeepAlive: -1,
 	}
