@@ -1,7 +1,8 @@
 // Command imds-server is the HTTP service that a KubeVirt guest finds at
-// http://169.254.169.254: its Kubernetes identity and a fresh ServiceAccount
-// token. It runs as a sidecar of the virt-launcher pod, without a capability and
-// as an ordinary user, and uses nothing but the standard library.
+// http://169.254.169.254 and http://[fe80::a9fe:a9fe]: its Kubernetes identity and
+// a fresh ServiceAccount token. It runs as a sidecar of the virt-launcher pod,
+// without a capability and as an ordinary user, and uses nothing but the standard
+// library.
 //
 // One file or package has one job:
 //

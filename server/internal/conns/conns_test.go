@@ -28,6 +28,9 @@ type server struct {
 	// count.
 	open, most atomic.Int64
 	reports    chan string
+	// idle gets a value when a connection has begun to wait for its next request,
+	// which is some time after the client has its answer.
+	idle chan struct{}
 	// entered gets a value when a request for /wait is being answered, which lasts
 	// until release is closed.
 	entered chan struct{}
@@ -43,6 +46,7 @@ func newServer(t *testing.T) *server {
 	s := &server{
 		addr:    listener.Addr().String(),
 		reports: make(chan string, 10000),
+		idle:    make(chan struct{}, 10000),
 		entered: make(chan struct{}),
 		release: make(chan struct{}),
 	}
@@ -62,6 +66,9 @@ func newServer(t *testing.T) *server {
 				s.open.Add(-1)
 			}
 			limit.Track(conn, state)
+			if state == http.StateIdle {
+				s.idle <- struct{}{}
+			}
 		},
 	}
 	go httpServer.Serve(limit.Listener(listener))
@@ -73,6 +80,7 @@ func newServer(t *testing.T) *server {
 type client struct {
 	net.Conn
 	reader *bufio.Reader
+	idle   <-chan struct{}
 }
 
 func (s *server) dial(t *testing.T, from string) *client {
@@ -84,7 +92,7 @@ func (s *server) dial(t *testing.T, from string) *client {
 	}
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(30 * time.Second))
-	return &client{Conn: conn, reader: bufio.NewReader(conn)}
+	return &client{Conn: conn, reader: bufio.NewReader(conn), idle: s.idle}
 }
 
 // ask sends a request and reads the answer.
@@ -99,12 +107,15 @@ func (c *client) ask() error {
 	return response.Body.Close()
 }
 
-// wantServed checks that the connection is open and answered.
+// wantServed checks that the connection is open and answered, and returns when it
+// waits again.
 func (c *client) wantServed(t *testing.T, who string) {
 	t.Helper()
 	if err := c.ask(); err != nil {
 		t.Errorf("%s: %v, want an answer", who, err)
+		return
 	}
+	<-c.idle
 }
 
 // wantClosed waits until the server has closed the connection.
@@ -192,6 +203,34 @@ func TestPodsPlacesAreBoundedToo(t *testing.T) {
 		s.dial(t, own).wantServed(t, "a probe")
 	}
 	first.wantClosed(t, "the first probe")
+}
+
+// remoteConn is a connection of which only the other end is known.
+type remoteConn struct {
+	net.Conn
+	remote *net.TCPAddr
+}
+
+func (c remoteConn) RemoteAddr() net.Addr { return c.remote }
+
+func TestThePodIsToldFromTheGuestInBothFamilies(t *testing.T) {
+	for _, c := range []struct {
+		probes, remote string
+		isPod          bool
+	}{
+		{"127.0.0.1", "127.0.0.1:40000", true},
+		{"127.0.0.1", "[::ffff:127.0.0.1]:40000", true},
+		{"127.0.0.1", "10.0.2.2:40000", false},
+		{"127.0.0.1", "[fe80::2%veth-imds]:40000", false},
+		{"fe80::a9fe:a9fe", "[fe80::a9fe:a9fe%veth-imds]:40000", true},
+		{"fe80::a9fe:a9fe", "[fe80::2%veth-imds]:40000", false},
+	} {
+		limit := NewLimit(netip.MustParseAddr(c.probes), nil)
+		conn := remoteConn{remote: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(c.remote))}
+		if isPod := limit.poolOf(conn) == limit.pod; isPod != c.isPod {
+			t.Errorf("with probes from %s, %s is taken for the pod: %t", c.probes, c.remote, isPod)
+		}
+	}
 }
 
 // However many come at once, the server never holds more than the bounds.
