@@ -11,8 +11,9 @@ import (
 )
 
 const usage = `imds-init gives the guest of a KubeVirt virtual machine a path to the metadata
-service at 169.254.169.254, and keeps it alive. It runs in the pod's network
-namespace and needs no capability but NET_ADMIN.
+service at 169.254.169.254 and, where the pod has IPv6, at fe80::a9fe:a9fe, and
+keeps it alive. It runs in the pod's network namespace and needs no capability
+but NET_ADMIN.
 
 usage: imds-init [init] [--once]   wire, then wire again at every change of the
                                    pod's network, until SIGTERM; with --once:
