@@ -19,7 +19,9 @@ func TestFramesOfOursOnTheUplink(t *testing.T) {
 	}{
 		{"a packet to somebody", gateway + guest + "0800" + ipv4 + "08080808", false},
 		{"a packet to the endpoint's address", gateway + guest + "0800" + ipv4 + "a9fea9fe", true},
-		{"the same in a VLAN", gateway + guest + "8100000a0800" + ipv4 + "a9fea9fe", true},
+		{"the same behind a priority tag", gateway + guest + "8100e0000800" + ipv4 + "a9fea9fe", true},
+		{"the same in a VLAN, which is another network", gateway + guest + "8100000a0800" + ipv4 + "a9fea9fe", false},
+		{"a frame to the endpoint's MAC in a VLAN", "0200a9fea9fe" + guest + "8100000a0800" + ipv4 + "08080808", true},
 		{"a frame to the endpoint's MAC", "0200a9fea9fe" + guest + "0800" + ipv4 + "08080808", true},
 		{"a frame from the bridge port's MAC", gateway + "fefffffffffe" + "86dd60", true},
 		{"an ARP answer that names the endpoint's MAC", guest + gateway + "08060001080006040002" + "0200a9fea9fe" + "08080808" + guest + "0af40105", true},
