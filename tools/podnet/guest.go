@@ -133,16 +133,13 @@ func (p *Pod) configureNIC(n *nic) error {
 	if err := p.configureNICIPv6(n, link); err != nil {
 		return err
 	}
-	if p.options.GuestWithoutIPv4 {
+	if p.options.GuestWithoutIPv4 || !n.guestAddr().IsValid() {
 		return nil
 	}
 	if err := p.Guest.assign(link, n.guestAddr()); err != nil {
 		return err
 	}
-	if !n.defaultRoute {
-		return nil
-	}
-	return p.Guest.addDefaultRoute(n.guestGateway())
+	return p.Guest.giveRouter(link, n.routed && n.binding != Masquerade, n.guestGateway())
 }
 
 // cable joins a tap of the pod with a NIC of the guest until it is stopped.

@@ -50,14 +50,24 @@ func (r Reply) String() string {
 // there; without, it asks by ARP. The neighbour is left as it was. An error
 // means that the attempt could not be made.
 func (p *Pod) NeighbourAsks(ctx context.Context, mac net.HardwareAddr) (Reply, error) {
-	return p.NeighbourAsksAt(ctx, mac, 80)
+	return p.askIPv4(ctx, NeighbourInterface, mac, 80)
 }
 
 // NeighbourAsksAt is NeighbourAsks at another TCP port.
 func (p *Pod) NeighbourAsksAt(ctx context.Context, mac net.HardwareAddr, port uint16) (Reply, error) {
+	return p.askIPv4(ctx, NeighbourInterface, mac, port)
+}
+
+// NeighbourAsksBy is NeighbourAsks by way of another of the neighbour's links to
+// the pod, such as [BystanderInterface].
+func (p *Pod) NeighbourAsksBy(ctx context.Context, uplink string, mac net.HardwareAddr) (Reply, error) {
+	return p.askIPv4(ctx, uplink, mac, 80)
+}
+
+func (p *Pod) askIPv4(ctx context.Context, uplink string, mac net.HardwareAddr, port uint16) (Reply, error) {
 	p.attack.Lock()
 	defer p.attack.Unlock()
-	undo, err := p.routeToMetadata(mac)
+	undo, err := p.routeToMetadata(uplink, mac)
 	if err != nil {
 		return Reply{}, errors.Join(err, undo())
 	}
@@ -67,13 +77,19 @@ func (p *Pod) NeighbourAsksAt(ctx context.Context, mac net.HardwareAddr, port ui
 // NeighbourAsksIPv6 is NeighbourAsks for http://[fe80::a9fe:a9fe]/v1/token,
 // which needs no route. Without a MAC it asks by neighbour solicitation.
 func (p *Pod) NeighbourAsksIPv6(ctx context.Context, mac net.HardwareAddr) (Reply, error) {
+	return p.NeighbourAsksIPv6By(ctx, NeighbourInterface, mac)
+}
+
+// NeighbourAsksIPv6By is NeighbourAsksIPv6 by way of another of the neighbour's
+// links to the pod.
+func (p *Pod) NeighbourAsksIPv6By(ctx context.Context, uplink string, mac net.HardwareAddr) (Reply, error) {
 	p.attack.Lock()
 	defer p.attack.Unlock()
-	up, err := p.Neighbour.link(NeighbourInterface)
+	up, err := p.Neighbour.link(uplink)
 	if err != nil {
 		return Reply{}, err
 	}
-	to, err := p.Neighbour.MetadataOn(NeighbourInterface)
+	to, err := p.Neighbour.MetadataOn(uplink)
 	if err != nil {
 		return Reply{}, err
 	}
@@ -95,11 +111,11 @@ func (n *Namespace) forget(entry *netlink.Neigh) error {
 	return err
 }
 
-// routeToMetadata has the neighbour look for 169.254.169.254 on its link to the
+// routeToMetadata has the neighbour look for 169.254.169.254 on a link to the
 // pod. undo is never nil.
-func (p *Pod) routeToMetadata(mac net.HardwareAddr) (undo func() error, err error) {
+func (p *Pod) routeToMetadata(uplink string, mac net.HardwareAddr) (undo func() error, err error) {
 	undo = func() error { return nil }
-	up, err := p.Neighbour.link(NeighbourInterface)
+	up, err := p.Neighbour.link(uplink)
 	if err != nil {
 		return undo, err
 	}

@@ -79,19 +79,23 @@ func TestNeighbourHearsNothingFromAnEmptyPod(t *testing.T) {
 }
 
 func TestAttacksLeaveTheNeighbourAsItWas(t *testing.T) {
-	p := runningPod(t, Options{Binding: Bridge})
-	before := state(t, p.Neighbour)
-	neighbourAsks(t, p, false, 100*time.Millisecond)
-	neighbourAsks(t, p, true, 100*time.Millisecond)
-	impostor, err := p.Impersonate(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := impostor.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	if after := state(t, p.Neighbour); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	for _, network := range []Network{Subnet, Routed} {
+		t.Run(string(network), func(t *testing.T) {
+			p := runningPod(t, Options{Binding: Bridge, Network: network})
+			before := state(t, p.Neighbour)
+			neighbourAsks(t, p, false, 100*time.Millisecond)
+			neighbourAsks(t, p, true, 100*time.Millisecond)
+			impostor, err := p.Impersonate(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := impostor.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			if after := state(t, p.Neighbour); after != before {
+				t.Errorf("before:\n%s\nafter:\n%s", before, after)
+			}
+		})
 	}
 }
 

@@ -53,8 +53,13 @@ var (
 	MetadataIPv6Addr = netip.MustParseAddr("fe80::a9fe:a9fe")
 )
 
-// NeighbourInterface is the neighbour's end of the pod's uplink.
+// NeighbourInterface is the neighbour's end of the uplink of the VM's first
+// network.
 const NeighbourInterface = "up0"
+
+// BystanderInterface is the neighbour's end of a pod network that the VM has no
+// part in.
+const BystanderInterface = "upeth0"
 
 // Options say how the pod's network is built. The zero value is a masquerade
 // pod as a node with default sysctls makes it.
@@ -69,6 +74,15 @@ type Options struct {
 	// PrimaryInterface is the name that the CNI plugin gave to the pod's
 	// uplink. Empty: eth0.
 	PrimaryInterface string
+	// Network is what the CNI plugin makes of that uplink. Empty: Subnet.
+	Network Network
+	// NoPodNetwork: the VM is on a secondary network alone. PrimaryInterface is
+	// that network's, named as for [Pod.AddSecondaryBridge], with 10.245.0.5/24
+	// and no default route.
+	NoPodNetwork bool
+	// Bystander: the pod network's eth0 is there nevertheless, as the CNI plugin
+	// made it. Only with NoPodNetwork.
+	Bystander bool
 	// WithoutIPv6 switches IPv6 off in the pod's namespace. The guest's own
 	// stays.
 	WithoutIPv6 bool
@@ -140,6 +154,23 @@ func (o *Options) complete() error {
 	default:
 		return fmt.Errorf("binding %q: use %s, %s or %s", o.Binding, Masquerade, Bridge, ManagedTap)
 	}
+	if o.Network == "" {
+		o.Network = Subnet
+	}
+	switch o.Network {
+	case Subnet, Routed, Layer2:
+	default:
+		return fmt.Errorf("network %q: use %s, %s or %s", o.Network, Subnet, Routed, Layer2)
+	}
+	if o.Binding == Masquerade && (o.Network == Layer2 || o.NoPodNetwork) {
+		return fmt.Errorf("binding %s: it is for the pod network, which has an address", o.Binding)
+	}
+	if o.Bystander && !o.NoPodNetwork {
+		return errors.New("bystander: the VM has to be without the pod network")
+	}
+	if o.NoPodNetwork && o.Network == Routed {
+		return fmt.Errorf("network %s: it is the pod network, which the VM is to have no part in", o.Network)
+	}
 	if o.MTU == 0 {
 		o.MTU = 1500
 	}
@@ -187,19 +218,14 @@ func (p *Pod) build() error {
 			return err
 		}
 	}
-	p.primary = &nic{
-		binding:        p.options.Binding,
-		iface:          p.options.PrimaryInterface,
-		uplink:         NeighbourInterface,
-		bridge:         "k6t-" + p.options.PrimaryInterface,
-		bridgePort:     p.options.PrimaryInterface + "-nic",
-		tap:            "tap0",
-		guestInterface: "eth0",
-		podAddr:        netip.PrefixFrom(PodAddr, 24),
-		neighbourAddr:  netip.PrefixFrom(NeighbourAddr, 24),
-		defaultRoute:   true,
-		mtu:            p.options.MTU,
-		guestMAC:       p.options.GuestMAC,
+	var err error
+	if p.primary, err = primaryNIC(p.options); err != nil {
+		return err
+	}
+	if p.options.Bystander {
+		if err := p.plugUplink(bystanderNIC(p.options.MTU)); err != nil {
+			return err
+		}
 	}
 	return p.plugUplink(p.primary)
 }
@@ -220,7 +246,7 @@ func (p *Pod) Close() error {
 // nic is one of the VM's network interfaces, from the neighbour's end of the
 // uplink to the guest's NIC.
 type nic struct {
-	number         int // 0: the pod network
+	number         int // among the VM's; -1: not one of them
 	binding        Binding
 	iface          string // as the CNI plugin named it: eth0, pod37a8eec1ce1
 	uplink         string // the neighbour's end
@@ -228,15 +254,17 @@ type nic struct {
 	bridgePort     string // what iface is renamed to where it becomes a port of the bridge: eth0-nic
 	tap            string
 	guestInterface string
-	podAddr        netip.Prefix
+	podAddr        netip.Prefix // not valid: none
 	neighbourAddr  netip.Prefix
-	defaultRoute   bool
+	gateway        netip.Addr // of the default route; not valid: there is none
+	routed         bool       // as Calico routes: no address makes the gateway reachable
 	mtu            int
 	podMAC         net.HardwareAddr // the one that the CNI plugin gave; the guest's, in bridge binding
 	guestMAC       net.HardwareAddr
 }
 
-// guestAddr is what KubeVirt's DHCP server gives to the guest.
+// guestAddr is what KubeVirt's DHCP server gives to the guest. Not valid:
+// nothing.
 func (n *nic) guestAddr() netip.Prefix {
 	if n.binding == Masquerade {
 		return netip.PrefixFrom(MasqueradeGuestAddr, 24)
@@ -244,12 +272,13 @@ func (n *nic) guestAddr() netip.Prefix {
 	return n.podAddr
 }
 
-// guestGateway is the router that KubeVirt's DHCP server gives to the guest.
+// guestGateway is the router that KubeVirt's DHCP server gives to the guest. Not
+// valid: none.
 func (n *nic) guestGateway() netip.Addr {
 	if n.binding == Masquerade {
 		return MasqueradeGateway
 	}
-	return n.neighbourAddr.Addr()
+	return n.gateway
 }
 
 // secondaryNIC describes a secondary network's interface. Its names are made as

@@ -13,8 +13,11 @@ import (
 var bridgeMAC = net.HardwareAddr{0x02, 0, 0, 0, 0, 0}
 
 // bridgeBindingAddr is the address of the bridge in bridge binding, from which
-// KubeVirt's DHCP server answers.
-var bridgeBindingAddr = netip.MustParsePrefix("169.254.75.10/32")
+// KubeVirt's DHCP server answers: 169.254.75.10 on the VM's first network,
+// 169.254.75.11 on its second.
+func (n *nic) bridgeBindingAddr() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{169, 254, 75, byte(10 + n.number)}), 32)
+}
 
 // uplinkIndex is the interface index of the neighbour's first uplink. On a node
 // the two ends of a pod's uplink have indices far apart. Were they the same
@@ -37,39 +40,46 @@ func (p *Pod) plugUplink(n *nic) error {
 	if err != nil {
 		return fmt.Errorf("veth pair %s and %s: %w", n.uplink, n.iface, err)
 	}
-	for _, end := range []struct {
-		in   *Namespace
-		name string
-		addr netip.Prefix
-	}{{p.Neighbour, n.uplink, n.neighbourAddr}, {p.Pod, n.iface, n.podAddr}} {
-		link, err := end.in.link(end.name)
-		if err != nil {
-			return err
-		}
-		if err := end.in.assign(link, end.addr); err != nil {
-			return err
-		}
-		mac := link.Attrs().HardwareAddr
-		if end.in == p.Pod {
-			n.podMAC = mac
-			err = end.in.netlink.LinkSetUp(link)
-		} else {
-			err = end.in.setUpWithLinkLocal(link, mac)
-		}
-		if err != nil {
-			return err
-		}
+	uplink, err := p.Neighbour.link(n.uplink)
+	if err != nil {
+		return err
 	}
+	if n.routed {
+		err = p.becomeRouter(n, uplink)
+	} else {
+		err = p.Neighbour.bringUp(uplink, uplink.Attrs().HardwareAddr, n.neighbourAddr)
+	}
+	if err != nil {
+		return err
+	}
+	link, err := p.Pod.link(n.iface)
+	if err != nil {
+		return err
+	}
+	n.podMAC = link.Attrs().HardwareAddr
 	if n.guestMAC == nil {
 		n.guestMAC = n.podMAC
 	}
-	if !n.defaultRoute {
-		return nil
+	if n.podAddr.IsValid() {
+		if err := p.Pod.assign(link, n.podAddr); err != nil {
+			return err
+		}
 	}
-	if err := p.Pod.addDefaultRoute(n.neighbourAddr.Addr()); err != nil {
+	if err := p.Pod.netlink.LinkSetUp(link); err != nil {
+		return err
+	}
+	if err := p.Pod.giveRouter(link, n.routed, n.gateway); err != nil || !n.gateway.IsValid() {
 		return err
 	}
 	return p.plugUplinkIPv6(n)
+}
+
+// bringUp sets an interface up with its addresses of both families.
+func (n *Namespace) bringUp(link netlink.Link, mac net.HardwareAddr, addr netip.Prefix) error {
+	if err := n.assign(link, addr); err != nil {
+		return err
+	}
+	return n.setUpWithLinkLocal(link, mac)
 }
 
 func (n *Namespace) addDefaultRoute(gateway netip.Addr) error {
@@ -96,12 +106,12 @@ func (p *Pod) Wire() error {
 func (p *Pod) AddSecondaryBridge(iface string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if len(p.wired) == 0 {
+		return fmt.Errorf("interface %q: wire the first network first, it is the guest's eth0", iface)
+	}
 	n, err := secondaryNIC(len(p.wired), iface, p.options.MTU)
 	if err != nil {
 		return err
-	}
-	if n.guestInterface == p.primary.guestInterface {
-		return fmt.Errorf("interface %q: wire the pod network first, it is the guest's eth0", iface)
 	}
 	if err := p.plugUplink(n); err != nil {
 		return err
@@ -163,7 +173,7 @@ func (p *Pod) wireBridge(n *nic) error {
 	if err := p.addTap(n); err != nil {
 		return err
 	}
-	if err := p.addStandIn(n, addrs); err != nil {
+	if err := p.addStandIn(n, addrs); err != nil || !n.podAddr.IsValid() {
 		return err
 	}
 	return p.Pod.Sysctl("net.ipv4.conf.all.arp_ignore", "1")
@@ -187,7 +197,9 @@ func (p *Pod) addBridge(n *nic) error {
 	case Masquerade:
 		err = p.Pod.assign(bridge, netip.PrefixFrom(MasqueradeGateway, 24))
 	case Bridge:
-		err = p.Pod.assign(bridge, bridgeBindingAddr)
+		if n.podAddr.IsValid() {
+			err = p.Pod.assign(bridge, n.bridgeBindingAddr())
+		}
 	}
 	if err != nil {
 		return err
