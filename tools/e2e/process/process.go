@@ -18,6 +18,12 @@ type Process struct {
 
 // Start starts a command in a namespace.
 func Start(in *podnet.Namespace, command *exec.Cmd) (*Process, error) {
+	return StartUnder(in, func() error { return nil }, command)
+}
+
+// StartUnder starts a command by a thread to which something was done before that the command inherits, such as a
+// filter of its system calls.
+func StartUnder(in *podnet.Namespace, prepare func() error, command *exec.Cmd) (*Process, error) {
 	if command.SysProcAttr == nil {
 		command.SysProcAttr = &syscall.SysProcAttr{}
 	}
@@ -30,7 +36,10 @@ func Start(in *podnet.Namespace, command *exec.Cmd) (*Process, error) {
 		// The kernel means the thread that started it when it speaks of a process's parent: this one has to be
 		// there until the end.
 		err := in.Do(func() error {
-			err := command.Start()
+			err := prepare()
+			if err == nil {
+				err = command.Start()
+			}
 			started <- err
 			if err == nil {
 				p.err = command.Wait()

@@ -23,6 +23,7 @@ type Sidecar struct {
 	program string
 	confine []string // the arguments of setpriv(1)
 	env     []string
+	kernel  func() error     // makes the kernel look to it as it should
 	running *process.Process // nil: not now
 	log     sidecarLog
 }
@@ -49,7 +50,7 @@ func (c *Sidecar) Start() error {
 	command := c.command(context.Background())
 	command.Stdout, command.Stderr = &c.log, &c.log
 	var err error
-	if c.running, err = process.Start(c.pod, command); err != nil {
+	if c.running, err = process.StartUnder(c.pod, c.kernel, command); err != nil {
 		return fmt.Errorf("starting %s: %w", c.Name, err)
 	}
 	return nil
@@ -139,9 +140,14 @@ func (c *Sidecar) Log() string {
 
 // AwaitLog returns when it has written a text. What was there before the call, or before its last start, counts.
 func (c *Sidecar) AwaitLog(ctx context.Context, text string) error {
+	return c.AwaitLogAfter(ctx, 0, text)
+}
+
+// AwaitLogAfter is AwaitLog for what comes after a log of that many bytes.
+func (c *Sidecar) AwaitLogAfter(ctx context.Context, position int, text string) error {
 	for {
 		c.log.mu.Lock()
-		found, more := strings.Contains(c.log.text.String(), text), c.log.next()
+		found, more := strings.Contains(c.log.text.String()[position:], text), c.log.next()
 		c.log.mu.Unlock()
 		if found {
 			return nil

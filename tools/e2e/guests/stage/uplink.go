@@ -36,6 +36,7 @@ func (v *VM) Watch(uplink string) {
 		if err != nil {
 			v.t.Errorf("capture of %s: %v", uplink, err)
 		}
+		v.Frames += len(frames)
 		var ours []podnet.Frame
 		for _, f := range frames {
 			// What the neighbour has sent is its own doing.

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/example/kubevirt-imds/tools/e2e/dhcp"
 	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
 	"github.com/example/kubevirt-imds/tools/e2e/hand"
@@ -22,9 +24,6 @@ const MetadataURL = "http://169.254.169.254"
 
 // guestMAC is that of the guest's first NIC in masquerade binding, where no other is wanted.
 var guestMAC = net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x34, 0x56}
-
-// bridgeServerAddr is the address from which KubeVirt's DHCP server answers in bridge binding.
-var bridgeServerAddr = netip.MustParseAddr("169.254.75.10")
 
 // Patience is how long a step may take that takes some seconds on an idle machine.
 const Patience = time.Minute
@@ -41,6 +40,8 @@ type Options struct {
 	Audiences []string
 	// Init and Server are more of the sidecars' environment, such as IMDS_REQUIRE_HEADER=true.
 	Init, Server []string
+	// WithoutNetfilter: to imds-init the kernel has no nf_tables.
+	WithoutNetfilter bool
 	// Memory of the guest in MiB. 0: QEMU's package decides.
 	Memory int
 }
@@ -54,6 +55,8 @@ type VM struct {
 	Init, Server *Sidecar
 	// Guest is QEMU with the guest in it, once it has booted.
 	Guest *qemu.Guest
+	// Frames is how many were seen on the uplinks, once they are no longer watched.
+	Frames int
 	// Expected, where it is set, says which frames of ours on the uplink are no failure: those that a hostile
 	// guest has made itself, and that a bridge has to pass on.
 	Expected func(podnet.Frame) bool
@@ -64,6 +67,13 @@ type VM struct {
 	nics    []qemu.NIC
 	primary string // the name by which QEMU knows the pod network's NIC
 	tokens  *tokenVolume
+}
+
+// In is the VM as a check within the one that it was made for sees it: what fails then, fails that check.
+func (v *VM) In(t *suite.T) *VM {
+	inner := *v
+	inner.t = t
+	return &inner
 }
 
 // Start goes through all steps: a VM whose guest has its addresses.
@@ -102,8 +112,11 @@ func (s *Stage) New(t *suite.T, options Options) *VM {
 	v.tokens = &tokenVolume{folder: folder, pod: options.Pod, audiences: options.Audiences}
 	v.RotateToken()
 
-	v.Init = &Sidecar{Name: "imds-init", pod: v.Net.Pod, program: s.program("imds-init"), confine: confineInit, env: options.Init}
-	v.Server = &Sidecar{Name: "imds-server", pod: v.Net.Pod, program: s.program("imds-server"), confine: confineServer, env: append([]string{
+	v.Init = &Sidecar{Name: "imds-init", pod: v.Net.Pod, program: s.program("imds-init"), confine: confineInit, kernel: thisKernel, env: options.Init}
+	if options.WithoutNetfilter {
+		v.Init.kernel = withoutNetfilter
+	}
+	v.Server = &Sidecar{Name: "imds-server", pod: v.Net.Pod, program: s.program("imds-server"), confine: confineServer, kernel: thisKernel, env: append([]string{
 		"IMDS_TOKEN_PATH=" + v.tokens.path(),
 		"IMDS_NAMESPACE=tenant",
 		"IMDS_POD_NAME=" + options.Pod,
@@ -119,6 +132,9 @@ func (v *VM) clean(err error) {
 		v.t.Errorf("%v", err)
 	}
 }
+
+// PadTokens has all tokens from the next ones on bear that many bytes of what nobody reads.
+func (v *VM) PadTokens(bytes int) { v.tokens.padding = bytes }
 
 // RotateToken does what the kubelet does when 80 % of a token's life have passed, and returns the new default one.
 func (v *VM) RotateToken() string {
@@ -153,24 +169,25 @@ func (v *VM) Wire() {
 	if mtu == 0 {
 		mtu = 1500
 	}
-	nic := qemu.NIC{MTU: mtu, Tap: "tap0", MAC: network.GuestMAC}
-	var lease dhcp.Lease
-	var server netip.Addr
-	var err error
-	switch network.Binding {
-	case podnet.Masquerade, "":
-		lease, server = dhcp.Masquerade(nic.MAC, mtu), podnet.MasqueradeGateway
-	case podnet.Bridge:
-		lease, err = dhcp.OfInterface(v.Net.Pod, uplink)
-		nic.MAC, server = lease.MAC, bridgeServerAddr
+	nic := qemu.NIC{MTU: mtu, Tap: v.Net.Tap(), MAC: network.GuestMAC}
+	var lease *dhcp.Lease // nil: KubeVirt starts no DHCP server
+	switch {
+	case network.Binding == podnet.Masquerade || network.Binding == "":
+		given := dhcp.Masquerade(nic.MAC, mtu)
+		lease = &given
+	case network.Binding == podnet.Bridge && network.Network != podnet.Layer2:
+		given, err := dhcp.OfInterface(v.Net.Pod, uplink)
+		v.t.Check(err)
+		lease, nic.MAC = &given, given.MAC
 	default:
+		var err error
 		nic.MAC, err = v.Net.Pod.MAC(uplink)
+		v.t.Check(err)
 	}
-	v.t.Check(err)
 	v.t.Check(v.Net.Wire())
 	v.nics = append(v.nics, nic)
-	if server.IsValid() {
-		v.serveDHCP("k6t-"+uplink, server, lease)
+	if lease != nil {
+		v.serveDHCP(v.Net.Bridge(), *lease)
 	}
 }
 
@@ -182,7 +199,7 @@ func (v *VM) AddSecondary(iface string) {
 	lease, err := dhcp.OfInterface(v.Net.Pod, iface)
 	v.t.Check(err)
 	hash := strings.TrimPrefix(iface, "pod")
-	v.serveDHCP("k6t-"+hash, bridgeServerAddr, lease)
+	v.serveDHCP("k6t-"+hash, lease)
 	nic := qemu.NIC{MTU: lease.MTU, Tap: "tap" + hash, MAC: lease.MAC}
 	v.nics = append(v.nics, nic)
 	if v.Guest != nil {
@@ -191,7 +208,16 @@ func (v *VM) AddSecondary(iface string) {
 	}
 }
 
-func (v *VM) serveDHCP(bridge string, own netip.Addr, lease dhcp.Lease) {
+// serveDHCP answers on a bridge from the address that virt-handler has given to it.
+func (v *VM) serveDHCP(bridge string, lease dhcp.Lease) {
+	link, err := v.Net.Pod.Netlink().LinkByName(bridge)
+	v.t.Check(err)
+	addresses, err := v.Net.Pod.Netlink().AddrList(link, netlink.FAMILY_V4)
+	v.t.Check(err)
+	if len(addresses) == 0 {
+		v.t.Fatalf("the bridge %s has no IPv4 address for a DHCP server to answer from", bridge)
+	}
+	own, _ := netip.AddrFromSlice(addresses[0].IP.To4())
 	server, err := dhcp.Serve(v.Net.Pod, bridge, own, lease)
 	v.t.Check(err)
 	v.t.Cleanup(func() { v.clean(server.Close()) })
@@ -235,10 +261,13 @@ func (v *VM) Shell(command string) string {
 }
 
 // Get asks from inside the guest, by its own routes, for a path such as /v1/token.
-func (v *VM) Get(path string) hand.Got {
+func (v *VM) Get(path string) hand.Got { return v.GetURL(MetadataURL + path) }
+
+// GetURL is Get for a whole URL.
+func (v *VM) GetURL(url string) hand.Got {
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
-	got, err := v.Guest.Hand.Get(ctx, hand.Get{URL: MetadataURL + path})
+	got, err := v.Guest.Hand.Get(ctx, hand.Get{URL: url})
 	v.t.Check(err)
 	return got
 }

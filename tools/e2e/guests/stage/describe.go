@@ -1,0 +1,57 @@
+package stage
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/example/kubevirt-imds/tools/e2e/process"
+)
+
+// describeLimit is how long a program may take that describes something.
+const describeLimit = 10 * time.Second
+
+// consoleTail is how much of the guest's console is shown, in bytes.
+const consoleTail = 2000
+
+// Describe is what a person wants to see of a VM whose check has failed: the sidecars' logs, the pod's links, routes
+// and rules, and the end of the guest's console.
+func (v *VM) Describe() string {
+	var text strings.Builder
+	section := func(title, content string) {
+		fmt.Fprintf(&text, "--- %s\n%s\n", title, strings.TrimSpace(content))
+	}
+	for _, c := range []*Sidecar{v.Init, v.Server} {
+		section("log of "+c.Name, c.Log())
+	}
+	for _, command := range [][]string{
+		{"ip", "-d", "link"}, {"ip", "addr"}, {"ip", "route", "show", "table", "all"}, {"bridge", "fdb"}, {"nft", "list", "ruleset"},
+	} {
+		section(strings.Join(command, " "), v.inPod(command...))
+	}
+	if v.Guest != nil {
+		console := v.Guest.Console()
+		section("console of the guest", console[max(0, len(console)-consoleTail):])
+	}
+	return text.String()
+}
+
+// inPod runs a program in the pod's network, and returns what it says, or why it does not.
+func (v *VM) inPod(command ...string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), describeLimit)
+	defer cancel()
+	var said bytes.Buffer
+	c := exec.CommandContext(ctx, command[0], command[1:]...)
+	c.Stdout, c.Stderr = &said, &said
+	p, err := process.Start(v.Net.Pod, c)
+	if err == nil {
+		err = p.Err()
+	}
+	if err != nil {
+		fmt.Fprintln(&said, err)
+	}
+	return said.String()
+}
