@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // ImpostorBody is what the impostor answers to every HTTP request.
@@ -121,7 +123,7 @@ func (p *Pod) impostorMeans(ctx context.Context) (listeners []net.Listener, sock
 	if err != nil {
 		return nil, 0, nil, err
 	}
-	own, everybody := up.Attrs().HardwareAddr, net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	own := up.Attrs().HardwareAddr
 	for _, addr := range metadataAddrs() {
 		if addr.Is6() {
 			addr = addr.WithZone(fmt.Sprint(up.Attrs().Index))
@@ -137,9 +139,9 @@ func (p *Pod) impostorMeans(ctx context.Context) (listeners []net.Listener, sock
 		return listeners, 0, nil, err
 	}
 	frames = [][]byte{
-		falseARP(arpRequest, own, everybody),
-		falseARP(arpReply, own, everybody),
-		falseARP(arpReply, own, p.primary.guestMAC),
+		packet.Gratuitous(packet.ARPRequest, packet.Party{MAC: own, Addr: MetadataAddr}, packet.Broadcast),
+		packet.Gratuitous(packet.ARPReply, packet.Party{MAC: own, Addr: MetadataAddr}, packet.Broadcast),
+		packet.Gratuitous(packet.ARPReply, packet.Party{MAC: own, Addr: MetadataAddr}, p.primary.guestMAC),
 	}
 	for _, to := range []net.HardwareAddr{allNodesMAC, p.primary.guestMAC} {
 		frames = append(frames, falseAdvertisement(own, to))
@@ -179,27 +181,6 @@ func sendUntil(ctx context.Context, socket int, frames [][]byte) {
 		case <-ticker.C:
 		}
 	}
-}
-
-// The operations of RFC 826.
-const (
-	arpRequest = 1
-	arpReply   = 2
-)
-
-// falseARP makes a gratuitous ARP frame in which from claims 169.254.169.254.
-func falseARP(operation uint16, from, to net.HardwareAddr) []byte {
-	frame := append([]byte{}, to...)
-	frame = append(frame, from...)
-	frame = binary.BigEndian.AppendUint16(frame, unix.ETH_P_ARP)
-	frame = binary.BigEndian.AppendUint16(frame, 1) // Ethernet
-	frame = binary.BigEndian.AppendUint16(frame, unix.ETH_P_IP)
-	frame = append(frame, 6, 4) // lengths of the two kinds of address
-	frame = binary.BigEndian.AppendUint16(frame, operation)
-	frame = append(frame, from...)
-	frame = append(frame, MetadataAddr.AsSlice()...)
-	frame = append(frame, to...)
-	return append(frame, MetadataAddr.AsSlice()...)
 }
 
 // packetSocket opens a packet socket on an interface, for the frames of a
