@@ -50,6 +50,12 @@ func notIPTarget(a netip.Addr) part { return network(unix.ETH_P_IP, 16, expr.Cmp
 func arpSender(a netip.Addr) part { return network(unix.ETH_P_ARP, 14, expr.CmpOpEq, a) }
 func arpTarget(a netip.Addr) part { return network(unix.ETH_P_ARP, 24, expr.CmpOpEq, a) }
 
+// arpSenderMAC matches the hardware address that an ARP packet tells of its
+// sender, whatever the frame's source is.
+func arpSenderMAC(mac net.HardwareAddr) part {
+	return append(protocol(unix.ETH_P_ARP), payload(expr.PayloadBaseNetworkHeader, 8, mac)...)
+}
+
 func network(etherType uint16, offset uint32, op expr.CmpOp, a netip.Addr) part {
 	return append(protocol(etherType),
 		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},

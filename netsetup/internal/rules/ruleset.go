@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -50,6 +51,7 @@ const bridgeEarly nftables.ChainPriority = -300
 func ruleset(w wiring.Wiring) []chain {
 	chains := []chain{
 		{nftables.TableFamilyBridge, nftables.ChainTypeFilter, "prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityRef(bridgeEarly), fromPorts(w)},
+		{nftables.TableFamilyBridge, nftables.ChainTypeFilter, "input", nftables.ChainHookInput, nftables.ChainPriorityFilter, intoBridge()},
 		{nftables.TableFamilyBridge, nftables.ChainTypeFilter, "postrouting", nftables.ChainHookPostrouting, nftables.ChainPriorityFilter, toPorts(w)},
 		{nftables.TableFamilyIPv4, nftables.ChainTypeFilter, "prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, intoPod(w)},
 		{nftables.TableFamilyIPv4, nftables.ChainTypeFilter, "input", nftables.ChainHookInput, nftables.ChainPriorityFilter, toListeners()},
@@ -90,6 +92,8 @@ func fromPorts(w wiring.Wiring) []rule {
 	rules = append(rules,
 		rule{"nobody else has its address", []part{ipSource(address), drop()}},
 		rule{"nobody else answers for its address", []part{arpSender(address), drop()}},
+		rule{"nobody else names its MAC", []part{arpSenderMAC(wiring.DeviceMAC), drop()}},
+		rule{"nobody else names its port's MAC", []part{arpSenderMAC(wiring.PortMAC), drop()}},
 		rule{"a question comes in one piece", []part{ipTarget(address), ipFragment(), drop()}},
 	)
 	rules = append(rules, spoofed()...)
@@ -106,6 +110,15 @@ func fromPorts(w wiring.Wiring) []rule {
 		rule{"nobody else looks for the endpoint", []part{arpTarget(address), drop()}},
 		rule{"the endpoint gets nothing else", []part{etherTarget(wiring.DeviceMAC), drop()}},
 	)
+}
+
+// intoBridge judges the frames for the pod itself, by its own address on the
+// bridge. The endpoint has nothing to say to it, and would otherwise find an
+// address of the pod's there that a guest asks from.
+func intoBridge() []rule {
+	return []rule{
+		{"the endpoint speaks to guests only", []part{iifname(wiring.Port), drop()}},
+	}
 }
 
 // toPorts judges the frames that leave the bridge, its own and those it
@@ -176,8 +189,18 @@ func outOfPod(w wiring.Wiring) []rule {
 	if w.Redirected() {
 		return kept // tracked: the redirection is by connection
 	}
-	return append(slices.Clone(untracked), kept...)
+	return append(slices.Concat(untracked, kept), notToPod)
 }
+
+// notToPod: a guest may ask from an address that is the pod's too, as its own is
+// in bridge binding. What no socket sends, such as a reset, has no device to
+// leave by, and would be for the pod. The pod's own probes ask from the
+// endpoint's address or from lo's, which are martians where a guest sends them.
+var notToPod = rule{"the pod is answered on lo only where it asked there", []part{
+	ipSource(address), notIPTarget(address), notIPTarget(loopback), oifname("lo"), drop(),
+}}
+
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
 // untracked are the rules for questions and answers that come by a bridge.
 var untracked = []rule{
