@@ -135,7 +135,7 @@ func (g *Guest) arguments() []string {
 
 // kernelCommandLine leaves out what takes an emulated processor long and shows a test nothing.
 const kernelCommandLine = "console=ttyS0 quiet panic=-1 reboot=k mitigations=off random.trust_cpu=on " +
-	"no_timer_check tsc=reliable cryptomgr.notests nokaslr net.ifnames=0"
+	"no_timer_check clocksource=acpi_pm cryptomgr.notests nokaslr net.ifnames=0"
 
 // start starts the process, which ends with ctx.
 func (g *Guest) start(ctx context.Context, more []string) error {
