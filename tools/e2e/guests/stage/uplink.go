@@ -3,22 +3,18 @@ package stage
 import (
 	"bytes"
 	"net"
-	"net/netip"
 
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
-// metadataAddr6 is the address for guests without IPv4, and solicitedMAC the multicast MAC of those who look for it
-// (RFC 4291 section 2.7.1, RFC 2464 section 7).
-var (
-	metadataAddr6 = netip.MustParseAddr("fe80::a9fe:a9fe")
-	solicitedMAC  = net.HardwareAddr{0x33, 0x33, 0xff, 0xfe, 0xa9, 0xfe}
-)
+// solicitedMAC is the multicast MAC of those who look for the IPv6 address (RFC 4291 section 2.7.1, RFC 2464 section
+// 7).
+var solicitedMAC = net.HardwareAddr{0x33, 0x33, 0xff, 0xfe, 0xa9, 0xfe}
 
-// isOurs says whether there is anything of the project's in a frame, wherever it is: one of its MACs, or its IPv6
-// address, or its IPv4 address where such addresses stand.
-func isOurs(f podnet.Frame) bool {
-	for _, ours := range [][]byte{podnet.EndpointMAC, podnet.PortMAC, solicitedMAC, metadataAddr6.AsSlice()} {
+// IsOurs says whether there is anything of the project's in a frame, wherever it is: one of its MACs, or its IPv6
+// address, or its IPv4 address where such addresses stand, but in a VLAN, where that is somebody else's.
+func IsOurs(f podnet.Frame) bool {
+	for _, ours := range [][]byte{podnet.EndpointMAC, podnet.PortMAC, solicitedMAC, podnet.MetadataIPv6Addr.AsSlice()} {
 		if bytes.Contains(f.Data, ours) {
 			return true
 		}
@@ -40,7 +36,7 @@ func (v *VM) Watch(uplink string) {
 		var ours []podnet.Frame
 		for _, f := range frames {
 			// What the neighbour has sent is its own doing.
-			if !f.Outgoing && isOurs(f) && !(v.Expected != nil && v.Expected(f)) {
+			if !f.Outgoing && IsOurs(f) && !(v.Expected != nil && v.Expected(f)) {
 				ours = append(ours, f)
 			}
 		}

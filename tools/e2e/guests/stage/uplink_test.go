@@ -33,7 +33,7 @@ func TestFramesOfOursOnTheUplink(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := isOurs(podnet.Frame{Data: data}); got != test.want {
+			if got := IsOurs(podnet.Frame{Data: data}); got != test.want {
 				t.Errorf("ours: %v, want %v", got, test.want)
 			}
 		})
