@@ -16,6 +16,12 @@ type Container struct {
 	unified     bool
 }
 
+// ContainerIn is what runs in cgroups that are known by their folders: that with the memory's files and that with
+// the CPU's, which is the same in cgroup v2.
+func ContainerIn(memory, cpu string) *Container {
+	return &Container{memory: memory, cpu: cpu, unified: memory == cpu}
+}
+
 // Container finds a running container by its ID, such as the API has in the status of a pod:
 // containerd://0123abcd.
 func (c *Cluster) Container(id string) (*Container, error) {

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/process"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
@@ -18,12 +19,15 @@ import (
 // /proc/sys. Its file system and its limits are the machine's.
 type Sidecar struct {
 	Name string
+	// Group is what it uses of its limits. nil: it has none.
+	Group *cluster.Container
 
 	pod     *podnet.Namespace
 	program string
 	confine []string // the arguments of setpriv(1)
 	env     []string
 	kernel  func() error     // makes the kernel look to it as it should
+	join    string           // how its shell enters its cgroups
 	running *process.Process // nil: not now
 	log     sidecarLog
 }
@@ -35,11 +39,14 @@ var (
 	confineServer = []string{"--reuid=65532", "--regid=65532", "--groups=" + fmt.Sprint(fsGroup), "--bounding-set=-all"}
 )
 
-// confined runs a program, $0, with setpriv's arguments, $1 ..., in front of it.
-const confined = `mount -o bind,ro /proc/sys /proc/sys && exec setpriv --no-new-privs --inh-caps=-all --pdeathsig=KILL "$@"`
+// A shell first makes what the program shall find read-only, and then becomes setpriv, whose arguments it has.
+const (
+	confine = `mount -o bind,ro /proc/sys /proc/sys && `
+	become  = `exec setpriv --no-new-privs --inh-caps=-all --pdeathsig=KILL "$@"`
+)
 
 func (c *Sidecar) command(ctx context.Context, arguments ...string) *exec.Cmd {
-	shell := append([]string{"--mount", "--propagation=private", "sh", "-c", confined, "confined"}, c.confine...)
+	shell := append([]string{"--mount", "--propagation=private", "sh", "-c", confine + c.join + become, "confined"}, c.confine...)
 	command := exec.CommandContext(ctx, "unshare", append(append(shell, c.program), arguments...)...)
 	command.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, c.env...)
 	return command

@@ -34,8 +34,9 @@ var programs = map[string]string{"imds-init": "./netsetup", "imds-server": "./se
 
 // Stage is what all checks of a run share.
 type Stage struct {
-	folder string // for the programs, the image and the tokens
-	image  guestimage.Image
+	folder     string // for the programs, the image and the tokens
+	image      guestimage.Image
+	repository string
 }
 
 // Check says what keeps this process from having guests here; nil if nothing does.
@@ -76,13 +77,13 @@ func (s *Stage) build(ctx context.Context, messages io.Writer) error {
 	if err := os.Chmod(s.folder, 0o755); err != nil {
 		return err
 	}
-	repository, err := cluster.Repository(ctx)
-	if err != nil {
+	var err error
+	if s.repository, err = cluster.Repository(ctx); err != nil {
 		return err
 	}
 	for name, folder := range programs {
 		fmt.Fprintf(messages, "building %s\n", name)
-		err := cluster.RunGo(ctx, repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", s.program(name), folder)
+		err := cluster.RunGo(ctx, s.repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", s.program(name), folder)
 		if err != nil {
 			return err
 		}

@@ -44,6 +44,8 @@ type Options struct {
 	WithoutNetfilter bool
 	// Memory of the guest in MiB. 0: QEMU's package decides.
 	Memory int
+	// Limited: the sidecars have no more CPU time and memory than the declared patch gives them.
+	Limited bool
 }
 
 // VM is a VM's pod.
@@ -123,8 +125,24 @@ func (s *Stage) New(t *suite.T, options Options) *VM {
 		"IMDS_VM_NAME=" + options.Name,
 		"IMDS_SA_NAME=" + options.Name,
 	}, options.Server...)}
+	if options.Limited {
+		for _, c := range []*Sidecar{v.Init, v.Server} {
+			v.limit(c, s.repository)
+		}
+	}
 	return v
 }
+
+// Binding is that of the pod's network.
+func (v *VM) Binding() podnet.Binding {
+	if v.options.Network.Binding == "" {
+		return podnet.Masquerade
+	}
+	return v.options.Network.Binding
+}
+
+// GuestMAC is that of the guest's first NIC, once [VM.Wire] has been called.
+func (v *VM) GuestMAC() net.HardwareAddr { return v.nics[0].MAC }
 
 // clean fails the check if something could not be taken away.
 func (v *VM) clean(err error) {
