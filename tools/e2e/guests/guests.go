@@ -14,6 +14,7 @@ import (
 	"io"
 	"regexp"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guests/attacks"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/bindings"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/suite"
@@ -45,5 +46,6 @@ func Run(ctx context.Context, filter *regexp.Regexp, out, progress io.Writer) (e
 		}
 	}
 	bindings.Run(ctx, s, results)
+	attacks.Run(ctx, s, results)
 	return results.Finish()
 }
