@@ -44,7 +44,7 @@ func primaryNIC(o Options) (*nic, error) {
 		bridgePort:     o.PrimaryInterface + "-nic",
 		tap:            "tap0",
 		guestInterface: "eth0",
-		podAddr:        netip.PrefixFrom(PodAddr, 24),
+		podAddr:        netip.PrefixFrom(o.Address, 24),
 		neighbourAddr:  netip.PrefixFrom(NeighbourAddr, 24),
 		gateway:        NeighbourAddr,
 		mtu:            o.MTU,

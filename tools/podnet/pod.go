@@ -95,9 +95,13 @@ type Options struct {
 	// RPFilter is net.ipv4.conf.{all,default}.rp_filter in the pod: 0 off, 1
 	// strict, 2 loose.
 	RPFilter int
-	// GuestMAC is the MAC of the guest's NIC. nil: the pod's own in Bridge and
-	// ManagedTap (which accept no other), random in Masquerade.
+	// GuestMAC is the MAC of the guest's NIC. nil: random. In Bridge and
+	// ManagedTap the CNI plugin has given it to the pod, as one does that lets
+	// a VM keep its MAC over a live migration.
 	GuestMAC net.HardwareAddr
+	// Address is the one that the CNI plugin gave to the pod, in 10.244.1.0/24.
+	// Not valid: PodAddr.
+	Address netip.Addr
 }
 
 // Pod is a pod's network with all that is around it. Its methods may be called
@@ -148,9 +152,6 @@ func (o *Options) complete() error {
 		if o.Ports != nil {
 			return fmt.Errorf("ports %v: only %s has a list of ports, not %s", o.Ports, Masquerade, o.Binding)
 		}
-		if o.GuestMAC != nil {
-			return fmt.Errorf("guest MAC %s: in %s binding the guest has the pod's MAC", o.GuestMAC, o.Binding)
-		}
 	default:
 		return fmt.Errorf("binding %q: use %s, %s or %s", o.Binding, Masquerade, Bridge, ManagedTap)
 	}
@@ -179,6 +180,9 @@ func (o *Options) complete() error {
 	}
 	if o.GuestMAC == nil && o.Binding == Masquerade {
 		o.GuestMAC = randomMAC()
+	}
+	if !o.Address.IsValid() {
+		o.Address = PodAddr
 	}
 	return nil
 }

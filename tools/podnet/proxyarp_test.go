@@ -31,7 +31,7 @@ func TestProxyARPAnswersForTheWorld(t *testing.T) {
 	}
 	for _, wanted := range []netip.Addr{netip.MustParseAddr("203.0.113.1"), MetadataAddr} {
 		question := packet.ARP(packet.ARPRequest, own.MAC, packet.Broadcast, own, packet.Party{Addr: wanted})
-		if err := p.Guest.Send("eth0", question); err != nil {
+		if err := p.Guest.SendFrame("eth0", question); err != nil {
 			t.Fatal(err)
 		}
 		answer := slices.Concat([]byte{packet.ARPReply}, proxy, wanted.AsSlice())

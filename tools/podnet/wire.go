@@ -31,13 +31,16 @@ const uplinkIndex = 1000
 func (p *Pod) plugUplink(n *nic) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Index = n.uplink, n.mtu, uplinkIndex+n.number
-	err := p.Neighbour.netlink.LinkAdd(&netlink.Veth{
+	pair := &netlink.Veth{
 		LinkAttrs:     attrs,
 		PeerName:      n.iface,
 		PeerMTU:       uint32(n.mtu),
 		PeerNamespace: netlink.NsFd(int(p.Pod.file.Fd())),
-	})
-	if err != nil {
+	}
+	if n.binding != Masquerade {
+		pair.PeerHardwareAddr = n.guestMAC // nil: random
+	}
+	if err := p.Neighbour.netlink.LinkAdd(pair); err != nil {
 		return fmt.Errorf("veth pair %s and %s: %w", n.uplink, n.iface, err)
 	}
 	uplink, err := p.Neighbour.link(n.uplink)
@@ -248,7 +251,7 @@ func (p *Pod) enslaveUplink(n *nic) error {
 	if err != nil {
 		return err
 	}
-	if err := p.join(n.bridgePort, n.bridge); err != nil {
+	if err := p.Pod.joinBridge(n.bridgePort, n.bridge); err != nil {
 		return err
 	}
 	if err := p.Pod.netlink.LinkSetUp(port); err != nil {
@@ -304,23 +307,23 @@ func (p *Pod) addTap(n *nic) error {
 	if err := p.Pod.netlink.LinkSetMTU(tap, n.mtu); err != nil {
 		return err
 	}
-	if err := p.join(n.tap, n.bridge); err != nil {
+	if err := p.Pod.joinBridge(n.tap, n.bridge); err != nil {
 		return err
 	}
 	return p.Pod.netlink.LinkSetUp(tap)
 }
 
-// join makes a link a port of a bridge.
-func (p *Pod) join(port, bridge string) error {
-	portLink, err := p.Pod.link(port)
+// joinBridge makes a link a port of a bridge.
+func (n *Namespace) joinBridge(port, bridge string) error {
+	portLink, err := n.link(port)
 	if err != nil {
 		return err
 	}
-	bridgeLink, err := p.Pod.link(bridge)
+	bridgeLink, err := n.link(bridge)
 	if err != nil {
 		return err
 	}
-	if err := p.Pod.netlink.LinkSetMaster(portLink, bridgeLink); err != nil {
+	if err := n.netlink.LinkSetMaster(portLink, bridgeLink); err != nil {
 		return fmt.Errorf("%s as a port of %s: %w", port, bridge, err)
 	}
 	return nil
@@ -348,5 +351,5 @@ func (p *Pod) RestoreBridge() error {
 			return err
 		}
 	}
-	return p.join(n.tap, n.bridge)
+	return p.Pod.joinBridge(n.tap, n.bridge)
 }

@@ -252,7 +252,6 @@ func TestOptionsThatContradictEachOther(t *testing.T) {
 	for want, options := range map[string]Options{
 		`binding "passt"`: {Binding: "passt"},
 		"ports [22]":      {Binding: Bridge, Ports: []uint16{22}},
-		"guest MAC":       {Binding: ManagedTap, GuestMAC: PortMAC},
 	} {
 		if _, err := New(options); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want an error about %s", options, err, want)
