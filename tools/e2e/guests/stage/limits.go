@@ -29,7 +29,7 @@ func (v *VM) limit(c *Sidecar, repository string) {
 	c.Group = cluster.ContainerIn(memory, cpu)
 	for _, folder := range []string{memory, cpu} {
 		c.join += fmt.Sprintf("echo $$ >%s/cgroup.procs && ", folder)
-		v.t.Cleanup(func() { v.clean(removeGroup(folder)) })
+		v.later(func() { v.clean(removeGroup(folder)) })
 	}
 }
 

@@ -27,7 +27,7 @@ func IsOurs(f podnet.Frame) bool {
 func (v *VM) Watch(uplink string) {
 	recording, err := podnet.Capture(v.Net.Neighbour, uplink)
 	v.t.Check(err)
-	v.t.Cleanup(func() {
+	v.later(func() {
 		frames, err := recording.Stop()
 		if err != nil {
 			v.t.Errorf("capture of %s: %v", uplink, err)

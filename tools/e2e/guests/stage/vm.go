@@ -69,6 +69,7 @@ type VM struct {
 	nics    []qemu.NIC
 	primary string // the name by which QEMU knows the pod network's NIC
 	tokens  *tokenVolume
+	undo    *[]func() // what takes away what there is, the last first
 }
 
 // In is the VM as a check within the one that it was made for sees it: what fails then, fails that check.
@@ -99,11 +100,13 @@ func (s *Stage) New(t *suite.T, options Options) *VM {
 	if options.Network.GuestMAC == nil && (options.Network.Binding == "" || options.Network.Binding == podnet.Masquerade) {
 		options.Network.GuestMAC = guestMAC
 	}
-	v := &VM{t: t, image: s.image, options: options}
+	v := &VM{t: t, image: s.image, options: options, undo: new([]func())}
+	t.Cleanup(v.explain)
+	t.Cleanup(v.End)
 	var err error
 	v.Net, err = podnet.New(options.Network)
 	t.Check(err)
-	t.Cleanup(func() { v.clean(v.Net.Close()) })
+	v.later(func() { v.clean(v.Net.Close()) })
 	// By the declared patch.
 	t.Check(v.Net.Pod.Sysctl("net.ipv4.ip_unprivileged_port_start", "80"))
 	v.Watch(podnet.NeighbourInterface)
@@ -144,6 +147,29 @@ func (v *VM) Binding() podnet.Binding {
 // GuestMAC is that of the guest's first NIC, once [VM.Wire] has been called.
 func (v *VM) GuestMAC() net.HardwareAddr { return v.nics[0].MAC }
 
+// End takes away the pod with all that is in it, as the end of the check does, and judges what was seen on its uplink.
+// It may be called twice.
+func (v *VM) End() {
+	for len(*v.undo) > 0 {
+		end := len(*v.undo) - 1
+		last := (*v.undo)[end]
+		*v.undo = (*v.undo)[:end]
+		last()
+	}
+}
+
+// later has something taken away by [VM.End].
+func (v *VM) later(take func()) { *v.undo = append(*v.undo, take) }
+
+// explain shows, where the check has failed, what the sidecars have written.
+func (v *VM) explain() {
+	for _, c := range []*Sidecar{v.Init, v.Server} {
+		if v.t.Failed() && c != nil {
+			v.t.Logf("log of %s in %s:\n%s", c.Name, v.options.Pod, c.Log())
+		}
+	}
+}
+
 // clean fails the check if something could not be taken away.
 func (v *VM) clean(err error) {
 	if err != nil {
@@ -166,12 +192,9 @@ func (v *VM) RotateToken() string {
 func (v *VM) StartSidecars() {
 	for _, c := range []*Sidecar{v.Init, v.Server} {
 		v.t.Check(c.Start())
-		v.t.Cleanup(func() {
+		v.later(func() {
 			v.clean(c.check())
 			v.clean(c.Stop())
-			if v.t.Failed() {
-				v.t.Logf("log of %s:\n%s", c.Name, c.Log())
-			}
 		})
 	}
 }
@@ -238,7 +261,7 @@ func (v *VM) serveDHCP(bridge string, lease dhcp.Lease) {
 	own, _ := netip.AddrFromSlice(addresses[0].IP.To4())
 	server, err := dhcp.Serve(v.Net.Pod, bridge, own, lease)
 	v.t.Check(err)
-	v.t.Cleanup(func() { v.clean(server.Close()) })
+	v.later(func() { v.clean(server.Close()) })
 }
 
 // Boot starts the guest and returns when it has booted.
