@@ -99,6 +99,9 @@ const (
 type Ask struct {
 	Get
 	Rate int `json:"rate"` // requests in a second
+	// Keep has all of them go over one connection for as long as that lasts, each after the answer to the one
+	// before. After a failure the next one opens another.
+	Keep bool `json:"keep,omitempty"`
 }
 
 // Asked is what came of it.

@@ -32,11 +32,17 @@ func ask(ctx context.Context, a hand.Ask, begun func()) (hand.Asked, error) {
 	var mu sync.Mutex
 	var attempts []attempt
 	var underway sync.WaitGroup
+	request, start := func() (hand.Got, error) { return get(context.Background(), a.Get) }, underway.Go
+	if a.Keep {
+		connection := new(kept)
+		defer connection.close()
+		request, start = func() (hand.Got, error) { return connection.get(a.Get) }, func(f func()) { f() }
+	}
 	begin := time.Now()
 	begun()
 	try := func() {
 		this := attempt{begin: time.Since(begin)}
-		got, err := get(context.Background(), a.Get) // its own limit ends it
+		got, err := request() // its own limit ends it
 		this.end, this.got = time.Since(begin), got
 		if err != nil {
 			this.got = hand.Got{Failure: hand.Unknown, Detail: err.Error()}
@@ -48,7 +54,7 @@ func ask(ctx context.Context, a hand.Ask, begun func()) (hand.Asked, error) {
 	pace := time.NewTicker(time.Second / time.Duration(a.Rate))
 	defer pace.Stop()
 	for ctx.Err() == nil {
-		underway.Go(try)
+		start(try)
 		select {
 		case <-pace.C:
 		case <-ctx.Done():
