@@ -92,7 +92,8 @@ func (l *LAN) Close() error { return l.Gateway.Close() }
 
 func (n *Namespace) addLANBridge() (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = lanBridge
+	// With a MAC of its own it does not take a port's, which may go.
+	attrs.Name, attrs.HardwareAddr = lanBridge, randomMAC()
 	if err := n.netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		return nil, fmt.Errorf("bridge %s in %s: %w", lanBridge, n.name, err)
 	}
