@@ -99,3 +99,16 @@ func (v *tokenVolume) issue(audience string) string {
 	}
 	return encode(map[string]any{"alg": "ES256", "typ": "JWT"}) + "." + encode(claims) + "." + encode("no signature")
 }
+
+// TokenID is the claim jti of the token in an answer of /v1/token: the name of its pod, and which of the pod's tokens
+// it is, from 1 on. An answer without a token has none.
+func TokenID(answer string) string {
+	var document struct{ Token string }
+	json.Unmarshal([]byte(answer), &document)
+	_, rest, _ := strings.Cut(document.Token, ".")
+	claims, _, _ := strings.Cut(rest, ".")
+	decoded, _ := base64.RawURLEncoding.DecodeString(claims)
+	var claimed struct{ JTI string }
+	json.Unmarshal(decoded, &claimed)
+	return claimed.JTI
+}

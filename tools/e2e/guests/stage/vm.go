@@ -79,6 +79,9 @@ func (v *VM) In(t *suite.T) *VM {
 	return &inner
 }
 
+// Pod is the name of the VM's pod.
+func (v *VM) Pod() string { return v.options.Pod }
+
 // Start goes through all steps: a VM whose guest has its addresses.
 func (s *Stage) Start(t *suite.T, options Options) *VM {
 	v := s.New(t, options)

@@ -1,0 +1,290 @@
+package guests
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
+	"github.com/example/kubevirt-imds/tools/e2e/hand"
+	"github.com/example/kubevirt-imds/tools/e2e/qemu"
+	"github.com/example/kubevirt-imds/tools/e2e/suite"
+	"github.com/example/kubevirt-imds/tools/podnet"
+)
+
+// A VM migrates to a pod on another node, and back to a third pod on the first. All pods are on one LAN, with the
+// guest's MAC and, in bridge binding, its address in each.
+
+// migrationLimit is how soon after the guest runs again its first question has to be answered, and how long it may
+// go without an answer by its own clock.
+const migrationLimit = time.Second
+
+// migrated is what was seen of one migration.
+type migrated struct {
+	from, to string // pods
+	moved    qemu.Migration
+	first    time.Duration // from the target's RESUME to the first answer that the target gave
+
+	// What the guest had from asking ten times a second, before, during and after.
+	identity, token, kept hand.Asked
+
+	routesBefore, routesAfter string
+	arp                       []string // requests of the guest's for the endpoint's MAC
+	endpoint                  string   // the guest's neighbour entry of the endpoint at the end; empty: none
+	gateway                   [2]hand.Got
+}
+
+// migrations is a VM's way there and back. The guest's routes are DHCP's on the way there; on the way back it has
+// that of zeroconf, too, as some distributions make it, and asks the endpoint on the link.
+type migrations [2]migrated
+
+// migrationChecks are about a VM in a binding. What they are about happens once, in the first of them.
+func migrationChecks(s *stage.Stage, binding podnet.Binding) []suite.Check {
+	seen := onceSeen(func(t *suite.T) *migrations { return migrate(t, s, binding) })
+	check := func(name, proves string, judge func(*suite.T, *migrations)) suite.Check {
+		return suite.Check{Name: name, Proves: proves, Run: func(t *suite.T) { judge(t, seen(t)) }}
+	}
+	return []suite.Check{
+		check("first", "from RESUME in the target to its first answer; there / back", answeredSoon),
+		check("gap", "the longest time between two answers, by the guest's clock, is under a second", shortGap),
+		check("lost", "requests lost of all, each on a connection of its own: at most the one in flight, by a reset", lostInFlight),
+		check("kept", "a connection that was kept open is reset, and the next request answered", resetKept),
+		check("identity", "from the first answer on, who it is comes from the target pod", toldIdentity),
+		check("token", "from the first answer on, the token is the target pod's", gaveToken),
+		check("arp", "the ARP entry stays right, and is not asked for anew", keptARP),
+		check("unharmed", "the VM's routes and its way to its gateway are as before", keepsOwnNetwork),
+	}
+}
+
+// onceSeen has something happen in the first check that wants to know what was seen of it.
+func onceSeen[S any](happen func(*suite.T) *S) func(*suite.T) *S {
+	var begun bool
+	var seen *S
+	return func(t *suite.T) *S {
+		if !begun {
+			begun = true
+			seen = happen(t)
+		}
+		if seen == nil {
+			t.Fatalf("what this is about went wrong in a check before")
+		}
+		return seen
+	}
+}
+
+func migrate(t *suite.T, s *stage.Stage, binding podnet.Binding) *migrations {
+	lan, err := podnet.NewLAN()
+	t.Check(err)
+	t.Cleanup(func() { t.Check(lan.Close()) })
+	serveGateway(t, lan)
+
+	pod := func(name, address string) *stage.VM {
+		// The guest's MAC is that of the VMI.
+		network := podnet.Options{Binding: binding, GuestMAC: []byte{0x52, 0x54, 0x00, 0x0a, 0x0b, 0x0c}}
+		if binding == podnet.Masquerade {
+			network.Address = netip.MustParseAddr(address)
+		}
+		v := s.New(t, stage.Options{Network: network, Pod: "virt-launcher-vm-" + name})
+		t.Check(lan.Attach(v.Net))
+		v.StartSidecars()
+		v.Wire()
+		return v
+	}
+	var seen migrations
+	source := pod("source", "10.244.1.5")
+	source.Boot()
+	source.Configure("eth0")
+	target := pod("target", "10.244.1.6")
+	seen[0] = migrateTo(t, source, target)
+	target.Shell("ip route add 169.254.0.0/16 dev eth0")
+	seen[1] = migrateTo(t, target, pod("back", "10.244.1.7"))
+	return &seen
+}
+
+// serveGateway answers on port 80 of the pods' gateway: that is the VM's own network.
+func serveGateway(t *suite.T, lan *podnet.LAN) {
+	listener, err := lan.Gateway.Listen(t.Context(), "tcp", ":80")
+	t.Check(err)
+	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+}
+
+// addressesAndRoutes shows what the guest has of its own network.
+const addressesAndRoutes = "ip -4 -o addr show eth0; ip route"
+
+// steady is how many answers in a row the guest has before and after.
+const steady = 10
+
+// migrateTo moves the guest while it asks. The pod that it leaves ends before the asking does.
+func migrateTo(t *suite.T, source, target *stage.VM) migrated {
+	ctx, cancel := context.WithTimeout(t.Context(), stage.Patience)
+	defer cancel()
+	var m migrated
+	m.from, m.to = source.Pod(), target.Pod()
+	m.routesBefore = source.Shell(addressesAndRoutes)
+	source.AwaitAnswers(1)
+	m.gateway[0] = askGateway(ctx, t, source)
+
+	sniff, err := source.Guest.Hand.Sniff(ctx, hand.Sniff{Interface: "eth0", EtherType: unix.ETH_P_ARP})
+	t.Check(err)
+	identity, token := source.Ask("/v1/identity", 10), source.Ask("/v1/token", 10)
+	kept, err := source.Guest.Hand.Ask(ctx, hand.Ask{Get: hand.Get{URL: stage.MetadataURL + "/healthz"}, Rate: 10, Keep: true})
+	t.Check(err)
+	answers, err := podnet.Capture(target.Net.Pod, "veth-imds")
+	t.Check(err)
+	firstAnswer := make(chan error, 1)
+	var answered time.Time
+	go func() {
+		err := answers.Wait(ctx, isGoodAnswer)
+		answered = time.Now()
+		firstAnswer <- err
+	}()
+
+	source.AwaitAnswers(steady)
+	m.moved = source.Migrate(target)
+	if err := <-firstAnswer; err != nil {
+		t.Errorf("the target has given no answer: %v", err)
+	}
+	m.first = answered.Sub(m.moved.Resumed)
+	_, err = answers.Stop()
+	t.Check(err)
+	source.End()
+	target.AwaitAnswers(steady)
+
+	m.identity, m.token, m.kept = target.Stop(identity), target.Stop(token), target.Stop(kept)
+	sniffed, err := sniff.Stop(ctx)
+	t.Check(err)
+	for _, frame := range sniffed.Frames {
+		if frame.Outgoing && asksForEndpoint(frame.Data) {
+			m.arp = append(m.arp, fmt.Sprintf("%s: %x", frame.At, frame.Data))
+		}
+	}
+	m.endpoint = target.Shell("ip neigh show | grep '^169.254.169.254 ' || true")
+	m.routesAfter = target.Shell(addressesAndRoutes)
+	m.gateway[1] = askGateway(ctx, t, target)
+	t.Logf("%s to %s: stood still for %s of %s; first answer %s after RESUME", m.from, m.to, m.moved.Downtime, m.moved.Total, m.first)
+	return m
+}
+
+func askGateway(ctx context.Context, t *suite.T, v *stage.VM) hand.Got {
+	got, err := v.Guest.Hand.Get(ctx, hand.Get{URL: "http://" + podnet.NeighbourAddr.String() + "/"})
+	t.Check(err)
+	return got
+}
+
+// isGoodAnswer says whether the endpoint has answered with 200 in a frame.
+func isGoodAnswer(f podnet.Frame) bool {
+	return f.Outgoing && bytes.Contains(f.Data, []byte("HTTP/1.1 200 OK"))
+}
+
+// asksForEndpoint says whether a frame is an ARP request for the endpoint's MAC (RFC 826).
+func asksForEndpoint(frame []byte) bool {
+	const operation, target = 14 + 6, 14 + 24
+	return len(frame) >= target+4 && frame[operation+1] == 1 &&
+		bytes.Equal(frame[target:target+4], podnet.MetadataAddr.AsSlice())
+}
+
+func answeredSoon(t *suite.T, m *migrations) {
+	t.Figure("%d / %d ms", m[0].first.Milliseconds(), m[1].first.Milliseconds())
+	for _, leg := range m {
+		if leg.first > migrationLimit {
+			t.Errorf("to %s: %s", leg.to, leg.first)
+		}
+	}
+}
+
+func shortGap(t *suite.T, m *migrations) {
+	t.Figure("%d / %d ms", m[0].longestGap().Milliseconds(), m[1].longestGap().Milliseconds())
+	for _, leg := range m {
+		if leg.longestGap() > migrationLimit {
+			t.Errorf("to %s: %s", leg.to, leg.longestGap())
+		}
+	}
+}
+
+func (m migrated) longestGap() time.Duration { return max(m.identity.Gap, m.token.Gap) }
+
+func lostInFlight(t *suite.T, m *migrations) {
+	lost, sent := 0, 0
+	for _, leg := range m {
+		for _, asked := range []hand.Asked{leg.identity, leg.token} {
+			sent += asked.Sent
+			lost += asked.Sent - asked.Answered
+			if asked.Sent-asked.Answered > 1 || asked.Failures[hand.Reset] != asked.Sent-asked.Answered {
+				t.Errorf("to %s: %v, the first: %+v", leg.to, asked.Failures, asked.Lost)
+			}
+		}
+	}
+	t.Figure("%d of %d", lost, sent)
+}
+
+func resetKept(t *suite.T, m *migrations) {
+	for _, leg := range m {
+		if len(leg.kept.Lost) != 1 || leg.kept.Failures[hand.Reset] != 1 {
+			t.Errorf("to %s: %v, want one reset: %+v", leg.to, leg.kept.Failures, leg.kept.Lost)
+			continue
+		}
+		if leg.kept.Gap > migrationLimit {
+			t.Errorf("to %s: no answer for %s", leg.to, leg.kept.Gap)
+		}
+	}
+	t.Figure("reset, %d / %d ms", m[0].kept.Gap.Milliseconds(), m[1].kept.Gap.Milliseconds())
+}
+
+func toldIdentity(t *suite.T, m *migrations) {
+	for _, leg := range m {
+		expectHandOver(t, leg.identity.Bodies, `"podName":"`+leg.from+`"`, `"podName":"`+leg.to+`"`)
+	}
+}
+
+func gaveToken(t *suite.T, m *migrations) {
+	for _, leg := range m {
+		var tokens []string
+		for _, body := range leg.token.Bodies {
+			tokens = append(tokens, stage.TokenID(body.Text))
+		}
+		if want := []string{leg.from + "-1", leg.to + "-1"}; strings.Join(tokens, " ") != strings.Join(want, " ") {
+			t.Errorf("the tokens' jti were %q one after the other, want %q", tokens, want)
+		}
+	}
+}
+
+// expectHandOver fails the check unless all answers up to one had the first text in them, and all after it the
+// second.
+func expectHandOver(t *suite.T, bodies []hand.Body, first, second string) {
+	if len(bodies) != 2 || !strings.Contains(bodies[0].Text, first) || !strings.Contains(bodies[1].Text, second) {
+		t.Errorf("the answers were %+v, want %s and then %s", bodies, first, second)
+	}
+}
+
+func keptARP(t *suite.T, m *migrations) {
+	for _, leg := range m {
+		if len(leg.arp) > 0 {
+			t.Errorf("to %s: the guest has asked %d times, at %s", leg.to, len(leg.arp), leg.arp)
+		}
+	}
+	// By DHCP's routes the guest needs no entry; it may have one from the endpoint's own ARP request.
+	if !strings.Contains(m[1].endpoint, podnet.EndpointMAC.String()) {
+		t.Errorf("on the link the neighbour entry of the endpoint is %q, want %s", m[1].endpoint, podnet.EndpointMAC)
+	}
+}
+
+func keepsOwnNetwork(t *suite.T, m *migrations) {
+	for _, leg := range m {
+		if leg.routesBefore != leg.routesAfter {
+			t.Errorf("to %s: the guest's addresses and routes were\n%sand are\n%s", leg.to, leg.routesBefore, leg.routesAfter)
+		}
+		for _, got := range leg.gateway {
+			if got.Status != http.StatusOK {
+				t.Errorf("to %s: the gateway answered %d, %s: %s", leg.to, got.Status, got.Failure, got.Detail)
+			}
+		}
+	}
+}
