@@ -32,12 +32,16 @@ type Table struct {
 // whether it had to change anything. The kernel counts the changes to
 // nf_tables in the namespace: as long as the count is the same nobody has
 // touched the rules, and when it is not, their handles tell.
+//
+// The count is asked for first also because a kernel without nf_tables answers
+// a whole transaction with a single error, and the library would wait for ever
+// for the answers to its parts.
 func (t *Table) Install(w wiring.Wiring) (changed bool, err error) {
+	now, err := generation()
+	if err != nil {
+		return false, explain(err)
+	}
 	if t.generation != 0 && sameRules(w, t.installed) {
-		now, err := generation()
-		if err != nil {
-			return false, explain(err)
-		}
 		if now == t.generation {
 			return false, nil
 		}
@@ -152,14 +156,15 @@ func sameRules(a, b wiring.Wiring) bool {
 }
 
 // explain turns the kernel's ways of saying "no such family, hook or
-// expression" into ErrUnsupported.
+// expression" into ErrUnsupported, with the first of them: the library joins
+// one for each rule.
 func explain(err error) error {
 	if err == nil {
 		return nil
 	}
 	for _, missing := range []error{unix.EAFNOSUPPORT, unix.EOPNOTSUPP, unix.ENOENT, unix.EPROTONOSUPPORT} {
 		if errors.Is(err, missing) {
-			return fmt.Errorf("%w: %w", ErrUnsupported, err)
+			return fmt.Errorf("%w: %w", ErrUnsupported, missing)
 		}
 	}
 	return fmt.Errorf("nf_tables: %w", err)
