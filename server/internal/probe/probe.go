@@ -6,11 +6,13 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"github.com/example/kubevirt-imds/server/internal/quote"
@@ -34,7 +36,8 @@ type Server struct {
 
 // Check returns nil if the server answers /healthz with 200, or, if
 // only its life is in question, at all. The error has the reason that the server
-// gives.
+// gives. While the pod does not have the address, the server waits for it: it
+// lives, and the kubelet's restarts would only delay it.
 func Check(ctx context.Context, server Server, live bool) error {
 	deadline := time.Now().Add(timeout)
 	// A link-local source wants a zone as well; IPv4 has none.
@@ -45,6 +48,9 @@ func Check(ctx context.Context, server Server, live bool) error {
 		KeepAlive: -1,
 	}
 	conn, err := dialer.DialContext(ctx, "tcp", server.Address.String())
+	if live && errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil
+	}
 	if err != nil {
 		return noAnswer(server.Address, err)
 	}

@@ -105,6 +105,13 @@ func TestNobodyListens(t *testing.T) {
 	wantError(t, check(t, addr, true), "connection refused")
 }
 
+// 192.0.2.0/24 is nobody's (RFC 5737).
+func TestLivesWithoutItsAddress(t *testing.T) {
+	address := netip.MustParseAddrPort("192.0.2.1:80")
+	wantError(t, check(t, address, true), "")
+	wantError(t, check(t, address, false), "cannot assign requested address")
+}
+
 func TestProbeEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
