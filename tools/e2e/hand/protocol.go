@@ -62,6 +62,9 @@ type Get struct {
 	Limit  time.Duration     `json:"limit,omitempty"` // 0: 5 s
 	// Interface binds the connection to one of the guest's NICs.
 	Interface string `json:"interface,omitempty"`
+	// Namespace is the path of a network namespace in the guest that the connection is made in. Empty: the guest's
+	// own.
+	Namespace string `json:"namespace,omitempty"`
 	// Source is the address that the connection comes from. Empty: the kernel chooses.
 	Source string `json:"source,omitempty"`
 	// HopLimit is the TTL of the request's packets. 0: the kernel's default.

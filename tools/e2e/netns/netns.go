@@ -18,10 +18,13 @@ type Namespace struct {
 }
 
 // Of returns the namespace that a process is in.
-func Of(pid int) (*Namespace, error) {
-	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+func Of(pid int) (*Namespace, error) { return Open(fmt.Sprintf("/proc/%d/ns/net", pid)) }
+
+// Open returns the namespace that a file stands for.
+func Open(path string) (*Namespace, error) {
+	file, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("network namespace of process %d: %w", pid, err)
+		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	return &Namespace{file}, nil
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/e2e/hand"
+	"github.com/example/kubevirt-imds/tools/e2e/netns"
 )
 
 // getLimit is how long a request may take that says nothing else.
@@ -40,7 +41,7 @@ func get(ctx context.Context, g hand.Get) (hand.Got, error) {
 	if host := g.Header["Host"]; host != "" {
 		request.Host = host
 	}
-	dialer, err := newDialer(g)
+	dial, err := newDialer(g)
 	if err != nil {
 		return hand.Got{}, err
 	}
@@ -52,7 +53,7 @@ func get(ctx context.Context, g hand.Get) (hand.Got, error) {
 	transport := &http.Transport{
 		DisableKeepAlives:  true,
 		DisableCompression: true,
-		DialContext:        dialer.DialContext,
+		DialContext:        dial,
 	}
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
 		got.Source = info.Conn.LocalAddr().String()
@@ -74,8 +75,11 @@ func get(ctx context.Context, g hand.Get) (hand.Got, error) {
 	return got, nil
 }
 
+// dialer makes connections.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
 // newDialer makes connections that leave as the request says.
-func newDialer(g hand.Get) (*net.Dialer, error) {
+func newDialer(g hand.Get) (dialer, error) {
 	dialer := &net.Dialer{Control: func(network, _ string, socket syscall.RawConn) (err error) {
 		outer := socket.Control(func(fd uintptr) { err = narrow(int(fd), network, g) })
 		return errors.Join(outer, err)
@@ -87,7 +91,18 @@ func newDialer(g hand.Get) (*net.Dialer, error) {
 		}
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
 	}
-	return dialer, nil
+	if g.Namespace == "" {
+		return dialer.DialContext, nil
+	}
+	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		namespace, err := netns.Open(g.Namespace)
+		if err != nil {
+			return nil, err
+		}
+		defer namespace.Close()
+		err = namespace.Do(func() error { conn, err = dialer.DialContext(ctx, network, address); return err })
+		return conn, err
+	}, nil
 }
 
 func narrow(fd int, network string, g hand.Get) error {

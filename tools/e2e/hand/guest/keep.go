@@ -31,12 +31,12 @@ func (k *kept) get(g hand.Get) (hand.Got, error) {
 	for name, value := range g.Header {
 		request.Header.Set(name, value)
 	}
-	dialer, err := newDialer(g)
+	dial, err := newDialer(g)
 	if err != nil {
 		return hand.Got{}, err
 	}
 	begin := time.Now()
-	got, err := k.exchange(request, dialer, begin.Add(limit))
+	got, err := k.exchange(request, dial, begin.Add(limit))
 	got.Took = time.Since(begin)
 	if err != nil {
 		k.close()
@@ -45,7 +45,7 @@ func (k *kept) get(g hand.Get) (hand.Got, error) {
 	return got, nil
 }
 
-func (k *kept) exchange(request *http.Request, dialer *net.Dialer, deadline time.Time) (hand.Got, error) {
+func (k *kept) exchange(request *http.Request, dial dialer, deadline time.Time) (hand.Got, error) {
 	var got hand.Got
 	if k.conn == nil {
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)
@@ -55,7 +55,7 @@ func (k *kept) exchange(request *http.Request, dialer *net.Dialer, deadline time
 			address = net.JoinHostPort(request.URL.Hostname(), "80")
 		}
 		var err error
-		if k.conn, err = dialer.DialContext(ctx, "tcp", address); err != nil {
+		if k.conn, err = dial(ctx, "tcp", address); err != nil {
 			return got, err
 		}
 		k.reader = bufio.NewReader(k.conn)
