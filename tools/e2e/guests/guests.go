@@ -16,9 +16,10 @@ import (
 
 	"github.com/example/kubevirt-imds/tools/e2e/guests/attacks"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/bindings"
+	"github.com/example/kubevirt-imds/tools/e2e/guests/migration"
+	"github.com/example/kubevirt-imds/tools/e2e/guests/node"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/suite"
-	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
 // columns are all that there is to check, in the order in which it is.
@@ -27,8 +28,9 @@ var columns = []struct {
 	checks func(*stage.Stage) []suite.Check
 }{
 	{"smoke", smokeChecks},
-	{"migration-masquerade", func(s *stage.Stage) []suite.Check { return migrationChecks(s, podnet.Masquerade) }},
-	{"migration-bridge", func(s *stage.Stage) []suite.Check { return migrationChecks(s, podnet.Bridge) }},
+	{"migration-masquerade", migration.Masquerade},
+	{"migration-bridge", migration.Bridge},
+	{"no-nf_tables", node.WithoutNFTables},
 }
 
 // Run runs the checks whose names, such as smoke/token, match the filter. out gets the lines of go test -v and the

@@ -1,4 +1,6 @@
-package guests
+// Package migration has checks of live migration: a VM goes to a pod on another node, and back to a third pod on the
+// first, while it asks. All pods are on one LAN, with the guest's MAC and, in bridge binding, its address in each.
+package migration
 
 import (
 	"bytes"
@@ -18,12 +20,9 @@ import (
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
-// A VM migrates to a pod on another node, and back to a third pod on the first. All pods are on one LAN, with the
-// guest's MAC and, in bridge binding, its address in each.
-
-// migrationLimit is how soon after the guest runs again its first question has to be answered, and how long it may
+// limit is how soon after the guest runs again its first question has to be answered, and how long it may
 // go without an answer by its own clock.
-const migrationLimit = time.Second
+const limit = time.Second
 
 // migrated is what was seen of one migration.
 type migrated struct {
@@ -44,9 +43,14 @@ type migrated struct {
 // that of zeroconf, too, as some distributions make it, and asks the endpoint on the link.
 type migrations [2]migrated
 
-// migrationChecks are about a VM in a binding. What they are about happens once, in the first of them.
-func migrationChecks(s *stage.Stage, binding podnet.Binding) []suite.Check {
-	seen := onceSeen(func(t *suite.T) *migrations { return migrate(t, s, binding) })
+// Masquerade returns the checks of a VM in masquerade binding.
+func Masquerade(s *stage.Stage) []suite.Check { return checks(s, podnet.Masquerade) }
+
+// Bridge returns the checks of a VM in bridge binding.
+func Bridge(s *stage.Stage) []suite.Check { return checks(s, podnet.Bridge) }
+
+func checks(s *stage.Stage, binding podnet.Binding) []suite.Check {
+	seen := stage.Once(func(t *suite.T) *migrations { return migrate(t, s, binding) })
 	check := func(name, proves string, judge func(*suite.T, *migrations)) suite.Check {
 		return suite.Check{Name: name, Proves: proves, Run: func(t *suite.T) { judge(t, seen(t)) }}
 	}
@@ -59,22 +63,6 @@ func migrationChecks(s *stage.Stage, binding podnet.Binding) []suite.Check {
 		check("token", "from the first answer on, the token is the target pod's", gaveToken),
 		check("arp", "the ARP entry stays right, and is not asked for anew", keptARP),
 		check("unharmed", "the VM's routes and its way to its gateway are as before", keepsOwnNetwork),
-	}
-}
-
-// onceSeen has something happen in the first check that wants to know what was seen of it.
-func onceSeen[S any](happen func(*suite.T) *S) func(*suite.T) *S {
-	var begun bool
-	var seen *S
-	return func(t *suite.T) *S {
-		if !begun {
-			begun = true
-			seen = happen(t)
-		}
-		if seen == nil {
-			t.Fatalf("what this is about went wrong in a check before")
-		}
-		return seen
 	}
 }
 
@@ -194,7 +182,7 @@ func asksForEndpoint(frame []byte) bool {
 func answeredSoon(t *suite.T, m *migrations) {
 	t.Figure("%d / %d ms", m[0].first.Milliseconds(), m[1].first.Milliseconds())
 	for _, leg := range m {
-		if leg.first > migrationLimit {
+		if leg.first > limit {
 			t.Errorf("to %s: %s", leg.to, leg.first)
 		}
 	}
@@ -203,7 +191,7 @@ func answeredSoon(t *suite.T, m *migrations) {
 func shortGap(t *suite.T, m *migrations) {
 	t.Figure("%d / %d ms", m[0].longestGap().Milliseconds(), m[1].longestGap().Milliseconds())
 	for _, leg := range m {
-		if leg.longestGap() > migrationLimit {
+		if leg.longestGap() > limit {
 			t.Errorf("to %s: %s", leg.to, leg.longestGap())
 		}
 	}
@@ -231,7 +219,7 @@ func resetKept(t *suite.T, m *migrations) {
 			t.Errorf("to %s: %v, want one reset: %+v", leg.to, leg.kept.Failures, leg.kept.Lost)
 			continue
 		}
-		if leg.kept.Gap > migrationLimit {
+		if leg.kept.Gap > limit {
 			t.Errorf("to %s: no answer for %s", leg.to, leg.kept.Gap)
 		}
 	}

@@ -83,7 +83,7 @@ func (s *Stage) build(ctx context.Context, messages io.Writer) error {
 	}
 	for name, folder := range programs {
 		fmt.Fprintf(messages, "building %s\n", name)
-		err := cluster.RunGo(ctx, s.repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", s.program(name), folder)
+		err := cluster.RunGo(ctx, s.repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", s.Program(name), folder)
 		if err != nil {
 			return err
 		}
@@ -92,7 +92,14 @@ func (s *Stage) build(ctx context.Context, messages io.Writer) error {
 	return err
 }
 
+// Image is the guest's.
+func (s *Stage) Image() guestimage.Image { return s.image }
+
+// Folder is for what is made for a run, and goes with it.
+func (s *Stage) Folder() string { return s.folder }
+
+// Program is the file of a sidecar's program, by its name.
+func (s *Stage) Program(name string) string { return filepath.Join(s.folder, name) }
+
 // Close removes what Open has made, but the cache.
 func (s *Stage) Close() error { return os.RemoveAll(s.folder) }
-
-func (s *Stage) program(name string) string { return filepath.Join(s.folder, name) }

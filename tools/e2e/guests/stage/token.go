@@ -79,23 +79,36 @@ func writeToken(path, content string) error {
 	return os.Chown(path, 0, fsGroup)
 }
 
-// issue makes a JWT. Its signature is none: the server has no key to check it with.
 func (v *tokenVolume) issue(audience string) string {
-	now := time.Now()
-	encode := func(part any) string {
-		text, _ := json.Marshal(part) // maps of strings and numbers
-		return base64.RawURLEncoding.EncodeToString(text)
-	}
-	claims := map[string]any{
-		"aud": []string{audience},
-		"exp": now.Add(tokenLifetime).Unix(),
-		"iat": now.Unix(),
-		"jti": fmt.Sprintf("%s-%d", v.pod, v.issued),
-	}
+	claims := claims(fmt.Sprintf("%s-%d", v.pod, v.issued), audience, time.Now(), tokenLifetime)
 	if v.padding > 0 {
 		padding := make([]byte, v.padding*3/4)
 		rand.Read(padding) // never fails: crypto/rand
 		claims["padding"] = padding
+	}
+	return unsigned(claims)
+}
+
+// Token makes a JWT with an ID, issued at a time and for a while. Its signature is none: the server has no key to
+// check it with.
+func Token(id, audience string, issued time.Time, lifetime time.Duration) string {
+	return unsigned(claims(id, audience, issued, lifetime))
+}
+
+func claims(id, audience string, issued time.Time, lifetime time.Duration) map[string]any {
+	return map[string]any{
+		"aud": []string{audience},
+		"exp": issued.Add(lifetime).Unix(),
+		"iat": issued.Unix(),
+		"nbf": issued.Unix(),
+		"jti": id,
+	}
+}
+
+func unsigned(claims map[string]any) string {
+	encode := func(part any) string {
+		text, _ := json.Marshal(part) // strings, numbers, bytes
+		return base64.RawURLEncoding.EncodeToString(text)
 	}
 	return encode(map[string]any{"alg": "ES256", "typ": "JWT"}) + "." + encode(claims) + "." + encode("no signature")
 }

@@ -120,11 +120,11 @@ func (s *Stage) New(t *suite.T, options Options) *VM {
 	v.tokens = &tokenVolume{folder: folder, pod: options.Pod, audiences: options.Audiences}
 	v.RotateToken()
 
-	v.Init = &Sidecar{Name: "imds-init", pod: v.Net.Pod, program: s.program("imds-init"), confine: confineInit, kernel: thisKernel, env: options.Init}
+	v.Init = &Sidecar{Name: "imds-init", pod: v.Net.Pod, program: s.Program("imds-init"), confine: confineInit, kernel: thisKernel, env: options.Init}
 	if options.WithoutNetfilter {
 		v.Init.kernel = withoutNetfilter
 	}
-	v.Server = &Sidecar{Name: "imds-server", pod: v.Net.Pod, program: s.program("imds-server"), confine: confineServer, kernel: thisKernel, env: append([]string{
+	v.Server = &Sidecar{Name: "imds-server", pod: v.Net.Pod, program: s.Program("imds-server"), confine: confineServer, kernel: thisKernel, env: append([]string{
 		"IMDS_TOKEN_PATH=" + v.tokens.path(),
 		"IMDS_NAMESPACE=tenant",
 		"IMDS_POD_NAME=" + options.Pod,
