@@ -6,13 +6,11 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
-	"syscall"
 	"time"
 
 	"github.com/example/kubevirt-imds/server/internal/quote"
@@ -48,7 +46,7 @@ func Check(ctx context.Context, server Server, live bool) error {
 		KeepAlive: -1,
 	}
 	conn, err := dialer.DialContext(ctx, "tcp", server.Address.String())
-	if live && errors.Is(err, syscall.EADDRNOTAVAIL) {
+	if err != nil && live && !isLocal(server.Address.Addr()) {
 		return nil
 	}
 	if err != nil {
@@ -69,6 +67,16 @@ func Check(ctx context.Context, server Server, live bool) error {
 		return nil
 	}
 	return fmt.Errorf("http://%s/healthz answers %s: %s", server.Address, quote.Text(response.Status), reason(response.Body))
+}
+
+// isLocal tells whether the pod has the address.
+func isLocal(address netip.Addr) bool {
+	socket, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, 0)))
+	if err != nil {
+		return false
+	}
+	socket.Close()
+	return true
 }
 
 // reason reads the detail of a problem document.

@@ -105,11 +105,16 @@ func TestNobodyListens(t *testing.T) {
 	wantError(t, check(t, addr, true), "connection refused")
 }
 
-// 192.0.2.0/24 is nobody's (RFC 5737).
+// Without a route the address is out of reach of 127.0.0.1 as well.
 func TestLivesWithoutItsAddress(t *testing.T) {
-	address := netip.MustParseAddrPort("192.0.2.1:80")
-	wantError(t, check(t, address, true), "")
-	wantError(t, check(t, address, false), "cannot assign requested address")
+	netnstest.Run(t, func(t *testing.T) {
+		address := netip.MustParseAddrPort("169.254.169.254:80")
+		for _, source := range []string{"127.0.0.1", "169.254.169.254"} {
+			server := Server{Address: address, Host: address, Source: netip.MustParseAddr(source)}
+			wantError(t, Check(t.Context(), server, true), "")
+			wantError(t, Check(t.Context(), server, false), "no answer")
+		}
+	})
 }
 
 func TestProbeEndsWithItsContext(t *testing.T) {
