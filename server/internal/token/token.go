@@ -47,5 +47,5 @@ func (t *Token) validAt(now time.Time) error {
 	if now.Before(t.expires) {
 		return nil
 	}
-	return fmt.Errorf("the token expired at %s; the kubelet renews it, see the events of the pod", t.expires.Format(time.RFC3339))
+	return fmt.Errorf("the token expired at %s by the node's clock; the kubelet renews it, see the events of the pod", t.expires.Format(time.RFC3339))
 }
