@@ -31,6 +31,7 @@ var columns = []struct {
 	{"migration-masquerade", migration.Masquerade},
 	{"migration-bridge", migration.Bridge},
 	{"no-nf_tables", node.WithoutNFTables},
+	{"node-clock", node.ClockJumps},
 }
 
 // Run runs the checks whose names, such as smoke/token, match the filter. out gets the lines of go test -v and the
