@@ -52,6 +52,21 @@ func NewNamespace(name string) (*Namespace, error) {
 	return n, nil
 }
 
+// NamespaceOf opens the network namespace that a process is in.
+func NamespaceOf(pid int) (*Namespace, error) {
+	n := &Namespace{name: fmt.Sprintf("of process %d", pid)}
+	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return nil, err
+	}
+	n.file = file
+	err = n.Do(func() (err error) { n.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE); return err })
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return n, nil
+}
+
 // Do runs f inside the namespace, on a thread of its own that is thrown away
 // afterwards. Goroutines that f starts run outside. Sockets that f makes belong
 // to the namespace for good.
