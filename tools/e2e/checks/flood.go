@@ -19,7 +19,7 @@ const (
 
 // survivesFlood has the guest ask as fast as it can, each time by a new connection, and meanwhile does what the
 // kubelet's liveness probe does.
-func survivesFlood(t *suite.T, v *vmPod) {
+func survivesFlood(t *suite.T, v *VM) {
 	t.Check(v.boot())
 	v.logFigures(t, "before")
 	ctx, stop := context.WithTimeout(t.Context(), floodTime)
@@ -29,7 +29,7 @@ func survivesFlood(t *suite.T, v *vmPod) {
 	for range floodClients {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := v.fromGuest().ask(ctx, "/v1/token"); err == nil {
+				if _, err := v.Ask(ctx, "/v1/token"); err == nil {
 					answers.Add(1)
 				}
 			}
@@ -60,7 +60,7 @@ func survivesFlood(t *suite.T, v *vmPod) {
 }
 
 // probe runs imds-server's liveness probe in its container, as the kubelet does, and gives it as long.
-func (v *vmPod) probe(ctx context.Context) error {
+func (v *VM) probe(ctx context.Context) error {
 	all := sidecars(v.pod)
 	server := slices.IndexFunc(all, func(c corev1.Container) bool { return c.Name == serverContainer })
 	liveness := all[server].LivenessProbe
@@ -72,7 +72,7 @@ func (v *vmPod) probe(ctx context.Context) error {
 }
 
 // logFigures says what the sidecars take.
-func (v *vmPod) logFigures(t *suite.T, when string) {
+func (v *VM) logFigures(t *suite.T, when string) {
 	const mebibyte = 1 << 20
 	for _, sidecar := range sidecars(v.pod) {
 		c, err := v.container(t.Context(), sidecar.Name)

@@ -1,7 +1,9 @@
 package checks
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/url"
 	"slices"
@@ -13,12 +15,21 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/suite"
 )
 
-func tellsIdentity(t *suite.T, v *vmPod) {
+func tellsIdentity(t *suite.T, v *VM) {
 	t.Check(v.boot())
-	body, err := v.fromGuest().ask(t.Context(), "/v1/identity")
-	t.Check(err)
+	t.Check(v.CheckIdentity(t.Context()))
+}
+
+// CheckIdentity asks the guest who it is.
+func (v *VM) CheckIdentity(ctx context.Context) error {
+	body, err := v.Ask(ctx, "/v1/identity")
+	if err != nil {
+		return err
+	}
 	var got map[string]string
-	t.Check(json.Unmarshal(body, &got))
+	if err := json.Unmarshal(body, &got); err != nil {
+		return err
+	}
 	want := map[string]string{
 		"namespace":          tenant,
 		"serviceAccountName": vmAccount,
@@ -28,19 +39,31 @@ func tellsIdentity(t *suite.T, v *vmPod) {
 		"nodeName":           v.pod.Spec.NodeName,
 	}
 	if !maps.Equal(got, want) {
-		t.Errorf("it is told %v, want %v", got, want)
+		return fmt.Errorf("it is told %v, want %v", got, want)
 	}
+	return nil
 }
 
-// givesToken shows the guest's token to the API server.
-func givesToken(t *suite.T, v *vmPod) {
-	token := askToken(t, v, "")
-	status := v.review(t, token)
+func givesToken(t *suite.T, v *VM) {
+	t.Check(v.boot())
+	t.Check(v.CheckToken(t.Context()))
+}
+
+// CheckToken shows the guest's token to the API server.
+func (v *VM) CheckToken(ctx context.Context) error {
+	token, err := v.askToken(ctx, "")
+	if err != nil {
+		return err
+	}
+	status, err := v.review(ctx, token)
+	if err != nil {
+		return err
+	}
 	if !status.Authenticated {
-		t.Fatalf("it is not accepted: %s", status.Error)
+		return fmt.Errorf("it is not accepted: %s", status.Error)
 	}
 	if want := "system:serviceaccount:" + tenant + ":" + vmAccount; status.User.Username != want {
-		t.Errorf("it is %s's, want %s's", status.User.Username, want)
+		return fmt.Errorf("it is %s's, want %s's", status.User.Username, want)
 	}
 	for name, want := range map[string]string{
 		"authentication.kubernetes.io/pod-name":  v.pod.Name,
@@ -48,45 +71,57 @@ func givesToken(t *suite.T, v *vmPod) {
 		"authentication.kubernetes.io/node-name": v.pod.Spec.NodeName,
 	} {
 		if got := status.User.Extra[name]; !slices.Equal(got, []string{want}) {
-			t.Errorf("%s is %q, want %q", name, got, want)
+			return fmt.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
+	return nil
 }
 
-func givesAudienceToken(t *suite.T, v *vmPod) {
-	token := askToken(t, v, vmAudience)
-	if status := v.review(t, token, vmAudience); !status.Authenticated || !slices.Equal(status.Audiences, []string{vmAudience}) {
+func givesAudienceToken(t *suite.T, v *VM) {
+	t.Check(v.boot())
+	token, err := v.askToken(t.Context(), vmAudience)
+	t.Check(err)
+	status, err := v.review(t.Context(), token, vmAudience)
+	t.Check(err)
+	if !status.Authenticated || !slices.Equal(status.Audiences, []string{vmAudience}) {
 		t.Errorf("for %s it is not accepted: %+v", vmAudience, status)
 	}
-	if status := v.review(t, token); status.Authenticated {
+	status, err = v.review(t.Context(), token)
+	t.Check(err)
+	if status.Authenticated {
 		t.Errorf("the API server's own audience accepts it")
 	}
 }
 
 // askToken asks in the guest for the token of an audience, or for the default one, and checks its lifetime.
-func askToken(t *suite.T, v *vmPod, audience string) string {
-	t.Check(v.boot())
+func (v *VM) askToken(ctx context.Context, audience string) (string, error) {
 	path := "/v1/token"
 	if audience != "" {
 		path += "?" + url.Values{"audience": {audience}}.Encode()
 	}
-	body, err := v.fromGuest().ask(t.Context(), path)
-	t.Check(err)
+	body, err := v.Ask(ctx, path)
+	if err != nil {
+		return "", err
+	}
 	var answer struct {
 		Token               string
 		ExpirationTimestamp time.Time
 	}
-	t.Check(json.Unmarshal(body, &answer))
-	if left := time.Until(answer.ExpirationTimestamp); left <= 0 || left > vmTokenSeconds*time.Second {
-		t.Errorf("it expires in %s, want at most %d s", left, vmTokenSeconds)
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return "", err
 	}
-	return answer.Token
+	if left := time.Until(answer.ExpirationTimestamp); left <= 0 || left > vmTokenSeconds*time.Second {
+		return "", fmt.Errorf("it expires in %s, want at most %d s", left, vmTokenSeconds)
+	}
+	return answer.Token, nil
 }
 
 // review has the API server say whose a token is, for the audiences or for its own.
-func (v *vmPod) review(t *suite.T, token string, audiences ...string) authenticationv1.TokenReviewStatus {
+func (v *VM) review(ctx context.Context, token string, audiences ...string) (authenticationv1.TokenReviewStatus, error) {
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: audiences}}
-	answer, err := kube.Create(t.Context(), v.site.api, "/apis/authentication.k8s.io/v1/tokenreviews", review)
-	t.Check(err)
-	return answer.Status
+	answer, err := kube.Create(ctx, v.site.api, "/apis/authentication.k8s.io/v1/tokenreviews", review)
+	if err != nil {
+		return authenticationv1.TokenReviewStatus{}, err
+	}
+	return answer.Status, nil
 }

@@ -39,7 +39,7 @@ type installation struct {
 	// outage has no replica run, from its first call on.
 	outage func() error
 	// vm is a VM whose pod runs from the first call on.
-	vm func() (*vmPod, error)
+	vm func() (*VM, error)
 	// undo takes away what the checks themselves have made, the last first.
 	undo []func(context.Context) error
 }
@@ -47,7 +47,7 @@ type installation struct {
 func newInstallation(ctx context.Context, s *site, o overlay) *installation {
 	in := &installation{site: s, overlay: o}
 	in.outage = sync.OnceValue(func() error { return in.beginOutage(ctx) })
-	in.vm = sync.OnceValues(func() (*vmPod, error) { return in.startVM(ctx) })
+	in.vm = sync.OnceValues(func() (*VM, error) { return in.startVM(ctx) })
 	return in
 }
 

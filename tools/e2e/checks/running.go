@@ -1,6 +1,7 @@
 package checks
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"syscall"
@@ -18,13 +19,13 @@ func runningPodChecks(in *installation) []suite.Check {
 	if !in.runsPod {
 		return nil
 	}
-	onVM := func(name, proves string, check func(*suite.T, *vmPod)) suite.Check {
+	onVM := func(name, proves string, check func(*suite.T, *VM)) suite.Check {
 		return suite.Check{Name: "running/" + name, Proves: proves, Run: func(t *suite.T) {
 			v, err := in.vm()
 			t.Check(err)
 			t.Cleanup(func() {
 				if t.Failed() {
-					v.explain(t)
+					v.Explain(t)
 				}
 			})
 			check(t, v)
@@ -46,24 +47,26 @@ func runningPodChecks(in *installation) []suite.Check {
 	}
 }
 
-// boot wires the pod and starts the guest, unless that is done.
-func (v *vmPod) boot() error {
-	if v.guest != nil {
+// boot wires the pod and starts the stand-in for a guest, unless that is done.
+func (v *VM) boot() error {
+	if v.Ask != nil {
 		return nil
 	}
 	if err := guest.Wire(v.network); err != nil {
 		return err
 	}
 	var err error
-	v.guest, err = guest.Boot(v.network)
+	if v.guest, err = guest.Boot(v.network); err == nil {
+		v.Ask = v.fromGuest().ask
+	}
 	return err
 }
 
 // fromPod asks from the pod itself, as the liveness probe does, and fromGuest from the guest.
-func (v *vmPod) fromPod() dialer   { return v.network.DialContext }
-func (v *vmPod) fromGuest() dialer { return v.guest.DialContext }
+func (v *VM) fromPod() dialer   { return v.network.DialContext }
+func (v *VM) fromGuest() dialer { return v.guest.DialContext }
 
-func answersInside(t *suite.T, v *vmPod) {
+func answersInside(t *suite.T, v *VM) {
 	if v.guest != nil {
 		t.Fatalf("the guest is there already")
 	}
@@ -71,7 +74,7 @@ func answersInside(t *suite.T, v *vmPod) {
 	t.Check(err)
 }
 
-func servesGuest(t *suite.T, v *vmPod) {
+func servesGuest(t *suite.T, v *VM) {
 	begin := time.Now()
 	t.Check(v.boot())
 	booted := time.Since(begin)
@@ -81,38 +84,54 @@ func servesGuest(t *suite.T, v *vmPod) {
 }
 
 // survivesKill kills a sidecar as the kernel does when memory is short.
-func survivesKill(name string) func(*suite.T, *vmPod) {
-	return func(t *suite.T, v *vmPod) {
+func survivesKill(name string) func(*suite.T, *VM) {
+	return func(t *suite.T, v *VM) {
 		t.Check(v.boot())
-		before, err := v.status(t.Context(), name)
-		t.Check(err)
-		pid, err := v.process(t.Context(), name)
-		t.Check(err)
 		begin := time.Now()
-		t.Check(syscall.Kill(pid, syscall.SIGKILL))
-		if name == initContainer {
-			_, err := v.fromGuest().ask(t.Context(), "/healthz")
-			t.Check(err)
-		}
-		_, err = kube.Await(t.Context(), v.site.api, podsPath, v.pod.Name, patience, func(pod *corev1.Pod) string {
-			status, err := statusOf(pod, name)
-			switch {
-			case err != nil:
-				return err.Error()
-			case status.RestartCount == before.RestartCount || status.State.Running == nil:
-				return fmt.Sprintf("%s is not restarted: %+v", name, status.State)
+		t.Check(v.Kill(t.Context(), name, func() error {
+			if name == serverContainer {
+				return nil
 			}
-			return runningLacks(pod)
-		})
-		t.Check(err)
-		_, err = v.fromGuest().awaitAnswer(t.Context())
+			_, err := v.Ask(t.Context(), "/healthz")
+			return err
+		}))
+		_, err := v.fromGuest().awaitAnswer(t.Context())
 		t.Check(err)
 		t.Logf("restarted and answering after %.1f s", time.Since(begin).Seconds())
 	}
 }
 
+// Kill kills a container, does something at once, and returns when the kubelet has restarted it.
+func (v *VM) Kill(ctx context.Context, name string, atOnce func() error) error {
+	before, err := v.status(ctx, name)
+	if err != nil {
+		return err
+	}
+	pid, err := v.process(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return err
+	}
+	if err := atOnce(); err != nil {
+		return err
+	}
+	_, err = kube.Await(ctx, v.site.api, podsPath, v.pod.Name, patience, func(pod *corev1.Pod) string {
+		status, err := statusOf(pod, name)
+		switch {
+		case err != nil:
+			return err.Error()
+		case status.RestartCount == before.RestartCount || status.State.Running == nil:
+			return fmt.Sprintf("%s is not restarted: %+v", name, status.State)
+		}
+		return runningLacks(pod)
+	})
+	return err
+}
+
 // completes ends compute as virt-launcher ends when its guest has powered off.
-func completes(t *suite.T, v *vmPod) {
+func completes(t *suite.T, v *VM) {
 	pid, err := v.process(t.Context(), "compute")
 	t.Check(err)
 	begin := time.Now()
@@ -127,8 +146,8 @@ func completes(t *suite.T, v *vmPod) {
 	t.Logf("after %.1f s", time.Since(begin).Seconds())
 }
 
-// explain shows the state of the pod and what its sidecars have logged.
-func (v *vmPod) explain(t *suite.T) {
+// Explain shows the state of the pod and what its sidecars have logged.
+func (v *VM) Explain(t *suite.T) {
 	ctx := t.Context()
 	for _, name := range []string{initContainer, serverContainer} {
 		status, err := v.status(ctx, name)

@@ -14,7 +14,7 @@ import (
 )
 
 // startsInOrder compares when the first processes of the containers began.
-func startsInOrder(t *suite.T, v *vmPod) {
+func startsInOrder(t *suite.T, v *VM) {
 	order := append(names(v.pod.Spec.InitContainers), names(v.pod.Spec.Containers)...)
 	if want := []string{"guest-console-log", initContainer, serverContainer, "compute"}; !slices.Equal(order, want) {
 		t.Fatalf("the containers are %q, want %q", order, want)
@@ -33,7 +33,7 @@ func startsInOrder(t *suite.T, v *vmPod) {
 }
 
 // hasNoPrivilege reads what the kernel lets the processes do (proc_pid_status(5)).
-func hasNoPrivilege(t *suite.T, v *vmPod) {
+func hasNoPrivilege(t *suite.T, v *VM) {
 	const none, netAdmin = "0000000000000000", "0000000000001000"
 	for _, want := range []struct{ container, uids, groups, capabilities string }{
 		{initContainer, "0 0 0 0", "0 107", netAdmin},
@@ -74,7 +74,7 @@ func rootOptions(pid int) ([]string, error) {
 	return nil, fmt.Errorf("process %d has no root folder", pid)
 }
 
-func isGuaranteed(t *suite.T, v *vmPod) {
+func isGuaranteed(t *suite.T, v *VM) {
 	if class := v.pod.Status.QOSClass; class != corev1.PodQOSGuaranteed {
 		t.Errorf("its QoS class is %s", class)
 	}

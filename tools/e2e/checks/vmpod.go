@@ -33,16 +33,20 @@ const (
 	computeImage = "localhost/pause:1"
 )
 
-// vmPod is a VM's pod that a kubelet runs.
-type vmPod struct {
+// VM is a VM's pod that a kubelet runs.
+type VM struct {
+	// Ask asks in the guest for a path such as /v1/token and returns the body of the answer, which is an error if
+	// it is not 200. nil: there is no guest yet.
+	Ask func(ctx context.Context, path string) ([]byte, error)
+
 	site    *site
 	pod     *corev1.Pod      // as it was when all of it ran for the first time
 	network *netns.Namespace // the pod's
-	guest   *guest.Guest     // nil before boot
+	guest   *guest.Guest     // the stand-in for a guest; nil: there is none yet, or a real one
 }
 
 // startVM does what KubeVirt does until virt-launcher runs: the VMI, and its pod.
-func (in *installation) startVM(ctx context.Context) (*vmPod, error) {
+func (in *installation) startVM(ctx context.Context) (*VM, error) {
 	if _, err := createUndo(ctx, in, accountsPath, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: vmAccount}}); err != nil {
 		return nil, err
 	}
@@ -63,7 +67,7 @@ func (in *installation) startVM(ctx context.Context) (*vmPod, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &vmPod{site: in.site, pod: created}
+	v := &VM{site: in.site, pod: created}
 	if v.pod, err = kube.Await(ctx, in.api, podsPath, created.Name, patience, runningLacks); err != nil {
 		return nil, err
 	}
@@ -89,7 +93,7 @@ func createUndo[T any, P interface {
 	}
 	name := P(created).GetName()
 	in.undo = append(in.undo, func(ctx context.Context) error {
-		if err := in.api.Delete(ctx, collection+"/"+name); err != nil {
+		if err := in.api.Delete(ctx, collection+"/"+name); err != nil && !kube.IsNotFound(err) {
 			return err
 		}
 		return kube.AwaitGone(ctx, in.api, collection, name, patience)
@@ -136,7 +140,7 @@ func runningLacks(pod *corev1.Pod) string {
 }
 
 // status is what the kubelet says of a container now.
-func (v *vmPod) status(ctx context.Context, name string) (corev1.ContainerStatus, error) {
+func (v *VM) status(ctx context.Context, name string) (corev1.ContainerStatus, error) {
 	pod, err := kube.Get[corev1.Pod](ctx, v.site.api, podsPath+"/"+v.pod.Name)
 	if err != nil {
 		return corev1.ContainerStatus{}, err
@@ -154,7 +158,7 @@ func statusOf(pod *corev1.Pod, name string) (corev1.ContainerStatus, error) {
 }
 
 // container finds a container of the pod, as it runs now, from outside.
-func (v *vmPod) container(ctx context.Context, name string) (*cluster.Container, error) {
+func (v *VM) container(ctx context.Context, name string) (*cluster.Container, error) {
 	status, err := v.status(ctx, name)
 	if err != nil {
 		return nil, err
@@ -163,7 +167,7 @@ func (v *vmPod) container(ctx context.Context, name string) (*cluster.Container,
 }
 
 // process is the first process of a container that runs now, as the machine numbers it.
-func (v *vmPod) process(ctx context.Context, name string) (int, error) {
+func (v *VM) process(ctx context.Context, name string) (int, error) {
 	c, err := v.container(ctx, name)
 	if err != nil {
 		return 0, err
@@ -172,13 +176,13 @@ func (v *vmPod) process(ctx context.Context, name string) (int, error) {
 }
 
 // log is what a container has written, each line after the time at which the node had it.
-func (v *vmPod) log(ctx context.Context, name string) (string, error) {
+func (v *VM) log(ctx context.Context, name string) (string, error) {
 	query := url.Values{"container": {name}, "timestamps": {"true"}}
 	return v.site.api.Text(ctx, podsPath+"/"+v.pod.Name+"/log", query)
 }
 
 // close stops the guest and lets go of the pod's network.
-func (v *vmPod) close() error {
+func (v *VM) close() error {
 	var err error
 	if v.guest != nil {
 		err = v.guest.Stop()

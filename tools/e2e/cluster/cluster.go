@@ -43,6 +43,7 @@ type Cluster struct {
 	sandbox  *sandbox.Sandbox
 	network  *netns.Namespace // the node's
 	client   *http.Client
+	api      *component // the API server
 	stopping atomic.Bool
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -25,6 +26,9 @@ type component struct {
 	log  string
 	// ended is cancelled when the program has ended, its cause says how.
 	ended context.Context
+	// kill ends the program. asked says that this was asked for.
+	kill  context.CancelFunc
+	asked atomic.Bool
 }
 
 // launch starts a program inside the sandbox, for as long as the sandbox lives. Its output goes to a log in
@@ -36,11 +40,14 @@ func (c *Cluster) launch(name string, args ...string) (*component, error) {
 		return nil, err
 	}
 	defer log.Close()
-	command := c.Command(context.Background(), c.programs.path(name), args...)
+	running, kill := context.WithCancel(context.Background())
+	p.kill = kill
+	command := c.Command(running, c.programs.path(name), args...)
 	command.Stdout, command.Stderr = log, log
 	// Out of the terminal's session: its Ctrl-C is not for the components.
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := command.Start(); err != nil {
+		kill()
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	ended, end := context.WithCancelCause(context.Background())
@@ -51,7 +58,7 @@ func (c *Cluster) launch(name string, args ...string) (*component, error) {
 		} else {
 			end(errors.New("ended by itself, without an error"))
 		}
-		if !c.stopping.Load() {
+		if !c.stopping.Load() && !p.asked.Load() {
 			c.progress.say("%s ended by itself; its log is %s", name, p.log)
 		}
 	}()

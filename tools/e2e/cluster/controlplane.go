@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 )
 
@@ -44,7 +45,19 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.api = p
 	return c.await(ctx, p, c.answersOK("https://"+apiServer+"/readyz"))
+}
+
+// WithoutAPIServer ends the API server as a crash does, does something, and returns when it has been started again.
+// All else runs on.
+func (c *Cluster) WithoutAPIServer(ctx context.Context, do func() error) error {
+	c.api.asked.Store(true)
+	c.api.kill()
+	<-c.api.ended.Done()
+	c.client.CloseIdleConnections()
+	err := do()
+	return errors.Join(err, c.startAPIServer(ctx))
 }
 
 // startControllerManager returns when the first ServiceAccount is there, without which there are no pods.
