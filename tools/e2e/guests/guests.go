@@ -16,6 +16,7 @@ import (
 
 	"github.com/example/kubevirt-imds/tools/e2e/guests/attacks"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/bindings"
+	"github.com/example/kubevirt-imds/tools/e2e/guests/kubelet"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/migration"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/node"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
@@ -32,6 +33,7 @@ var columns = []struct {
 	{"migration-bridge", migration.Bridge},
 	{"no-nf_tables", node.WithoutNFTables},
 	{"node-clock", node.ClockJumps},
+	{"kubelet", kubelet.Checks},
 }
 
 // Run runs the checks whose names, such as smoke/token, match the filter. out gets the lines of go test -v and the
