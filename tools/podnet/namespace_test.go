@@ -142,3 +142,33 @@ func namespaceID(t *testing.T, n *Namespace) string {
 	}
 	return id
 }
+
+func TestNamespaceOfAProcess(t *testing.T) {
+	Require(t)
+	n, err := NewNamespace("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	command := exec.Command("cat") // until its standard input ends
+	input, err := command.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(command); err != nil {
+		t.Fatal(err)
+	}
+	defer command.Wait()
+	defer input.Close()
+	same, err := NamespaceOf(command.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer same.Close()
+	if inode(t, same.Path()) != inode(t, n.Path()) {
+		t.Error("it is another one")
+	}
+	if _, err := same.Netlink().LinkByName("lo"); err != nil {
+		t.Error(err)
+	}
+}
