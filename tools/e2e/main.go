@@ -23,7 +23,7 @@ import (
 
 const usage = `usage: go run . build                             compile Kubernetes and containerd; once, some minutes
        go run . check [OPTION...]                 start a cluster, check the product in it, stop it
-       go run . guests [-run REGEXP]              check the product with guests in QEMU, without a cluster
+       go run . guests [-run REGEXP]              check the product with guests in QEMU
        go run . cluster -- COMMAND [ARGUMENT...]   start a cluster, run the command in it, stop it
        go run . smoke                             start a cluster, check that it is a real one, stop it
 
@@ -37,7 +37,8 @@ really runs. The lines are those of go test -v; a table at the end says what was
 
 guests checks what a VM's guest finds, and what nobody else does: Debian's kernel in QEMU, in pods whose network is
 wired as KubeVirt does it. It needs root, the programs qemu-system-x86_64, unshare and setpriv, and, the first time,
-a mirror of Debian. -run is as for check, with names such as smoke/token.
+a mirror of Debian; for the checks kubelet/..., what starts a cluster. -run is as for check, with names such as
+smoke/token.
 
 The command of cluster runs on the cluster's node, in its namespaces: kubectl and ctr are in its PATH, KUBECONFIG
 is set, services have their addresses. "cluster -- bash" is a shell to look around.

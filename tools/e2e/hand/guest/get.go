@@ -27,26 +27,16 @@ const largestBody = 1 << 20
 
 // get makes one request by a connection of its own.
 func get(ctx context.Context, g hand.Get) (hand.Got, error) {
-	limit := g.Limit
-	if limit == 0 {
-		limit = getLimit
-	}
-	request, err := http.NewRequest(g.Method, g.URL, strings.NewReader(g.Body))
+	request, err := newRequest(g)
 	if err != nil {
 		return hand.Got{}, err
-	}
-	for name, value := range g.Header {
-		request.Header.Set(name, value)
-	}
-	if host := g.Header["Host"]; host != "" {
-		request.Host = host
 	}
 	dial, err := newDialer(g)
 	if err != nil {
 		return hand.Got{}, err
 	}
 
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, limitOf(g))
 	defer cancel()
 	var got hand.Got
 	begin := time.Now()
@@ -73,6 +63,28 @@ func get(ctx context.Context, g hand.Get) (hand.Got, error) {
 		got.Failure, got.Detail = classify(err), err.Error()
 	}
 	return got, nil
+}
+
+// limitOf is how long a request may take.
+func limitOf(g hand.Get) time.Duration {
+	if g.Limit == 0 {
+		return getLimit
+	}
+	return g.Limit
+}
+
+func newRequest(g hand.Get) (*http.Request, error) {
+	request, err := http.NewRequest(g.Method, g.URL, strings.NewReader(g.Body))
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range g.Header {
+		request.Header.Set(name, value)
+	}
+	if host := g.Header["Host"]; host != "" {
+		request.Host = host
+	}
+	return request, nil
 }
 
 // dialer makes connections.

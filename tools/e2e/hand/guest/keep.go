@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/hand"
@@ -20,23 +19,16 @@ type kept struct {
 
 // get makes one request.
 func (k *kept) get(g hand.Get) (hand.Got, error) {
-	limit := g.Limit
-	if limit == 0 {
-		limit = getLimit
-	}
-	request, err := http.NewRequest(g.Method, g.URL, strings.NewReader(g.Body))
+	request, err := newRequest(g)
 	if err != nil {
 		return hand.Got{}, err
-	}
-	for name, value := range g.Header {
-		request.Header.Set(name, value)
 	}
 	dial, err := newDialer(g)
 	if err != nil {
 		return hand.Got{}, err
 	}
 	begin := time.Now()
-	got, err := k.exchange(request, dial, begin.Add(limit))
+	got, err := k.exchange(request, dial, begin.Add(limitOf(g)))
 	got.Took = time.Since(begin)
 	if err != nil {
 		k.close()
