@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +48,7 @@ type Suite struct {
 	mu      sync.Mutex // guards what follows
 	out     io.Writer
 	results []result
+	order   []string // of the subjects that were announced
 }
 
 // result is what became of a check, and what of the layouts want to know of it.
@@ -60,6 +62,14 @@ type result struct {
 // sum has the layout.
 func New(out io.Writer, filter *regexp.Regexp, layout Layout) *Suite {
 	return &Suite{out: out, filter: filter, layout: layout, begin: time.Now()}
+}
+
+// Announce fixes the order in which the sum has these subjects, whichever of them is done first. Those that nobody
+// announces come before.
+func (s *Suite) Announce(subjects ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.order = append(s.order, subjects...)
 }
 
 // Selects says whether any of the checks is to be run on this subject, so that what they need has to be made.
@@ -123,6 +133,9 @@ func (s *Suite) Finish() error {
 	if len(s.results) == 0 {
 		return fmt.Errorf("no check matches -run %q", s.filter)
 	}
+	slices.SortStableFunc(s.results, func(a, b result) int {
+		return slices.Index(s.order, a.subject) - slices.Index(s.order, b.subject)
+	})
 	fmt.Fprintln(s.out)
 	s.layout(s.out, s.results)
 	fmt.Fprintf(s.out, "\n%d passed, %d failed, %d skipped in %.0f s\n",

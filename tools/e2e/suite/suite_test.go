@@ -76,6 +76,19 @@ func TestWhatWasNotRunIsADash(t *testing.T) {
 	}
 }
 
+func TestAnnouncedSubjectsAreInTheirOrder(t *testing.T) {
+	var out strings.Builder
+	s := New(&out, regexp.MustCompile("fast"), BySubject)
+	s.Announce("bridge", "masquerade")
+	for _, subject := range []string{"masquerade", "smoke", "bridge"} {
+		s.Run(t.Context(), subject, checks)
+	}
+	s.Finish()
+	if want := "smoke       12 ms\nbridge      12 ms\nmasquerade  12 ms\n"; !strings.Contains(out.String(), want) {
+		t.Errorf("got\n%swant\n%s", out.String(), want)
+	}
+}
+
 func TestNoCheckIsAnError(t *testing.T) {
 	if _, err := run(t, ByProof, "nothing", "bridge"); err == nil {
 		t.Error("an expression that matches nothing is no error")
