@@ -6,6 +6,8 @@
 // [suite.Check]: its Name is the column, and how -run finds it; its Run makes the VM that it is about by package
 // stage, whose documentation shows the steps; what it measures it tells by T.Figure. A check ends with everything
 // gone, so that their order does not matter; what it waits for is an event, or a condition asked for in the guest.
+//
+// The bindings are different: package bindings has many rows, each with one VM for all of its columns.
 package guests
 
 import (

@@ -22,6 +22,9 @@ func Run(ctx context.Context, s *stage.Stage, results *suite.Suite) {
 	var playing errgroup.Group
 	playing.SetLimit(guestsAtOnce)
 	for _, r := range rows {
+		results.Announce(r.subject)
+	}
+	for _, r := range rows {
 		playing.Go(func() error {
 			r.play(ctx, s, results)
 			return nil

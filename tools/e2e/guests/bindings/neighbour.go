@@ -81,14 +81,19 @@ func (sc *scene) ways(t *suite.T, vm *stage.VM) map[string]net.HardwareAddr {
 	return ways
 }
 
-// routeBack gives the pod a route to the neighbour where it has none, as an operator's mistake could: an answer must
-// not fail for lack of a way. It returns what takes the route away.
+// routeBack gives the pod a route to the neighbour by the guest's bridge where that leads to the neighbour, as an
+// operator's mistake could: an answer must not fail for lack of a way. It returns what takes the route away.
 func (sc *scene) routeBack(t *suite.T, vm *stage.VM) (remove func()) {
-	pod := vm.Net.Pod.Netlink()
-	if routes, err := pod.RouteGet(sc.neighbour.AsSlice()); err == nil && len(routes) > 0 {
-		return func() {}
+	name := sc.bridgeName
+	switch {
+	case name != "":
+	case sc.passt || sc.network.Binding == podnet.Masquerade:
+		return func() {} // the pod has its own way
+	default:
+		name = vm.Net.Bridge()
 	}
-	bridge, err := pod.LinkByName(vm.Net.Bridge())
+	pod := vm.Net.Pod.Netlink()
+	bridge, err := pod.LinkByName(name)
 	t.Check(err)
 	route := &netlink.Route{
 		LinkIndex: bridge.Attrs().Index,
