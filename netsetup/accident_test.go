@@ -14,65 +14,67 @@ import (
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
+// accidents happen to the wiring of a pod whose guest is served.
+var accidents = []struct {
+	name   string
+	happen func(t *testing.T, pod *podnet.Pod)
+	says   string                      // what imds-init logs once it has healed, or has seen that nothing can be
+	mend   func(pod *podnet.Pod) error // what it cannot do by itself
+}{
+	{"somebody deletes veth-imds", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Device) }, "msg=repaired", nil},
+	{"somebody deletes veth-imds-br", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Port) }, "msg=repaired", nil},
+	{"somebody puts a link of another kind in its place", func(t *testing.T, pod *podnet.Pod) {
+		deleteLink(t, pod, wiring.Device)
+		// imds-init may be faster; then there is nothing to replace.
+		pod.Pod.Netlink().LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: wiring.Device}})
+	}, "msg=repaired", nil},
+	{"somebody deletes the address", func(t *testing.T, pod *podnet.Pod) {
+		deleteAddress(t, pod, netlink.FAMILY_V4)
+	}, "msg=repaired", nil},
+	{"somebody deletes the IPv6 address", func(t *testing.T, pod *podnet.Pod) {
+		deleteAddress(t, pod, netlink.FAMILY_V6)
+	}, "msg=repaired", nil},
+	{"somebody deletes the route of the IPv6 address", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.Pod.Netlink().RouteDel(&netlink.Route{
+			LinkIndex: link(t, pod, wiring.Device).Attrs().Index,
+			Dst:       &net.IPNet{IP: net.ParseIP("fe80::"), Mask: net.CIDRMask(64, 128)},
+		}))
+	}, "msg=repaired", nil},
+	{"somebody sets veth-imds down", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.Pod.Netlink().LinkSetDown(link(t, pod, wiring.Device)))
+	}, "msg=repaired", nil},
+	{"somebody sets veth-imds-br down", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.Pod.Netlink().LinkSetDown(link(t, pod, wiring.Port)))
+	}, "msg=repaired", nil},
+	{"somebody takes veth-imds-br off the bridge", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.Pod.Netlink().LinkSetNoMaster(link(t, pod, wiring.Port)))
+	}, "msg=repaired", nil},
+	{"somebody ends the isolation of veth-imds-br", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.Pod.Netlink().LinkSetIsolated(link(t, pod, wiring.Port), false))
+	}, "msg=repaired", nil},
+	{"somebody deletes the rules of the bridge family", func(t *testing.T, pod *podnet.Pod) {
+		deleteTable(t, pod, nftables.TableFamilyBridge)
+	}, "msg=repaired", nil},
+	{"somebody deletes the rules of the ip family", func(t *testing.T, pod *podnet.Pod) {
+		deleteTable(t, pod, nftables.TableFamilyIPv4)
+	}, "msg=repaired", nil},
+	{"somebody deletes the rules of the ip6 family", func(t *testing.T, pod *podnet.Pod) {
+		deleteTable(t, pod, nftables.TableFamilyIPv6)
+	}, "msg=repaired", nil},
+	{"tap unplugged and plugged again", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.UnplugTap())
+	}, "nobody to serve yet", (*podnet.Pod).PlugTap},
+	{"bridge deleted and made anew", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.RemoveBridge())
+	}, "nobody to serve yet", (*podnet.Pod).RestoreBridge},
+	{"guest restarted", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.StopGuest())
+		must(t, pod.StartGuest())
+	}, "", nil},
+}
+
 // Whatever happens to the wiring, the event alone brings it back.
 func TestWiringHeals(t *testing.T) {
-	accidents := []struct {
-		name   string
-		happen func(t *testing.T, pod *podnet.Pod)
-		says   string                      // what imds-init logs once it has healed, or has seen that nothing can be
-		mend   func(pod *podnet.Pod) error // what it cannot do by itself
-	}{
-		{"somebody deletes veth-imds", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Device) }, "msg=repaired", nil},
-		{"somebody deletes veth-imds-br", func(t *testing.T, pod *podnet.Pod) { deleteLink(t, pod, wiring.Port) }, "msg=repaired", nil},
-		{"somebody puts a link of another kind in its place", func(t *testing.T, pod *podnet.Pod) {
-			deleteLink(t, pod, wiring.Device)
-			// imds-init may be faster; then there is nothing to replace.
-			pod.Pod.Netlink().LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: wiring.Device}})
-		}, "msg=repaired", nil},
-		{"somebody deletes the address", func(t *testing.T, pod *podnet.Pod) {
-			deleteAddress(t, pod, netlink.FAMILY_V4)
-		}, "msg=repaired", nil},
-		{"somebody deletes the IPv6 address", func(t *testing.T, pod *podnet.Pod) {
-			deleteAddress(t, pod, netlink.FAMILY_V6)
-		}, "msg=repaired", nil},
-		{"somebody deletes the route of the IPv6 address", func(t *testing.T, pod *podnet.Pod) {
-			must(t, pod.Pod.Netlink().RouteDel(&netlink.Route{
-				LinkIndex: link(t, pod, wiring.Device).Attrs().Index,
-				Dst:       &net.IPNet{IP: net.ParseIP("fe80::"), Mask: net.CIDRMask(64, 128)},
-			}))
-		}, "msg=repaired", nil},
-		{"somebody sets veth-imds down", func(t *testing.T, pod *podnet.Pod) {
-			must(t, pod.Pod.Netlink().LinkSetDown(link(t, pod, wiring.Device)))
-		}, "msg=repaired", nil},
-		{"somebody sets veth-imds-br down", func(t *testing.T, pod *podnet.Pod) {
-			must(t, pod.Pod.Netlink().LinkSetDown(link(t, pod, wiring.Port)))
-		}, "msg=repaired", nil},
-		{"somebody takes veth-imds-br off the bridge", func(t *testing.T, pod *podnet.Pod) {
-			must(t, pod.Pod.Netlink().LinkSetNoMaster(link(t, pod, wiring.Port)))
-		}, "msg=repaired", nil},
-		{"somebody ends the isolation of veth-imds-br", func(t *testing.T, pod *podnet.Pod) {
-			must(t, pod.Pod.Netlink().LinkSetIsolated(link(t, pod, wiring.Port), false))
-		}, "msg=repaired", nil},
-		{"somebody deletes the rules of the bridge family", func(t *testing.T, pod *podnet.Pod) {
-			deleteTable(t, pod, nftables.TableFamilyBridge)
-		}, "msg=repaired", nil},
-		{"somebody deletes the rules of the ip family", func(t *testing.T, pod *podnet.Pod) {
-			deleteTable(t, pod, nftables.TableFamilyIPv4)
-		}, "msg=repaired", nil},
-		{"somebody deletes the rules of the ip6 family", func(t *testing.T, pod *podnet.Pod) {
-			deleteTable(t, pod, nftables.TableFamilyIPv6)
-		}, "msg=repaired", nil},
-		{"tap unplugged and plugged again", func(t *testing.T, pod *podnet.Pod) {
-			must(t, pod.UnplugTap())
-		}, "nobody to serve yet", (*podnet.Pod).PlugTap},
-		{"bridge deleted and made anew", func(t *testing.T, pod *podnet.Pod) {
-			must(t, pod.RemoveBridge())
-		}, "nobody to serve yet", (*podnet.Pod).RestoreBridge},
-		{"guest restarted", func(t *testing.T, pod *podnet.Pod) {
-			must(t, pod.StopGuest())
-			must(t, pod.StartGuest())
-		}, "", nil},
-	}
 	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
 		for _, accident := range accidents {
 			t.Run(fmt.Sprintf("%s/%s", binding, accident.name), func(t *testing.T) {

@@ -40,6 +40,7 @@ func TestMain(m *testing.M) {
 	case "":
 		podnet.Main(m)
 	case alreadyRestricted:
+		tellHoldings()
 		main()
 	default:
 		fmt.Fprintln(os.Stderr, restrictAndExec(kernel))

@@ -27,6 +27,7 @@ const beMain = "IMDS_TEST_BE_MAIN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(beMain) != "" {
+		tellHoldings()
 		main()
 	}
 	os.Exit(m.Run())
