@@ -97,7 +97,7 @@ const (
 	BadStatus   Failure = "bad status"  // an answer, but not 200; of Ask alone
 )
 
-// Ask is the same request many times a second, each in its turn whether or not the one before was answered, until
+// Ask is the same request many times a second, each at its time whether or not the one before was answered, until
 // it is stopped.
 type Ask struct {
 	Get
@@ -105,6 +105,8 @@ type Ask struct {
 	// Keep has all of them go over one connection for as long as that lasts, each after the answer to the one
 	// before. After a failure the next one opens another.
 	Keep bool `json:"keep,omitempty"`
+	// InTurn has each begin when the one before has ended at the earliest: their answers have an order.
+	InTurn bool `json:"inTurn,omitempty"`
 }
 
 // Asked is what came of it.
@@ -115,10 +117,13 @@ type Asked struct {
 	// Lost are the first thousand failures in the order of their ends.
 	Lost []Loss `json:"lost"`
 	// Gap is the longest time between the ends of two answers that follow each other, between the begin and the
-	// first, and between the last and the end.
+	// first, and between the last and the time when it was told to stop.
 	Gap time.Duration `json:"gap"`
 	// GapBegin is when it began, since the begin of the asking.
 	GapBegin time.Duration `json:"gapBegin"`
+	// Late is how much later than at its time a request began at most: so long the guest itself was held up, and
+	// could not have taken an answer.
+	Late time.Duration `json:"late"`
 	// Bodies are the answers' different bodies in the order in which each began to come. One that comes back
 	// after another is there again.
 	Bodies []Body        `json:"bodies"`

@@ -36,7 +36,11 @@ func ask(ctx context.Context, a hand.Ask, begun func()) (hand.Asked, error) {
 	if a.Keep {
 		connection := new(kept)
 		defer connection.close()
-		request, start = func() (hand.Got, error) { return connection.get(a.Get) }, func(f func()) { f() }
+		request = func() (hand.Got, error) { return connection.get(a.Get) }
+		a.InTurn = true
+	}
+	if a.InTurn {
+		start = func(try func()) { try() }
 	}
 	begin := time.Now()
 	begun()
@@ -60,12 +64,16 @@ func ask(ctx context.Context, a hand.Ask, begun func()) (hand.Asked, error) {
 		case <-ctx.Done():
 		}
 	}
+	stopped := time.Since(begin)
 	underway.Wait()
-	return report(attempts, time.Since(begin)), nil
+	asked := report(attempts, stopped, time.Since(begin))
+	asked.Late = late(attempts, a)
+	return asked, nil
 }
 
-// report sums up attempts in the order of their ends, and took is how long the whole asking took.
-func report(attempts []attempt, took time.Duration) hand.Asked {
+// report sums up attempts in the order of their ends. The asking was stopped at a time, and took until the last of
+// them had ended.
+func report(attempts []attempt, stopped, took time.Duration) hand.Asked {
 	asked := hand.Asked{Sent: len(attempts), Failures: map[hand.Failure]int{}, Took: took}
 	var last time.Duration // good answer
 	gap := func(until time.Duration) {
@@ -81,7 +89,7 @@ func report(attempts []attempt, took time.Duration) hand.Asked {
 		}
 		if failure == "" {
 			asked.Answered++
-			gap(t.end)
+			gap(min(t.end, stopped))
 			continue
 		}
 		asked.Failures[failure]++
@@ -89,16 +97,15 @@ func report(attempts []attempt, took time.Duration) hand.Asked {
 			asked.Lost = append(asked.Lost, hand.Loss{Begin: t.begin, End: t.end, Failure: failure, Detail: detail})
 		}
 	}
-	gap(took)
+	gap(stopped)
 	asked.Bodies = bodies(attempts)
 	return asked
 }
 
 // bodies puts answers that follow each other, by their requests' begins, and are the same, together.
 func bodies(attempts []attempt) []hand.Body {
-	begun := slices.SortedStableFunc(slices.Values(attempts), func(a, b attempt) int { return cmp.Compare(a.begin, b.begin) })
 	var runs []hand.Body
-	for _, t := range begun {
+	for _, t := range inOrder(attempts) {
 		if t.got.Failure != "" || t.got.Status != http.StatusOK {
 			continue
 		}
@@ -110,4 +117,22 @@ func bodies(attempts []attempt) []hand.Body {
 		run.Last = max(run.Last, t.end)
 	}
 	return runs
+}
+
+// late is how much later than at its time an attempt began at most.
+func late(attempts []attempt, a hand.Ask) (most time.Duration) {
+	begun := inOrder(attempts)
+	for i := 1; i < len(begun); i++ {
+		due := begun[i-1].begin + time.Second/time.Duration(a.Rate)
+		if a.InTurn {
+			due = max(due, begun[i-1].end)
+		}
+		most = max(most, begun[i].begin-due)
+	}
+	return most
+}
+
+// inOrder sorts attempts by their begins.
+func inOrder(attempts []attempt) []attempt {
+	return slices.SortedStableFunc(slices.Values(attempts), func(a, b attempt) int { return cmp.Compare(a.begin, b.begin) })
 }

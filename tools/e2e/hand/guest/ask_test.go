@@ -26,7 +26,7 @@ func TestReportOfAnAsking(t *testing.T) {
 		good(410*ms, 415*ms, "b"),
 		good(400*ms, 450*ms, "a"),
 		good(500*ms, 505*ms, "a"),
-	}, 600*ms)
+	}, 600*ms, 600*ms)
 	want := hand.Asked{
 		Sent:     7,
 		Answered: 5,
@@ -58,12 +58,37 @@ func TestGapCountsTheBeginAndTheEnd(t *testing.T) {
 		{"no answer at all", nil, 900 * ms, 0},
 		{"a late first answer", []attempt{good(490*ms, 500*ms, ""), good(600*ms, 610*ms, "")}, 500 * ms, 0},
 		{"an early last answer", []attempt{good(0, 10*ms, "")}, 890 * ms, 10 * ms},
+		{"an answer after the asking was stopped", []attempt{good(0, 500*ms, ""), good(800*ms, 2500*ms, "")}, 500 * ms, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			asked := report(test.attempts, 900*ms)
+			asked := report(test.attempts, 900*ms, 10*time.Second)
 			if asked.Gap != test.gap || asked.GapBegin != test.begin {
 				t.Errorf("gap of %v from %v on, want %v from %v on", asked.Gap, asked.GapBegin, test.gap, test.begin)
 			}
 		})
+	}
+}
+
+func TestHowLateTheGuestAsked(t *testing.T) {
+	attempts := []attempt{
+		good(0, 5*ms, ""),
+		good(100*ms, 350*ms, ""),
+		good(380*ms, 385*ms, ""),
+		good(470*ms, 475*ms, ""),
+	}
+	for _, c := range []struct {
+		name string
+		ask  hand.Ask
+		want time.Duration
+	}{
+		{"each at its time", hand.Ask{Rate: 10}, 180 * ms},
+		{"in turn", hand.Ask{Rate: 10, InTurn: true}, 30 * ms},
+	} {
+		if got := late(attempts, c.ask); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+	if got := late(nil, hand.Ask{Rate: 10}); got != 0 {
+		t.Errorf("nobody asked: %s", got)
 	}
 }

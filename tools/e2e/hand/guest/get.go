@@ -143,6 +143,8 @@ func classify(err error) hand.Failure {
 		return hand.Reset
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.ENETDOWN):
 		return hand.Unreachable
+	case strings.Contains(err.Error(), "server closed idle connection"): // before the request was sent: net/http
+		return hand.Reset
 	}
 	return hand.Unknown
 }
