@@ -128,7 +128,11 @@ func (r *Recording) receive(fd int) bool {
 			return true
 		}
 		link, ok := from.(*unix.SockaddrLinklayer)
-		frame := Frame{Outgoing: ok && link.Pkttype == unix.PACKET_OUTGOING, Data: withTag(r.buffer[:n], control[:controlled])}
+		frame := Frame{
+			Outgoing: ok && link.Pkttype == unix.PACKET_OUTGOING,
+			Data:     withTag(r.buffer[:n], control[:controlled]),
+			At:       time.Now(),
+		}
 		r.mu.Lock()
 		r.frames = append(r.frames, frame)
 		close(r.arrived)

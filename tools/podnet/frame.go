@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +24,8 @@ type Frame struct {
 	Outgoing bool
 	// Data begins with the destination MAC and has no checksum at its end.
 	Data []byte
+	// At is when it was read, shortly after it had passed.
+	At time.Time
 }
 
 // ConcernsMetadata says whether the frame is about the metadata service:
