@@ -21,6 +21,11 @@ func (v *VM) UnplugPrimary() {
 // PlugPrimary is the second half: a new tap becomes a port of the bridge, and the guest has a NIC again.
 func (v *VM) PlugPrimary() {
 	v.t.Check(v.Net.PlugTap())
+	v.PlugNIC()
+}
+
+// PlugNIC is the second half of PlugPrimary: the tap is there, and the guest gets its NIC.
+func (v *VM) PlugNIC() {
 	var err error
 	v.primary, err = v.Guest.Plug(v.t.Context(), v.nics[0])
 	v.t.Check(err)

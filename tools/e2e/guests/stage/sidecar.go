@@ -66,6 +66,9 @@ func (c *Sidecar) Start() error {
 // Kill ends it by SIGKILL, and returns when it has ended.
 func (c *Sidecar) Kill() { c.end(syscall.SIGKILL) }
 
+// Quit ends it by SIGQUIT, at which Go writes to its log what each goroutine is at, and returns when it has ended.
+func (c *Sidecar) Quit() { c.end(syscall.SIGQUIT) }
+
 // Stop ends it as the kubelet does when the pod is deleted.
 func (c *Sidecar) Stop() error {
 	if c.running == nil {

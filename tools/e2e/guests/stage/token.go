@@ -89,8 +89,8 @@ func (v *tokenVolume) issue(audience string) string {
 	return unsigned(claims)
 }
 
-// Token makes a JWT with an ID, issued at a time and for a while. Its signature is none: the server has no key to
-// check it with.
+// Token makes a JWT with an ID, issued at a time and for a while. Its signature is none, since the server has no key
+// to check it with, but is another each time and as long as that of ES256: a mixture of two tokens is neither.
 func Token(id, audience string, issued time.Time, lifetime time.Duration) string {
 	return unsigned(claims(id, audience, issued, lifetime))
 }
@@ -110,7 +110,9 @@ func unsigned(claims map[string]any) string {
 		text, _ := json.Marshal(part) // strings, numbers, bytes
 		return base64.RawURLEncoding.EncodeToString(text)
 	}
-	return encode(map[string]any{"alg": "ES256", "typ": "JWT"}) + "." + encode(claims) + "." + encode("no signature")
+	signature := make([]byte, 64)
+	rand.Read(signature)
+	return encode(map[string]any{"alg": "ES256", "typ": "JWT"}) + "." + encode(claims) + "." + base64.RawURLEncoding.EncodeToString(signature)
 }
 
 // TokenID is the claim jti of the token in an answer of /v1/token: the name of its pod, and which of the pod's tokens

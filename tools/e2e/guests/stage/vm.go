@@ -68,8 +68,10 @@ type VM struct {
 	options Options
 	nics    []qemu.NIC
 	primary string // the name by which QEMU knows the pod network's NIC
-	tokens  *tokenVolume
-	undo    *[]func() // what takes away what there is, the last first
+	// primaryDHCP starts the DHCP server of the pod network; nil: it has none.
+	primaryDHCP func()
+	tokens      *tokenVolume
+	undo        *[]func() // what takes away what there is, the last first
 }
 
 // In is the VM as a check within the one that it was made for sees it: what fails then, fails that check.
@@ -231,7 +233,8 @@ func (v *VM) Wire() {
 	v.t.Check(v.Net.Wire())
 	v.nics = append(v.nics, nic)
 	if lease != nil {
-		v.serveDHCP(v.Net.Bridge(), *lease)
+		v.primaryDHCP = func() { v.serveDHCP(v.Net.Bridge(), *lease) }
+		v.primaryDHCP()
 	}
 }
 
