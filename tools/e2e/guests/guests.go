@@ -15,7 +15,9 @@ import (
 	"errors"
 	"io"
 	"regexp"
+	"sync"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guests/accidents"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/attacks"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/bindings"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/kubelet"
@@ -47,6 +49,9 @@ func Run(ctx context.Context, filter *regexp.Regexp, out, progress io.Writer) (e
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 	results := suite.New(out, filter, suite.BySubject)
+	var beside sync.WaitGroup
+	beside.Go(func() { accidents.RunLong(ctx, s, results) })
+	defer beside.Wait()
 	for _, column := range columns {
 		for _, check := range column.checks(s) {
 			if ctx.Err() != nil {
@@ -57,5 +62,7 @@ func Run(ctx context.Context, filter *regexp.Regexp, out, progress io.Writer) (e
 	}
 	bindings.Run(ctx, s, results)
 	attacks.Run(ctx, s, results)
+	accidents.Run(ctx, s, results)
+	beside.Wait()
 	return results.Finish()
 }
