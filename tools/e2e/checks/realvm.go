@@ -63,11 +63,15 @@ func (v *VM) Delete(ctx context.Context) ([]time.Time, error) {
 	return awaitEnds(processes)
 }
 
+// endTime is how long that may take: the kubelet, whose watch of its pods has failed while the API server was away,
+// rests for up to a minute before it tries again.
+const endTime = 3 * time.Minute
+
 // awaitEnds returns when each process had ended, by its file descriptor.
 func awaitEnds(processes []unix.PollFd) ([]time.Time, error) {
 	ends := make([]time.Time, len(processes))
 	for left := len(processes); left > 0; {
-		n, err := unix.Poll(processes, int(patience.Milliseconds()))
+		n, err := unix.Poll(processes, int(endTime.Milliseconds()))
 		if err == unix.EINTR {
 			continue
 		}
@@ -75,7 +79,7 @@ func awaitEnds(processes []unix.PollFd) ([]time.Time, error) {
 			return nil, err
 		}
 		if n == 0 {
-			return nil, fmt.Errorf("%d containers have not ended within %s", left, patience)
+			return nil, fmt.Errorf("%d containers have not ended within %s", left, endTime)
 		}
 		for i := range processes {
 			if processes[i].Fd >= 0 && processes[i].Revents != 0 {
