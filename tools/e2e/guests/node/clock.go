@@ -44,8 +44,7 @@ type jumps struct {
 
 // ClockJumps returns the checks of a node whose clock jumps.
 func ClockJumps(s *stage.Stage) []suite.Check {
-	m := &maker{stage: s}
-	seen := stage.Once(func(t *suite.T) *jumps { return m.jump(t) })
+	seen := stage.Once(func(t *suite.T) *jumps { return jump(t, s) })
 	check := func(name, proves string, judge func(*suite.T, *jumps)) suite.Check {
 		return suite.Check{Name: name, Proves: proves, Run: func(t *suite.T) { judge(t, seen(t)) }}
 	}
@@ -60,8 +59,8 @@ func ClockJumps(s *stage.Stage) []suite.Check {
 	}
 }
 
-func (m *maker) jump(t *suite.T) *jumps {
-	n := m.start(t, network, nfnetlink, nfTables, expressions)
+func jump(t *suite.T, s *stage.Stage) *jumps {
+	n := start(t, s, network, nfnetlink, nfTables, expressions)
 	n.rotate("first", lifetime)
 	n.startSidecars()
 	n.await("grep -q msg=wired /tmp/imds-init.log && grep -q msg=listening /tmp/imds-server.log")

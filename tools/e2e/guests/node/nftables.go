@@ -44,8 +44,7 @@ var pieces = []string{nfnetlink, nfTables, expressions}
 
 // WithoutNFTables returns the checks of a kernel that lacks what imds-init needs.
 func WithoutNFTables(s *stage.Stage) []suite.Check {
-	m := &maker{stage: s}
-	seen := stage.Once(func(t *suite.T) *lacking { return m.loadPieces(t) })
+	seen := stage.Once(func(t *suite.T) *lacking { return loadPieces(t, s) })
 	check := func(name, proves string, judge func(*suite.T, *lacking)) suite.Check {
 		return suite.Check{Name: name, Proves: proves, Run: func(t *suite.T) { judge(t, seen(t)) }}
 	}
@@ -58,8 +57,8 @@ func WithoutNFTables(s *stage.Stage) []suite.Check {
 	}
 }
 
-func (m *maker) loadPieces(t *suite.T) *lacking {
-	n := m.start(t, network)
+func loadPieces(t *suite.T, s *stage.Stage) *lacking {
+	n := start(t, s, network)
 	n.rotate("node-1", time.Hour)
 	seen := new(lacking)
 	own := n.ask("guest", "http://"+podnet.NeighbourAddr.String()+"/", false)

@@ -5,10 +5,10 @@ package node
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
@@ -40,35 +40,24 @@ var moduleLists = []guestimage.ModuleList{
 	{Name: expressions, Modules: []string{"nft_ct", "nft_meta_bridge"}},
 }
 
-// maker makes nodes of one image, which it makes for the first.
-type maker struct {
-	stage *stage.Stage
-	mu    sync.Mutex
-	image *guestimage.Image
-}
-
-func (m *maker) makeImage(ctx context.Context) (guestimage.Image, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.image != nil {
-		return *m.image, nil
+// makeImage makes what a node boots.
+func makeImage(ctx context.Context, s *stage.Stage) (guestimage.Image, error) {
+	folder, err := os.MkdirTemp(s.Folder(), "node-")
+	if err != nil {
+		return guestimage.Image{}, err
 	}
-	program := filepath.Join(m.stage.Folder(), "node-pod")
+	program := filepath.Join(folder, "node-pod")
 	if err := cluster.Compile(ctx, podProgram, program); err != nil {
 		return guestimage.Image{}, err
 	}
-	image, err := m.stage.Image().Extend(filepath.Join(m.stage.Folder(), "initramfs-node"), guestimage.Extras{
+	return s.Image().Extend(filepath.Join(folder, "initramfs"), guestimage.Extras{
 		Programs: map[string]string{
 			"node-pod":    program,
-			"imds-init":   m.stage.Program("imds-init"),
-			"imds-server": m.stage.Program("imds-server"),
+			"imds-init":   s.Program("imds-init"),
+			"imds-server": s.Program("imds-server"),
 		},
 		Modules: moduleLists,
 	})
-	if err == nil {
-		m.image = &image
-	}
-	return image, err
 }
 
 // node is a guest that plays a node, and the network namespaces on it are those of podnet: pod, guest, neighbour.
@@ -78,8 +67,8 @@ type node struct {
 }
 
 // start boots a node with lists of modules, and makes the pod on it, in bridge binding. No sidecar runs yet.
-func (m *maker) start(t *suite.T, lists ...string) *node {
-	image, err := m.makeImage(t.Context())
+func start(t *suite.T, s *stage.Stage, lists ...string) *node {
+	image, err := makeImage(t.Context(), s)
 	t.Check(err)
 	outside, err := podnet.NewNamespace("node")
 	t.Check(err)
