@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/suite"
 	"github.com/example/kubevirt-imds/tools/podnet"
@@ -75,20 +77,30 @@ var attacks = []attack{
 // limited is a VM whose sidecars have no more CPU and memory than the declared patch gives them.
 var limited = stage.Options{Limited: true}
 
-// Run does the attacks of which a column is selected.
+// Run does the attacks of which a column is selected: two at a time, and each that floods by itself, since it is
+// about time.
 func Run(ctx context.Context, s *stage.Stage, results *suite.Suite) {
-	for _, a := range attacks {
-		for _, network := range a.networks {
-			if ctx.Err() != nil {
-				return
-			}
-			subject := fmt.Sprintf("%s (%s)", a.name, network.Binding)
-			served, others := a.columns(s, network)
-			if results.Selects(subject, append(others, served)) {
-				results.Must(ctx, subject, served)
-				results.Run(ctx, subject, others)
+	for _, flood := range []bool{false, true} {
+		var rows errgroup.Group
+		rows.SetLimit(map[bool]int{false: 2, true: 1}[flood])
+		for _, a := range attacks {
+			for _, network := range a.networks {
+				if a.flood == flood {
+					rows.Go(func() error { a.run(ctx, s, results, network); return nil })
+				}
 			}
 		}
+		rows.Wait() // always nil
+	}
+}
+
+// run does the attack in one network.
+func (a attack) run(ctx context.Context, s *stage.Stage, results *suite.Suite, network podnet.Options) {
+	subject := fmt.Sprintf("%s (%s)", a.name, network.Binding)
+	served, others := a.columns(s, network)
+	if ctx.Err() == nil && results.Selects(subject, append(others, served)) {
+		results.Must(ctx, subject, served)
+		results.Run(ctx, subject, others)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 // evidence is what was seen during an attack.
 type evidence struct {
 	answers       int
+	resets        int           // of them: those that came at the second attempt
 	slowestAnswer time.Duration // by the guest's clock
 
 	probes       int
@@ -43,13 +44,6 @@ func (e *evidence) frames(place string) string {
 
 // judge ends the recordings and looks for what should not be in them.
 func (s *scene) judge() {
-	rules := map[string]func(podnet.Frame){
-		uplink:         s.judgeUplink,
-		endpointDevice: s.judgeEndpoint,
-		guestTap:       s.judgeGuest,
-		bridgeDevice:   s.judgePod,
-		loopback:       s.judgePod,
-	}
 	for place, recording := range s.recordings {
 		frames, err := recording.Stop()
 		if err != nil {
@@ -60,8 +54,22 @@ func (s *scene) judge() {
 		}
 		s.seen.recorded[place] = len(frames)
 		for _, f := range frames {
-			rules[place](f)
+			s.rule(place)(f)
 		}
+	}
+}
+
+// rule is what a frame is judged by at a place.
+func (s *scene) rule(place string) func(podnet.Frame) {
+	switch place {
+	case uplink:
+		return s.judgeUplink
+	case endpointDevice:
+		return s.judgeEndpoint
+	case guestTap:
+		return s.judgeGuest
+	default: // the pod's own interfaces
+		return s.judgePod
 	}
 }
 

@@ -43,8 +43,11 @@ func guestFragments(s *scene) {
 }
 
 // guestTakesOtherWays: an on-link route, as zeroconf makes it, and a permanent neighbour entry, right or wrong.
-// Whatever the guest believes, it is served.
+// Whatever the guest believes, it is served. A request that lasts for one hop is enough: no router is on its way.
 func guestTakesOtherWays(s *scene) {
+	if got := s.get(hand.Get{HopLimit: 1}); got.Status != http.StatusOK {
+		s.t.Errorf("a request with a hop limit of 1 got %s%d", got.Failure, got.Status)
+	}
 	s.with("ip route add 169.254.0.0/16 dev eth0", "ip route del 169.254.0.0/16 dev eth0", func() {
 		s.serve()
 		for way, mac := range s.targets() {

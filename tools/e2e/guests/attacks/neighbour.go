@@ -19,19 +19,23 @@ const neighbourPatience = 500 * time.Millisecond
 // impostorRequests is how often the guest asks while somebody else claims the address.
 const impostorRequests = 10
 
-// neighbourAsks: a neighbour asks for the token, by ARP and by sending straight to each MAC that the pod has, also
-// where the pod has a route back to it.
+// neighbourAsks: a neighbour asks for the token over IPv4 and IPv6, by looking for the address and by sending straight
+// to each MAC that the pod has, also where the pod has a route back to it.
 func neighbourAsks(s *scene) {
 	if s.Binding() == podnet.Bridge {
 		s.routeToNeighbour()
 	}
 	for way, mac := range s.targets() {
-		ctx, cancel := context.WithTimeout(s.t.Context(), neighbourPatience)
-		reply, err := s.Net.NeighbourAsks(ctx, mac)
-		cancel()
-		s.t.Check(err)
-		if reply.Outcome != podnet.NoAnswer {
-			s.answered("a neighbour that asks by %s: %v", way, reply)
+		for protocol, ask := range map[string]func(context.Context, net.HardwareAddr) (podnet.Reply, error){
+			"IPv4": s.Net.NeighbourAsks, "IPv6": s.Net.NeighbourAsksIPv6,
+		} {
+			ctx, cancel := context.WithTimeout(s.t.Context(), neighbourPatience)
+			reply, err := ask(ctx, mac)
+			cancel()
+			s.t.Check(err)
+			if reply.Outcome != podnet.NoAnswer {
+				s.answered("a neighbour that asks by %s and %s: %v", protocol, way, reply)
+			}
 		}
 		s.serve()
 	}
@@ -57,7 +61,7 @@ func (s *scene) targets() map[string]net.HardwareAddr {
 		port = "eth0-nic"
 	}
 	return map[string]net.HardwareAddr{
-		"ARP":                nil,
+		"its address":        nil,
 		"the endpoint's MAC": podnet.EndpointMAC,
 		"its port's MAC":     podnet.PortMAC,
 		"the bridge's MAC":   s.mac(s.Net.Pod, bridgeDevice),

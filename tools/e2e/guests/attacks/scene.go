@@ -46,6 +46,8 @@ type scene struct {
 	forbidden [][]byte
 	// guestMACs are those from which the endpoint may be asked.
 	guestMACs []string
+	// mayReset is how many of the honest requests may be reset, if the next attempt succeeds.
+	mayReset int
 
 	mu   sync.Mutex // guards the probes in seen
 	seen *evidence
@@ -107,6 +109,12 @@ func (s *scene) record(name string, n *podnet.Namespace) {
 // serve has the guest ask honestly, and notes how long the answer took by the guest's clock.
 func (s *scene) serve() {
 	got := s.Get("/v1/token")
+	if got.Failure == hand.Reset && s.seen.resets < s.mayReset {
+		s.seen.resets++
+		before := got.Took
+		got = s.Get("/v1/token")
+		got.Took += before
+	}
 	var answer struct{ Token string }
 	switch {
 	case got.Failure != "":
