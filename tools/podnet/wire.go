@@ -254,7 +254,12 @@ func (p *Pod) enslaveUplink(n *nic) error {
 	if err := p.Pod.joinBridge(n.bridgePort, n.bridge); err != nil {
 		return err
 	}
-	if err := p.Pod.netlink.LinkSetUp(port); err != nil {
+	// Both ends lose their carrier while the port is down. What is sent before
+	// the kernel has acted on its return is lost.
+	err = p.Neighbour.awaitCarrier(n.uplink, func() error {
+		return p.Pod.awaitCarrier(n.bridgePort, func() error { return p.Pod.netlink.LinkSetUp(port) })
+	})
+	if err != nil {
 		return err
 	}
 	return p.Pod.netlink.LinkSetLearning(port, false)
