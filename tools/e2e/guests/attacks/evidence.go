@@ -34,13 +34,8 @@ type evidence struct {
 
 func newEvidence() *evidence { return &evidence{recorded: map[string]int{}} }
 
-// frames is the figure of a place. It is empty where nothing was recorded.
-func (e *evidence) frames(place string) string {
-	if count, there := e.recorded[place]; there {
-		return fmt.Sprintf("0 of %d", count)
-	}
-	return ""
-}
+// frames is the figure of a place.
+func (e *evidence) frames(place string) string { return fmt.Sprintf("0 of %d", e.recorded[place]) }
 
 // judge ends the recordings and looks for what should not be in them.
 func (s *scene) judge() {
