@@ -61,7 +61,7 @@ func checks(s *stage.Stage, binding podnet.Binding) []suite.Check {
 	return []suite.Check{
 		check("first", "from RESUME in the target to its first answer; there / back", answeredSoon),
 		check("gap", "the longest time between two answers, by the guest's clock", shortGap),
-		check("lost", "requests lost of all, each on a connection of its own: at most the one in flight, by a reset", lostInFlight),
+		check("lost", "requests lost of all, each on a connection of its own: at most the one in flight", lostInFlight),
 		check("kept", "a connection that was kept open is reset, and the next request answered", resetKept),
 		check("identity", "from the first answer on, who it is comes from the target pod", toldIdentity),
 		check("token", "from the first answer on, the token is the target pod's", gaveToken),
@@ -214,7 +214,9 @@ func lostInFlight(t *suite.T, m *migrations) {
 		for _, asked := range []hand.Asked{leg.identity, leg.token} {
 			sent += asked.Sent
 			lost += asked.Sent - asked.Answered
-			if asked.Sent-asked.Answered > 1 || asked.Failures[hand.Reset] != asked.Sent-asked.Answered {
+			// A reset where its packets had yet to be acknowledged. Where only the answer was under way, nobody is
+			// left to send it, as with any TCP connection that does not migrate, and the client waits.
+			if asked.Sent-asked.Answered > 1 || asked.Failures[hand.Reset]+asked.Failures[hand.Timeout] != asked.Sent-asked.Answered {
 				t.Errorf("to %s: %v, the first: %+v", leg.to, asked.Failures, asked.Lost)
 			}
 		}
