@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
@@ -10,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/server/internal/config"
 	"github.com/example/kubevirt-imds/server/internal/netnstest"
 )
 
@@ -19,15 +17,18 @@ import (
 func TestAHundredDevicesLeaveNothingBehind(t *testing.T) {
 	netnstest.Run(t, func(t *testing.T) {
 		allowPort80(t)
-		s := start(t, asSidecar(t, program(sidecarEnvironment(t))), netip.MustParseAddrPort(config.DefaultListenAddr))
+		s := start(t, asSidecar(t, program(sidecarEnvironment(t))), imdsAddr)
 		guest := netnstest.New(t)
 		replaceDevice := func() {
 			makeEndpoint(t, guest)
 			s.log.wait(t, "msg=listening")
+			s.log.wait(t, "msg=listening")
 			guest.Do(t, ask)
+			guest.Do(t, askIPv6)
 			if err := netnstest.DeleteLink("veth-imds"); err != nil {
 				t.Fatal(err)
 			}
+			s.log.wait(t, `msg=waiting for="device veth-imds"`)
 			s.log.wait(t, `msg=waiting for="device veth-imds"`)
 		}
 		replaceDevice()

@@ -5,7 +5,7 @@
 //
 //	lost  requests without a good answer, but for those that the end of a process or of a device made unavoidable
 //	gap   the longest time without a good answer, by the guest's clock
-//	heal  from the accident until all is as it was
+//	heal  from the accident, or from when the kernel tells of it, until all is as it was
 //	leak  what is left of it: links, addresses, routes, rules, file descriptors
 package accidents
 

@@ -3,6 +3,8 @@ package accidents
 import (
 	"errors"
 	"os"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,6 +15,26 @@ import (
 type changes struct {
 	happened chan struct{}
 	sockets  []*os.File
+
+	mu    sync.Mutex
+	first time.Time // of the changes since mark
+}
+
+// mark has the next change be the first.
+func (c *changes) mark() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.first = time.Time{}
+}
+
+// since is when the kernel told of the first change since mark, or else a time that is given.
+func (c *changes) since(otherwise time.Time) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.first.IsZero() {
+		return otherwise
+	}
+	return c.first
 }
 
 // watched are the kernel's notifications that concern a state.
@@ -62,6 +84,11 @@ func (c *changes) forward(socket *os.File) {
 		if _, err := socket.Read(message); errors.Is(err, os.ErrClosed) {
 			return
 		}
+		c.mu.Lock()
+		if c.first.IsZero() {
+			c.first = time.Now()
+		}
+		c.mu.Unlock()
 		select {
 		case c.happened <- struct{}{}:
 		default: // nobody has looked yet

@@ -9,18 +9,16 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 )
 
-// goroutineLeaks says which sidecars have more goroutines than one that has just been started. What they have, Go
-// writes to the log of a process that SIGQUIT ends: the product needs no port for that.
-func (s *story) goroutineLeaks() []string {
+// goroutineLeaks says which sidecars have more goroutines than one that has just been started, and notes how many.
+// What they have, Go writes to the log of a process that SIGQUIT ends: the product needs no port for that.
+func (s *story) goroutineLeaks(m *measured) []string {
 	var leaks []string
 	for _, c := range s.sidecars() {
 		old := s.quit(c)
-		s.t.Check(c.Start())
-		s.awaitStarted()
+		s.startAnew(c)
 		young := s.quit(c)
-		s.t.Check(c.Start())
-		s.awaitStarted()
-		s.t.Logf("%s: %d goroutines after the accidents, %d just started", c.Name, old, young)
+		s.startAnew(c)
+		m.notes = append(m.notes, fmt.Sprintf("%s: %d goroutines, just started %d", c.Name, old, young))
 		if old == 0 || young == 0 {
 			leaks = append(leaks, fmt.Sprintf("%s tells no goroutine at SIGQUIT", c.Name))
 		}
@@ -47,12 +45,16 @@ func (s *story) quit(c *stage.Sidecar) (n int) {
 	return n
 }
 
-// awaitStarted waits until a sidecar that was just started serves, and has answered: then it has all the goroutines
-// that it keeps.
-func (s *story) awaitStarted() {
+// startAnew starts a sidecar and waits until it does its work: then it has all the goroutines that it keeps.
+func (s *story) startAnew(c *stage.Sidecar) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
-	s.t.Check(s.vm.Server.AwaitProbe(ctx))
-	s.t.Check(s.awaitState(ctx))
+	from := len(c.Log())
+	s.t.Check(c.Start())
+	if c == s.vm.Init {
+		s.t.Check(c.AwaitLogAfter(ctx, from, "msg=wired"))
+	} else {
+		s.t.Check(s.awaitListening(ctx, from))
+	}
 	s.vm.AwaitAnswers(3)
 }

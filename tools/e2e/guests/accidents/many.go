@@ -27,6 +27,7 @@ func (s *story) measureMany() *measured {
 	all := accidentsOf(s.binding)
 	var excuses windows
 	var history strings.Builder
+	before := s.sizes()
 	asking := s.ask(tokenURL, manyPatience)
 	for n := range manyAccidents {
 		a := all[order.IntN(len(all))]
@@ -43,15 +44,15 @@ func (s *story) measureMany() *measured {
 		if h.heal > m.heal {
 			m.heal, m.slowest = h.heal, a.name
 		}
-		m.offline = m.offline || a.unplugged
+		m.anyGap = m.anyGap || a.unplugged
 		excuses.all = append(excuses.all, h.excuses.all...)
 		s.letAsk(manyPause)
 	}
 	s.letAsk(time.Second)
 	m.asked = asking.stop()
 	m.lost, m.excused = m.asked.judge(&excuses)
-	m.leak = s.leaks()
+	m.leak = append(s.leaks(), m.growth(before, s.sizes())...)
 	m.evidence = "since the guest was told to ask:\n" + history.String() + s.evidence()
-	m.leak = append(m.leak, s.goroutineLeaks()...)
+	m.leak = append(m.leak, s.goroutineLeaks(m)...)
 	return m
 }

@@ -27,11 +27,13 @@ type measured struct {
 	lost     []hand.Loss // those that nothing excuses
 	excused  int
 	leak     []string
-	evidence string // for whoever has to find out why
-	slowest  string // to heal, of many accidents
-	hale     bool   // nothing had to heal
-	// offline: the guest itself had no network for a while, so that the gap says nothing of the project.
-	offline bool
+	notes    []string // figures about it
+	evidence string   // for whoever has to find out why
+	slowest  string   // to heal, of many accidents
+	hale     bool     // nothing had to heal
+	// anyGap: the gap says nothing of the project, because the guest had no NIC for a while, or asked in turn, where
+	// it shows how long a busy machine held the guest up.
+	anyGap bool
 }
 
 // measure makes an accident happen to a guest that asks before, meanwhile and after.
@@ -44,7 +46,7 @@ func (s *story) measure(a accident) *measured {
 	s.letAsk(500 * time.Millisecond)
 	h := s.happen(a)
 	s.letAsk(time.Second)
-	m := &measured{err: h.err, heal: h.heal, asked: asking.stop(), offline: a.unplugged}
+	m := &measured{err: h.err, heal: h.heal, asked: asking.stop(), anyGap: a.unplugged}
 	m.lost, m.excused = m.asked.judge(h.excuses)
 	m.leak = s.leaks()
 	m.evidence = s.evidence()
@@ -67,6 +69,7 @@ func (s *story) happen(a accident) happened {
 	ctx, cancel := context.WithTimeoutCause(s.t.Context(), patience, fmt.Errorf("not healed after %s", patience))
 	defer cancel()
 	fromInit, fromServer := len(s.vm.Init.Log()), len(s.vm.Server.Log())
+	s.changes.mark()
 	begin := time.Now()
 	if a.unruled {
 		s.unruled.open(begin)
@@ -76,6 +79,7 @@ func (s *story) happen(a accident) happened {
 	}
 	turn := begin // of the project
 	if a.mend != nil {
+		s.changes.mark()
 		turn = time.Now()
 		if h.err = a.mend(s); h.err != nil {
 			return h
@@ -85,14 +89,16 @@ func (s *story) happen(a accident) happened {
 		h.err = s.vm.Init.AwaitLogAfter(ctx, fromInit, "msg=wired")
 	}
 	if a.listensAnew && h.err == nil {
-		h.err = errors.Join(
-			s.vm.Server.AwaitLogAfter(ctx, fromServer, "msg=listening address=169.254.169.254:80"),
-			s.vm.Server.AwaitLogAfter(ctx, fromServer, "msg=listening address=[fe80::a9fe:a9fe"))
+		h.err = s.awaitListening(ctx, fromServer)
 	}
 	if h.err == nil {
 		h.err = s.awaitState(ctx)
 	}
 	healed := time.Now()
+	if !a.ends {
+		// On a busy machine the kernel does not return at once to whoever deletes something.
+		turn = s.changes.since(turn)
+	}
 	h.heal = healed.Sub(turn)
 	if a.unruled {
 		s.unruled.close(healed)
@@ -105,6 +111,13 @@ func (s *story) happen(a accident) happened {
 		h.excuses.add(window{begin, healed, []hand.Failure{hand.Refused, hand.Reset}, !a.ends})
 	}
 	return h
+}
+
+// awaitListening waits until imds-server has said, after a position of its log, that it listens on both addresses.
+func (s *story) awaitListening(ctx context.Context, position int) error {
+	return errors.Join(
+		s.vm.Server.AwaitLogAfter(ctx, position, "msg=listening address=169.254.169.254:80"),
+		s.vm.Server.AwaitLogAfter(ctx, position, "msg=listening address=[fe80::a9fe:a9fe"))
 }
 
 // awaitState waits until the pod's network is as it was before the first accident.

@@ -47,7 +47,7 @@ type rotation struct {
 var bare = hand.Get{URL: stage.MetadataURL + "/v1/token", Header: map[string]string{"Accept": "application/jwt"}}
 
 func (r *rotation) measure(s *story) *measured {
-	m := &measured{hale: true}
+	m := &measured{hale: true, anyGap: true}
 	r.issued = append(r.issued, s.vm.RotateToken())
 	told := time.Now()
 	task, err := s.vm.Guest.Hand.Ask(s.t.Context(), hand.Ask{Get: bare, Rate: rotationRate, InTurn: true})

@@ -71,7 +71,7 @@ func kinds(failures map[hand.Failure]int) string {
 
 func gap(t *suite.T, m *measured) {
 	// A machine that is busy holds the guest up, and it is not the answers that are late.
-	if m.asked.Gap-m.asked.Late > healLimit && !m.offline {
+	if m.asked.Gap-m.asked.Late > healLimit && !m.anyGap {
 		t.Errorf("a gap of %s, from %s of %s on, with the guest held up for %s at most",
 			m.asked.Gap, m.asked.GapBegin, m.asked.Took, m.asked.Late)
 	}
@@ -95,6 +95,9 @@ func heal(t *suite.T, m *measured) {
 func leak(t *suite.T, m *measured) {
 	for _, line := range m.leak {
 		t.Errorf("%s", line)
+	}
+	for _, note := range m.notes {
+		t.Logf("%s", note)
 	}
 	t.Figure("none")
 }
