@@ -22,6 +22,9 @@ const (
 	slow        = 1000
 	requestRate = 300 // in a second: more than an emulated guest gets answered
 	frameRounds = 64  // frames that are sent over and over
+
+	// comeAgain is how long a client that is reset tries again: as a rule less than a second.
+	comeAgain = 5 * time.Second
 )
 
 // halfOpenConnections: a guest begins thousands of connections, and never finishes one.
@@ -66,7 +69,7 @@ func (s *scene) halfOpen() (count int) {
 // who has waited longest to make room: where hundreds come in the same instant, that may be an honest one, which is
 // served when it comes again.
 func slowClients(s *scene) {
-	s.mayReset = 2
+	s.comesAgain = comeAgain
 	clients, err := s.Guest.Hand.Hold(s.t.Context(), hand.Hold{
 		Address: "169.254.169.254:80", Connections: slow, Drip: "GET /v1/token HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n",
 	})

@@ -46,8 +46,8 @@ type scene struct {
 	forbidden [][]byte
 	// guestMACs are those from which the endpoint may be asked.
 	guestMACs []string
-	// mayReset is how many of the honest requests may be reset, if the next attempt succeeds.
-	mayReset int
+	// comesAgain is for how long an honest request that is reset is made again.
+	comesAgain time.Duration
 
 	mu   sync.Mutex // guards the probes in seen
 	seen *evidence
@@ -109,7 +109,7 @@ func (s *scene) record(name string, n *podnet.Namespace) {
 // serve has the guest ask honestly, and notes how long the answer took by the guest's clock.
 func (s *scene) serve() {
 	got := s.Get("/v1/token")
-	if got.Failure == hand.Reset && s.seen.resets < s.mayReset {
+	for got.Failure == hand.Reset && got.Took < s.comesAgain {
 		s.seen.resets++
 		before := got.Took
 		got = s.Get("/v1/token")

@@ -129,18 +129,6 @@ func (c *Sidecar) Probe(ctx context.Context, arguments ...string) error {
 	return nil
 }
 
-// AwaitProbe returns when the probe succeeds, as the kubelet's does: there is no event that tells.
-func (c *Sidecar) AwaitProbe(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, Patience)
-	defer cancel()
-	for {
-		err := c.Probe(ctx, "-live")
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-	}
-}
-
 // Log is all that it has written, over all its starts.
 func (c *Sidecar) Log() string {
 	c.log.mu.Lock()
