@@ -12,14 +12,7 @@ func (v *VM) UnplugPrimary() {
 	v.t.Check(v.Net.UnplugTap())
 }
 
-// PlugPrimary is NIC hot-plug: a new tap becomes a port of the bridge, and the guest has a NIC again, without an
-// address.
-func (v *VM) PlugPrimary() {
-	v.t.Check(v.Net.PlugTap())
-	v.PlugNIC()
-}
-
-// PlugNIC is the second half of it: the tap is there, and the guest gets its NIC.
+// PlugNIC is NIC hot-plug, once virt-handler has made a new tap: the guest has a NIC again, without an address.
 func (v *VM) PlugNIC() {
 	var err error
 	v.primary, err = v.Guest.Plug(v.t.Context(), v.nics[0])
