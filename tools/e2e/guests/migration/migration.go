@@ -24,7 +24,7 @@ const (
 	// firstLimit is how soon after the guest runs again the target has to have answered its first question.
 	firstLimit = time.Second
 	// gapLimit is how long the guest may go without an answer by its own clock, and that much only because an
-	// emulated guest that is being copied on a busy machine stands still for seconds now and then.
+	// emulated guest on a busy machine gets no processor for seconds now and then.
 	gapLimit = 5 * time.Second
 )
 
@@ -166,7 +166,7 @@ func migrateTo(t *suite.T, source, target *stage.VM) migrated {
 	m.endpoint = target.Shell("ip neigh show | grep '^169.254.169.254 ' || true")
 	m.routesAfter = target.Shell(addressesAndRoutes)
 	m.gateway[1] = askGateway(ctx, t, target)
-	t.Logf("%s to %s: stood still for %s of %s; first answer %s after RESUME", m.from, m.to, m.moved.Downtime, m.moved.Total, m.first)
+	t.Logf("%s to %s: stood still for %s; first answer %s after RESUME", m.from, m.to, m.moved.Downtime(), m.first)
 	return m
 }
 
