@@ -49,7 +49,7 @@ func TestHostileGuestReachesNobodyElse(t *testing.T) {
 				prioritized(udp(own, gateway, guest, address, 0)),
 				prioritized(arp(own, broadcast, 1, own, guest, make([]byte, 6), address)),
 			} {
-				sendFrame(t, pod.Guest, "eth0", frame)
+				sendFrames(t, pod.Guest, "eth0", frame)
 			}
 			mustServe(t, pod, guestAddress(binding))
 			pingGateway(t, pod)
@@ -69,8 +69,8 @@ func TestHostileGuestReachesNobodyElse(t *testing.T) {
 	}
 }
 
-// sendFrame puts an Ethernet frame on an interface as it is.
-func sendFrame(t *testing.T, n *podnet.Namespace, name string, frame []byte) {
+// sendFrames puts Ethernet frames on an interface as they are.
+func sendFrames(t *testing.T, n *podnet.Namespace, name string, frames ...[]byte) {
 	t.Helper()
 	must(t, n.Do(func() error {
 		nic, err := net.InterfaceByName(name)
@@ -82,7 +82,12 @@ func sendFrame(t *testing.T, n *podnet.Namespace, name string, frame []byte) {
 			return fmt.Errorf("packet socket: %w", err)
 		}
 		defer unix.Close(fd)
-		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: nic.Index})
+		for _, frame := range frames {
+			if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: nic.Index}); err != nil {
+				return err
+			}
+		}
+		return nil
 	}))
 }
 

@@ -256,13 +256,13 @@ func TestNeighbourThatSpoofsTheEndpoint(t *testing.T) {
 				arp(wiring.DeviceMAC, guest, 2, wiring.DeviceMAC, address, guest, to),
 			}
 			for _, frame := range spoofed {
-				sendFrame(t, pod.Neighbour, podnet.NeighbourInterface, frame)
-				sendFrame(t, pod.Neighbour, podnet.NeighbourInterface, prioritized(frame))
+				sendFrames(t, pod.Neighbour, podnet.NeighbourInterface, frame)
+				sendFrames(t, pod.Neighbour, podnet.NeighbourInterface, prioritized(frame))
 			}
 			// The last frame is one that the guest does see: then it has
 			// seen all that it will of those before.
 			last := udp(own, guest, podnet.NeighbourAddr.AsSlice(), to, 0)
-			sendFrame(t, pod.Neighbour, podnet.NeighbourInterface, last)
+			sendFrames(t, pod.Neighbour, podnet.NeighbourInterface, last)
 			must(t, nic.Wait(t.Context(), func(f podnet.Frame) bool { return bytes.Equal(f.Data[:len(last)], last) }))
 			frames, err := nic.Stop()
 			must(t, err)

@@ -183,10 +183,10 @@ func TestPasstNobodyAsksByTheEndpointsDevice(t *testing.T) {
 	must(t, err)
 	from, to := podnet.NeighbourAddr.AsSlice(), wiring.Address.Addr().AsSlice()
 	for _, port := range []uint16{80, redirectPort} {
-		sendFrame(t, pod.Pod, wiring.Port, syn(wiring.PortMAC, wiring.DeviceMAC, from, to, port))
+		sendFrames(t, pod.Pod, wiring.Port, syn(wiring.PortMAC, wiring.DeviceMAC, from, to, port))
 	}
 	// The last frame is answered: then all before it has been.
-	sendFrame(t, pod.Pod, wiring.Port, arp(wiring.PortMAC, wiring.DeviceMAC, 1, wiring.PortMAC, from, make([]byte, 6), to))
+	sendFrames(t, pod.Pod, wiring.Port, arp(wiring.PortMAC, wiring.DeviceMAC, 1, wiring.PortMAC, from, make([]byte, 6), to))
 	answered := func(f podnet.Frame) bool { return !f.Outgoing && f.ConcernsMetadata() }
 	must(t, other.Wait(t.Context(), func(f podnet.Frame) bool { return answered(f) && f.Data[12] == 0x08 && f.Data[13] == 0x06 }))
 	frames, err := other.Stop()

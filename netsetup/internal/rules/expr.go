@@ -15,6 +15,15 @@ type part []expr.Any
 
 const register = 1
 
+// Offsets in the IPv4 header (RFC 791) and in an ARP packet for IPv4 over Ethernet
+// (RFC 826), in bytes.
+const (
+	ipSourceAt  = 12
+	ipTargetAt  = 16
+	arpSenderAt = 14
+	arpTargetAt = 24
+)
+
 func iifname(name string) part   { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
 func notIif(name string) part    { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, name) }
 func oifname(name string) part   { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
@@ -23,8 +32,8 @@ func accept() part               { return part{&expr.Verdict{Kind: expr.VerdictA
 func drop() part                 { return part{&expr.Verdict{Kind: expr.VerdictDrop}} }
 func notrack() part              { return part{&expr.Notrack{}} }
 func counter() part              { return part{&expr.Counter{}} }
-func ipSource(a netip.Addr) part { return ipv4(12, a) }
-func ipTarget(a netip.Addr) part { return ipv4(16, a) }
+func ipSource(a netip.Addr) part { return ipv4(ipSourceAt, a) }
+func ipTarget(a netip.Addr) part { return ipv4(ipTargetAt, a) }
 
 // ifname matches a whole interface name: 16 bytes, padded with zeros (IFNAMSIZ).
 func ifname(key expr.MetaKey, op expr.CmpOp, name string) part {
@@ -36,19 +45,18 @@ func ifname(key expr.MetaKey, op expr.CmpOp, name string) part {
 	}
 }
 
-// ipv4 matches an address at an offset of the IPv4 header (RFC 791). The
-// protocol is that inside a VLAN tag, where the frame has one.
+// ipv4 matches an address at an offset of the IPv4 header. The protocol is that
+// inside a VLAN tag, where the frame has one.
 func ipv4(offset uint32, a netip.Addr) part {
 	return network(unix.ETH_P_IP, offset, expr.CmpOpEq, a)
 }
 
 // notIPTarget matches IPv4 packets to any other address.
-func notIPTarget(a netip.Addr) part { return network(unix.ETH_P_IP, 16, expr.CmpOpNeq, a) }
+func notIPTarget(a netip.Addr) part { return network(unix.ETH_P_IP, ipTargetAt, expr.CmpOpNeq, a) }
 
-// arpSender and arpTarget match the protocol addresses of an ARP packet for
-// IPv4 over Ethernet (RFC 826).
-func arpSender(a netip.Addr) part { return network(unix.ETH_P_ARP, 14, expr.CmpOpEq, a) }
-func arpTarget(a netip.Addr) part { return network(unix.ETH_P_ARP, 24, expr.CmpOpEq, a) }
+// arpSender and arpTarget match the protocol addresses of an ARP packet.
+func arpSender(a netip.Addr) part { return network(unix.ETH_P_ARP, arpSenderAt, expr.CmpOpEq, a) }
+func arpTarget(a netip.Addr) part { return network(unix.ETH_P_ARP, arpTargetAt, expr.CmpOpEq, a) }
 
 // arpSenderMAC matches the hardware address that an ARP packet tells of its
 // sender, whatever the frame's source is.

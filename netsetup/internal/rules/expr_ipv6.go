@@ -22,6 +22,10 @@ const (
 	ip6Length     = 40
 )
 
+// discoveryTargetAt is the offset of the target address in a message of neighbour
+// discovery directly behind the IPv6 header.
+const discoveryTargetAt = ip6Length + 8
+
 func ip6() part                   { return protocol(unix.ETH_P_IPV6) }
 func ip6Source(a netip.Addr) part { return slices.Concat(ip6(), inNetwork(ip6SourceAt, a.AsSlice())) }
 func ip6Target(a netip.Addr) part { return slices.Concat(ip6(), inNetwork(ip6TargetAt, a.AsSlice())) }
@@ -44,7 +48,7 @@ func discovery(message byte) part {
 
 // discoveryTarget matches the target address of a message that discovery has
 // matched.
-func discoveryTarget(a netip.Addr) part { return inNetwork(ip6Length+8, a.AsSlice()) }
+func discoveryTarget(a netip.Addr) part { return inNetwork(discoveryTargetAt, a.AsSlice()) }
 
 // discoveryOf matches a message of neighbour discovery about an address, also
 // behind extension headers.

@@ -99,10 +99,10 @@ func fromPorts(w wiring.Wiring) []rule {
 	rules = append(rules, spoofed()...)
 	for _, guest := range w.Guests {
 		rules = append(rules,
-			rule{"a guest that sends to its gateway is served", []part{iifname(guest), ipTarget(address), setEtherTarget(wiring.DeviceMAC), accept()}},
-			rule{"a guest looks for the endpoint", []part{iifname(guest), arpTarget(address), accept()}},
+			rule{"a guest that sends to its gateway is served", []part{iifname(guest), ipTarget(address), ipSenderKnown, setEtherTarget(wiring.DeviceMAC), accept()}},
+			rule{"a guest looks for the endpoint", []part{iifname(guest), arpTarget(address), arpSenderKnown, accept()}},
 		)
-		rules = append(rules, asks("a guest", iifname(guest), setEtherTarget(wiring.DeviceMAC), accept())...)
+		rules = append(rules, guestAsks(guest)...)
 	}
 	rules = append(rules, unasked()...)
 	return append(rules,
@@ -125,7 +125,7 @@ func intoBridge() []rule {
 // forwards: nothing of ours reaches an uplink, nothing foreign the endpoint.
 func toPorts(w wiring.Wiring) []rule {
 	rules := vlansToPorts()
-	rules = append(rules, asks("a guest", oifname(wiring.Port), accept())...)
+	rules = append(rules, asks(oifname(wiring.Port))...)
 	rules = append(rules, []rule{
 		{"a question to the endpoint", []part{oifname(wiring.Port), ipTarget(address), accept()}},
 		{"a look for the endpoint", []part{oifname(wiring.Port), arpTarget(address), accept()}},

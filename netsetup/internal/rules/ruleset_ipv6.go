@@ -1,6 +1,8 @@
 package rules
 
 import (
+	"slices"
+
 	"github.com/google/nftables"
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
@@ -23,15 +25,32 @@ func chainsIPv6(w wiring.Wiring) []chain {
 	}
 }
 
-// asks is the three kinds of packets that the endpoint hears, each behind the
-// given match.
-func asks(purpose string, match part, verdicts ...part) []rule {
-	with := func(parts ...part) []part { return append(append([]part{match}, parts...), verdicts...) }
-	return []rule{
-		{purpose + " asks", with(fromLinkLocal(), ip6Target(addressIPv6), tcp6())},
-		{purpose + " looks for the endpoint", with(fromLinkLocal(), solicitation, discoveryTarget(addressIPv6))},
-		{purpose + " tells the endpoint where it is", with(fromLinkLocal(), ip6Target(addressIPv6), advertisement)},
+// questions is the three kinds of packets that the endpoint hears, each with whom
+// it has to know by them.
+var questions = []struct {
+	purpose     string
+	match       part
+	senderKnown part
+}{
+	{"a guest asks", slices.Concat(fromLinkLocal(), ip6Target(addressIPv6), tcp6()), ip6SenderKnown},
+	{"a guest looks for the endpoint", slices.Concat(fromLinkLocal(), solicitation, discoveryTarget(addressIPv6)), ip6SenderKnown},
+	{"a guest tells the endpoint where it is", slices.Concat(fromLinkLocal(), ip6Target(addressIPv6), advertisement), advertisedKnown},
+}
+
+// asks accepts the questions that another match finds too.
+func asks(match part) (rules []rule) {
+	for _, q := range questions {
+		rules = append(rules, rule{q.purpose, []part{match, q.match, accept()}})
 	}
+	return rules
+}
+
+// guestAsks sends the questions of a guest to the endpoint.
+func guestAsks(guest string) (rules []rule) {
+	for _, q := range questions {
+		rules = append(rules, rule{q.purpose, []part{iifname(guest), q.match, q.senderKnown, setEtherTarget(wiring.DeviceMAC), accept()}})
+	}
+	return rules
 }
 
 // speaks is the three kinds of IPv6 packets that the endpoint sends, and that
@@ -59,7 +78,7 @@ func spoofed() []rule {
 
 // unasked is what is left of the questions when those that may be asked have
 // been accepted: those of strangers, in fragments, behind extension headers, by
-// duplicate address detection.
+// duplicate address detection, from more senders than are heard.
 func unasked() []rule {
 	return []rule{
 		{"nobody else asks over IPv6", []part{ip6Target(addressIPv6), drop()}},
@@ -77,7 +96,7 @@ func intoPodIPv6(w wiring.Wiring) []rule {
 		{"questions bypass NAT", []part{ip6Target(addressIPv6), notrack()}},
 		{"answers bypass NAT", []part{ip6Source(addressIPv6), notrack()}},
 	}
-	rules = append(rules, asks("a guest", iifname(wiring.Device), accept())...)
+	rules = append(rules, asks(iifname(wiring.Device))...)
 	stranger := []part{notIif(wiring.Device), notIif("lo"), ip6Target(addressIPv6), drop()}
 	if w.Joined() {
 		stranger = append([]part{notIif(w.Bridge.Name)}, stranger...)

@@ -16,7 +16,7 @@ import (
 
 // ErrUnsupported means that the kernel lacks a part of nf_tables without which
 // the endpoint cannot be kept from strangers.
-var ErrUnsupported = errors.New("the node's kernel lacks nf_tables of the bridge, ip, ip6 or arp family, so nobody could be kept from the endpoint; " +
+var ErrUnsupported = errors.New("the node's kernel lacks nf_tables of the bridge, ip, ip6 or arp family or its dynamic sets, so nobody could be kept from the endpoint; " +
 	"load or enable nf_tables with CONFIG_NF_TABLES_BRIDGE, _IPV4, _IPV6 and _ARP on the node, and CONFIG_NFT_NAT for VMs with the passt binding")
 
 // Table is the set of our tables in the network namespace of the process. The
@@ -117,13 +117,15 @@ func replace(w wiring.Wiring) error {
 	if err != nil {
 		return err
 	}
-	stage(conn, w)
+	if err := stage(conn, w); err != nil {
+		return err
+	}
 	return conn.Flush()
 }
 
 // stage queues the replacement of our tables. A table is added first because
 // only one that exists can be deleted.
-func stage(conn *nftables.Conn, w wiring.Wiring) {
+func stage(conn *nftables.Conn, w wiring.Wiring) error {
 	tables := map[nftables.TableFamily]*nftables.Table{}
 	policy := nftables.ChainPolicyAccept
 	for _, c := range ruleset(w) {
@@ -134,6 +136,11 @@ func stage(conn *nftables.Conn, w wiring.Wiring) {
 			conn.DelTable(table)
 			conn.AddTable(table)
 			tables[c.family] = table
+			if c.family == nftables.TableFamilyBridge {
+				if err := stageSenders(conn, table); err != nil {
+					return err
+				}
+			}
 		}
 		base := conn.AddChain(&nftables.Chain{
 			Name: c.name, Table: table, Type: c.kind,
@@ -146,6 +153,7 @@ func stage(conn *nftables.Conn, w wiring.Wiring) {
 			})
 		}
 	}
+	return nil
 }
 
 // sameRules says whether two wirings have the same rules: they depend on the
