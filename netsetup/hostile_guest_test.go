@@ -118,8 +118,14 @@ func syn(source, target net.HardwareAddr, from, to []byte, port uint16) []byte {
 }
 
 func ipv4(source, target net.HardwareAddr, protocol byte, from, to []byte, fragment uint16, payload []byte) []byte {
-	header := []byte{0x45, 0, 0, byte(20 + len(payload)), 0, 1, byte(fragment >> 8), byte(fragment), 64, protocol, 0, 0}
-	header = slices.Concat(header, from, to)
+	return ipv4WithOptions(source, target, protocol, from, to, fragment, nil, payload)
+}
+
+// ipv4WithOptions has options behind the header, a multiple of four bytes.
+func ipv4WithOptions(source, target net.HardwareAddr, protocol byte, from, to []byte, fragment uint16, options, payload []byte) []byte {
+	length := 20 + len(options)
+	header := []byte{0x40 | byte(length/4), 0, 0, byte(length + len(payload)), 0, 1, byte(fragment >> 8), byte(fragment), 64, protocol, 0, 0}
+	header = slices.Concat(header, from, to, options)
 	binary.BigEndian.PutUint16(header[10:], checksum(header))
 	return slices.Concat(ethernet(source, target, unix.ETH_P_IP), header, payload)
 }

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"net"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -21,46 +24,43 @@ const sendersLimit = 16
 // sends from thousands of addresses, whatever it sends, gets a few of them into
 // it; the address that it had before is served all the while.
 func TestGuestCannotFillTheNeighbourTable(t *testing.T) {
-	const sources, atOnce = 2000, 100
 	for _, options := range bindings {
 		t.Run(name(options), func(t *testing.T) {
 			pod, p := servedPod(t, options)
 			acceptAllThatMakesNeighbours(t, pod)
-			floods := floodsOf(mac(t, pod.Guest, "eth0"))
-			if !pod.SpeaksIPv6() {
-				floods = slices.DeleteFunc(floods, func(f flood) bool { return f.family == netlink.FAMILY_V6 })
-			}
-			before, refused := neighbours(t, pod), map[string]uint64{}
-			for _, f := range floods {
-				rule := "bridge prerouting, " + f.refusedBy
-				counted := counters(t, pod)[rule]
-				for first := 0; first < sources; first += atOnce {
-					var frames [][]byte
-					for i := range atOnce {
-						frames = append(frames, f.frame(first+i))
-					}
-					sendFrames(t, pod.Guest, "eth0", frames...)
-					// The answer tells too that the flood has been judged.
-					mustServe(t, pod, guestOf(options))
-				}
-				refused[f.name] = counters(t, pod)[rule] - counted
-			}
-			after := neighbours(t, pod)
-			for _, f := range floods {
-				if n := refused[f.name]; n < sources-sendersLimit || n > sources {
-					t.Errorf("%s: %d of %d were refused, want all but %d at most", f.name, n, sources, sendersLimit)
+			for _, f := range floodsOf(mac(t, pod.Guest, "eth0")) {
+				if f.family == netlink.FAMILY_V4 || pod.SpeaksIPv6() {
+					t.Run(f.name, func(t *testing.T) { wantFewNeighbours(t, pod, guestOf(options), f) })
 				}
 			}
-			for family, n := range after {
-				if made := n - before[family]; made > sendersLimit {
-					t.Errorf("the guest made %d neighbours of family %d, want %d at most", made, family, sendersLimit)
-				}
-			}
-			t.Logf("neighbours by family: before %v, after %v", before, after)
 			if lines := p.said(); len(lines) > 0 {
 				t.Errorf("imds-init took the guest's packets for a change: %q", lines)
 			}
 		})
+	}
+}
+
+func wantFewNeighbours(t *testing.T, pod *podnet.Pod, guest string, f flood) {
+	t.Helper()
+	const sources, atOnce = 2000, 100
+	forgetSenders(t, pod)
+	mustServe(t, pod, guest)
+	rule := "bridge prerouting, " + f.refusedBy
+	counted, before := counters(t, pod)[rule], neighbours(t, pod, f.family)
+	for first := 0; first < sources; first += atOnce {
+		var frames [][]byte
+		for i := range atOnce {
+			frames = append(frames, f.frame(first+i))
+		}
+		sendFrames(t, pod.Guest, "eth0", frames...)
+		// The answer tells too that the frames have been judged.
+		mustServe(t, pod, guest)
+	}
+	if n := counters(t, pod)[rule] - counted; n < sources-sendersLimit {
+		t.Errorf("%d of %d were refused, want all but %d at most", n, sources, sendersLimit)
+	}
+	if made := neighbours(t, pod, f.family) - before; made >= sendersLimit {
+		t.Errorf("the guest made %d neighbours, want less than %d: it has one already", made, sendersLimit)
 	}
 }
 
@@ -83,7 +83,7 @@ type flood struct {
 	name      string
 	family    int
 	frame     func(i int) []byte
-	refusedBy string
+	refusedBy string // the rule of the bridge that drops what is too much
 }
 
 func floodsOf(guest net.HardwareAddr) []flood {
@@ -93,8 +93,12 @@ func floodsOf(guest net.HardwareAddr) []flood {
 	return []flood{
 		{"connections", netlink.FAMILY_V4, func(i int) []byte { return syn(guest, wiring.DeviceMAC, sender(1, i), at, 80) }, asks},
 		{"echo requests", netlink.FAMILY_V4, func(i int) []byte {
-			return ipv4(guest, wiring.DeviceMAC, unix.IPPROTO_ICMP, sender(2, i), at, 0, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0})
+			return ipv4(guest, wiring.DeviceMAC, unix.IPPROTO_ICMP, sender(2, i), at, 0, echoRequest)
 		}, asks},
+		{"source routes", netlink.FAMILY_V4, func(i int) []byte {
+			route := slices.Concat([]byte{131, 7, 8}, sender(5, i), []byte{0}) // loose, at its end (RFC 791)
+			return ipv4WithOptions(guest, wiring.DeviceMAC, unix.IPPROTO_ICMP, sender(2, 0), at, 0, route, echoRequest)
+		}, "a question has no options"},
 		{"ARP requests", netlink.FAMILY_V4, func(i int) []byte { return arp(guest, broadcast, 1, guest, sender(3, i), anybody, at) }, looks},
 		{"ARP replies", netlink.FAMILY_V4, func(i int) []byte {
 			return arp(guest, wiring.DeviceMAC, 2, guest, sender(4, i), wiring.DeviceMAC, at)
@@ -112,9 +116,12 @@ func floodsOf(guest net.HardwareAddr) []flood {
 	}
 }
 
+// echoRequest is a message of ICMP (RFC 792).
+var echoRequest = []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}
+
 // sender and senderIPv6 give each frame of each flood an address of its own.
 func sender(flood byte, i int) []byte {
-	return []byte{198, 18, flood<<4 | byte(i>>8), byte(i)}
+	return []byte{198, 18, flood<<4 | byte(i>>8), byte(i)} // 198.18.0.0/15 is for tests (RFC 2544)
 }
 
 func senderIPv6(flood byte, i int) netip.Addr {
@@ -129,19 +136,117 @@ func synIPv6(source, target net.HardwareAddr, from, to netip.Addr) []byte {
 	return podnet.IPv6(source, target, from, to, unix.IPPROTO_TCP, segment)
 }
 
-// neighbours counts what the pod has in the node's neighbour tables, by family.
-func neighbours(t *testing.T, pod *podnet.Pod) map[int]int {
+// neighbours counts what the pod has in the node's neighbour table of a family.
+func neighbours(t *testing.T, pod *podnet.Pod, family int) (n int) {
 	t.Helper()
-	count := map[int]int{}
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		const everyInterface = 0
-		entries, err := pod.Pod.Netlink().NeighList(everyInterface, family)
-		must(t, err)
-		for _, entry := range entries {
-			if entry.State&netlink.NUD_NOARP == 0 { // those of multicast are the pod's own
-				count[family]++
-			}
+	const everyInterface = 0
+	entries, err := pod.Pod.Netlink().NeighList(everyInterface, family)
+	must(t, err)
+	for _, entry := range entries {
+		if entry.State&netlink.NUD_NOARP == 0 { // those of multicast are the pod's own
+			n++
 		}
 	}
-	return count
+	return n
+}
+
+// Where no room is left a new address of the guest is not heard, until one that
+// was silent is forgotten. Nobody but the guest takes its room.
+func TestSilentSenderMakesRoom(t *testing.T) {
+	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
+		t.Run(string(binding), func(t *testing.T) {
+			t.Parallel()
+			pod, _ := servedPod(t, podnet.Options{Binding: binding})
+			families := []string{"senders-ipv4"}
+			if pod.SpeaksIPv6() {
+				families = append(families, "senders-ipv6")
+			}
+			for _, name := range families {
+				if n := len(senders(t, pod, name)); n != 1 {
+					t.Errorf("%s: %d elements when one guest has asked, want 1", name, n)
+				}
+				for _, heard := range senders(t, pod, name) {
+					if heard.Expires > time.Minute {
+						t.Errorf("%s: %x is kept for %s", name, heard.Key, heard.Expires)
+					}
+				}
+			}
+
+			// So that the test takes no minute, the others are forgotten sooner.
+			fillSenders(t, pod, 2*time.Second)
+			routeBy(t, pod, "eth0", "192.0.2.77")
+			questions := counters(t, pod)["bridge prerouting, nobody else asks"]
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			conn, err := pod.Guest.Dial(ctx, "tcp", endpoint)
+			must(t, err)
+			conn.Close()
+			if counters(t, pod)["bridge prerouting, nobody else asks"] == questions {
+				t.Error("the new address was heard at once, though there was no room for it")
+			}
+			mustServeIPv4(t, pod, "192.0.2.77")
+		})
+	}
+}
+
+// What is in the sets stays there while others change nf_tables, and while
+// imds-init repairs something else: no event makes room for a flood.
+func TestSendersAreKeptWhileTheRulesAre(t *testing.T) {
+	pod, p := servedPod(t, podnet.Options{Binding: podnet.Bridge})
+	fillSenders(t, pod, time.Minute)
+	changeRulesOfOthers(t, pod)
+	deleteAddress(t, pod, netlink.FAMILY_V4)
+	p.waitFor(t, "msg=repaired")
+	for _, name := range []string{"senders-ipv4", "senders-ipv6"} {
+		if n := len(senders(t, pod, name)); n != sendersLimit {
+			t.Errorf("%s: %d elements are left of %d", name, n, sendersLimit)
+		}
+	}
+	mustServe(t, pod, guestAddress(podnet.Bridge))
+}
+
+// senders returns the elements of one of the sets of addresses that are heard.
+func senders(t *testing.T, pod *podnet.Pod, name string) []nftables.SetElement {
+	t.Helper()
+	nft, err := pod.Pod.Nftables()
+	must(t, err)
+	elements, err := nft.GetSetElements(sendersSet(t, nft, name))
+	must(t, err)
+	return elements
+}
+
+func sendersSet(t *testing.T, nft *nftables.Conn, name string) *nftables.Set {
+	t.Helper()
+	set, err := nft.GetSetByName(&nftables.Table{Name: "imds", Family: nftables.TableFamilyBridge}, name)
+	must(t, err)
+	return set
+}
+
+// forgetSenders empties the sets, as time would.
+func forgetSenders(t *testing.T, pod *podnet.Pod) {
+	t.Helper()
+	nft, err := pod.Pod.Nftables()
+	must(t, err)
+	for _, name := range []string{"senders-ipv4", "senders-ipv6"} {
+		nft.FlushSet(sendersSet(t, nft, name))
+	}
+	must(t, nft.Flush())
+}
+
+// fillSenders takes what room is left in the sets, for a time.
+func fillSenders(t *testing.T, pod *podnet.Pod, lasting time.Duration) {
+	t.Helper()
+	for name, address := range map[string]func(i int) []byte{
+		"senders-ipv4": func(i int) []byte { return sender(6, i) },
+		"senders-ipv6": func(i int) []byte { return senderIPv6(6, i).AsSlice() },
+	} {
+		var more []nftables.SetElement
+		for i := range sendersLimit - len(senders(t, pod, name)) {
+			more = append(more, nftables.SetElement{Key: address(i), Timeout: lasting})
+		}
+		nft, err := pod.Pod.Nftables()
+		must(t, err)
+		must(t, nft.SetAddElements(sendersSet(t, nft, name), more))
+		must(t, nft.Flush())
+	}
 }

@@ -79,6 +79,7 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 		{"guest plays router to all", l.guest, podnet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), leaving, "the endpoint gets nothing else"},
 		{"guest sends a fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x2000), entering, "a question comes in one piece"},
 		{"guest sends a later fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x00b9), entering, "a question comes in one piece"},
+		{"guest asks with options", l.guest, ipv4WithOptions(guestMAC, strangerMAC, unix.IPPROTO_UDP, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0, make([]byte, 4), tcp), entering, "a question has no options"},
 
 		// The neighbour asks, claims and spoofs.
 		{"neighbour asks", l.neighbour, syn(strangerMAC, guestMAC, strange), entering, "nobody else asks over IPv6"},

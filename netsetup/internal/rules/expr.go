@@ -86,6 +86,15 @@ func ipFragment() part {
 	return append(protocol(unix.ETH_P_IP), masked(expr.PayloadBaseNetworkHeader, 6, 0x3fff, expr.CmpOpNeq)...)
 }
 
+// ipOptions matches an IPv4 header with options: its first byte is the version
+// and the header's length in words, of which there are five without any.
+func ipOptions() part {
+	return append(protocol(unix.ETH_P_IP),
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: []byte{0x45}},
+	)
+}
+
 // payload matches bytes of the frame.
 func payload(base expr.PayloadBase, offset uint32, data []byte) part {
 	return part{

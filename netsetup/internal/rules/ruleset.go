@@ -95,6 +95,7 @@ func fromPorts(w wiring.Wiring) []rule {
 		rule{"nobody else names its MAC", []part{arpSenderMAC(wiring.DeviceMAC), drop()}},
 		rule{"nobody else names its port's MAC", []part{arpSenderMAC(wiring.PortMAC), drop()}},
 		rule{"a question comes in one piece", []part{ipTarget(address), ipFragment(), drop()}},
+		rule{"a question has no options", []part{ipTarget(address), ipOptions(), drop()}},
 	)
 	rules = append(rules, spoofed()...)
 	for _, guest := range w.Guests {

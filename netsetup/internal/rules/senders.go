@@ -44,7 +44,8 @@ func stageSenders(conn *nftables.Conn, bridge *nftables.Table) error {
 }
 
 // Where a packet to the endpoint has the address that it may make a neighbour of
-// the pod's. For a neighbour advertisement that is whom it is about, where
+// the pod's. The answer goes there, as IPv4 options are refused: a source route
+// would send it elsewhere. For a neighbour advertisement that is whom it is about, where
 // accept_untracked_na is set, and not who sends it.
 var (
 	ipSenderKnown   = known(sendersIPv4, ipSourceAt, 4)
