@@ -38,7 +38,7 @@ really runs. The lines are those of go test -v; a table at the end says what was
 guests checks what a VM's guest finds, and what nobody else does: Debian's kernel in QEMU, in pods whose network is
 wired as KubeVirt does it. It needs root, the programs qemu-system-x86_64, unshare and setpriv, and, the first time,
 a mirror of Debian; for the checks kubelet/..., what starts a cluster. -run is as for check, with names such as
-smoke/token.
+bindings/bridge/served.
 
 The command of cluster runs on the cluster's node, in its namespaces: kubectl and ctr are in its PATH, KUBECONFIG
 is set, services have their addresses. "cluster -- bash" is a shell to look around.

@@ -1,13 +1,11 @@
 // Package guests proves with real guest kernels that a VM finds its metadata, in every binding and through every
 // accident, and that nobody else does.
 //
-// How to add one: a subject, such as a binding or a kind of attack, is a package in this folder, or a file here, that
-// exports a function of the type in [columns], and a line there. It is a row of the table. Each of its checks is a
-// [suite.Check]: its Name is the column, and how -run finds it; its Run makes the VM that it is about by package
-// stage, whose documentation shows the steps; what it measures it tells by T.Figure. A check ends with everything
-// gone, so that their order does not matter; what it waits for is an event, or a condition asked for in the guest.
-//
-// The bindings are different: package bindings has many rows, each with one VM for all of its columns.
+// A subject, such as a binding, an accident or an attack, is a row of the table of its group, which its name begins
+// with; each of its checks is a column. The bindings, attacks and accidents are packages with many subjects each, and
+// lists of them to add to; the others are in [subjects]. A check makes the VM that it is about by package stage, whose
+// documentation shows the steps, and tells what it measures by T.Figure. It ends with everything gone, so that their
+// order does not matter; what it waits for is an event, or a condition asked for in the guest.
 package guests
 
 import (
@@ -27,21 +25,21 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/suite"
 )
 
-// columns are all that there is to check, in the order in which it is.
-var columns = []struct {
+// subjects are those that are alone in their ways.
+var subjects = []struct {
 	name   string
 	checks func(*stage.Stage) []suite.Check
 }{
-	{"smoke", smokeChecks},
-	{"migration-masquerade", migration.Masquerade},
-	{"migration-bridge", migration.Bridge},
-	{"no-nf_tables", node.WithoutNFTables},
-	{"node-clock", node.ClockJumps},
-	{"kubelet", kubelet.Checks},
+	{"smoke/guest", smokeChecks},
+	{"migration/masquerade", migration.Masquerade},
+	{"migration/bridge", migration.Bridge},
+	{"node/no nf_tables", node.WithoutNFTables},
+	{"node/clock that jumps", node.ClockJumps},
+	{"kubelet/guest", kubelet.Checks},
 }
 
-// Run runs the checks whose names, such as smoke/token, match the filter. out gets the lines of go test -v and the
-// table, progress what takes long before.
+// Run runs the checks whose names, such as bindings/bridge/served, match the filter. out gets the lines of go test -v and
+// the tables, progress what takes long before.
 func Run(ctx context.Context, filter *regexp.Regexp, out, progress io.Writer) (err error) {
 	s, err := stage.Open(ctx, progress)
 	if err != nil {
@@ -52,12 +50,12 @@ func Run(ctx context.Context, filter *regexp.Regexp, out, progress io.Writer) (e
 	var beside sync.WaitGroup
 	beside.Go(func() { accidents.RunLong(ctx, s, results) })
 	defer beside.Wait()
-	for _, column := range columns {
-		for _, check := range column.checks(s) {
+	for _, subject := range subjects {
+		for _, check := range subject.checks(s) {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			results.Run(ctx, column.name, []suite.Check{check})
+			results.Run(ctx, subject.name, []suite.Check{check})
 		}
 	}
 	bindings.Run(ctx, s, results)

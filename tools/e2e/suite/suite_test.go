@@ -41,19 +41,27 @@ func TestLinesAreThoseOfGoTest(t *testing.T) {
 
 func TestLayouts(t *testing.T) {
 	for name, test := range map[string]struct {
-		layout Layout
-		want   string
+		layout   Layout
+		subjects []string
+		want     string
 	}{
-		"a row for each proof": {ByProof, `
+		"a row for each proof": {ByProof, []string{"bridge", "masquerade"}, `
              bridge  masquerade
 it is fast   12 ms   12 ms
 it is right  FAIL    FAIL
 it is there  SKIP    SKIP
 `},
-		"a row for each subject": {BySubject, `
-            fast   right  there
+		"a row for each subject, in a table for each group": {BySubject, []string{"bindings/bridge", "attacks/flood", "bindings/masquerade"}, `
+bindings    fast   right  there
 bridge      12 ms  FAIL   SKIP
 masquerade  12 ms  FAIL   SKIP
+
+fast   it is fast
+right  it is right
+there  it is there
+
+attacks  fast   right  there
+flood    12 ms  FAIL   SKIP
 
 fast   it is fast
 right  it is right
@@ -61,7 +69,7 @@ there  it is there
 `},
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, _ := run(t, test.layout, ".", "bridge", "masquerade")
+			out, _ := run(t, test.layout, ".", test.subjects...)
 			if !strings.Contains(out, test.want) {
 				t.Errorf("got\n%swant\n%s", out, test.want)
 			}
@@ -70,7 +78,7 @@ there  it is there
 }
 
 func TestWhatWasNotRunIsADash(t *testing.T) {
-	out, _ := run(t, BySubject, "^bridge/fast|^masquerade/right", "bridge", "masquerade")
+	out, _ := run(t, BySubject, "/bridge/fast|/masquerade/right", "bindings/bridge", "bindings/masquerade")
 	if want := "bridge      12 ms  -\nmasquerade  -      FAIL\n"; !strings.Contains(out, want) {
 		t.Errorf("got\n%swant\n%s", out, want)
 	}
@@ -79,12 +87,12 @@ func TestWhatWasNotRunIsADash(t *testing.T) {
 func TestAnnouncedSubjectsAreInTheirOrder(t *testing.T) {
 	var out strings.Builder
 	s := New(&out, regexp.MustCompile("fast"), BySubject)
-	s.Announce("bridge", "masquerade")
-	for _, subject := range []string{"masquerade", "smoke", "bridge"} {
+	s.Announce("bindings/bridge", "bindings/masquerade")
+	for _, subject := range []string{"bindings/masquerade", "bindings/other", "bindings/bridge"} {
 		s.Run(t.Context(), subject, checks)
 	}
 	s.Finish()
-	if want := "smoke       12 ms\nbridge      12 ms\nmasquerade  12 ms\n"; !strings.Contains(out.String(), want) {
+	if want := "other       12 ms\nbridge      12 ms\nmasquerade  12 ms\n"; !strings.Contains(out.String(), want) {
 		t.Errorf("got\n%swant\n%s", out.String(), want)
 	}
 }

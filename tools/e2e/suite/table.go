@@ -21,17 +21,29 @@ func ByProof(out io.Writer, results []result) {
 	t.write(out)
 }
 
-// BySubject is a row for each subject and a column for each check, headed by its name, with what was measured.
-// What a check proves is said below.
+// BySubject is a table for each group of subjects, which is what their names have before the first slash: a row for
+// each of them and a column for each check, headed by its name, with what was measured. What a check proves is said
+// below.
 func BySubject(out io.Writer, results []result) {
-	t := newTable()
-	proofs := newTable()
+	var groups []string
+	matrices, proofs := map[string]*table{}, map[string]*table{}
 	for _, r := range results {
-		t.put(r.subject, r.name, r.cell())
-		proofs.put(r.name, "", r.proves)
+		group, row, _ := strings.Cut(r.subject, "/")
+		if matrices[group] == nil {
+			groups = append(groups, group)
+			matrices[group], proofs[group] = newTable(), newTable()
+		}
+		matrices[group].put(row, r.name, r.cell())
+		proofs[group].put(r.name, "", r.proves)
 	}
-	t.write(out)
-	proofs.write(out)
+	for i, group := range groups {
+		if i > 0 {
+			fmt.Fprintln(out)
+		}
+		matrices[group].title = group
+		matrices[group].write(out)
+		proofs[group].write(out)
+	}
 }
 
 func (r result) cell() string {
@@ -43,6 +55,7 @@ func (r result) cell() string {
 
 // table has its rows and columns in the order in which they came first.
 type table struct {
+	title         string // above the rows
 	rows, columns []string
 	cells         map[[2]string]string
 }
@@ -67,7 +80,7 @@ func (t *table) cell(row, column string) string {
 }
 
 func (t *table) write(out io.Writer) {
-	first := 0
+	first := utf8.RuneCountInString(t.title)
 	for _, row := range t.rows {
 		first = max(first, utf8.RuneCountInString(row))
 	}
@@ -85,7 +98,7 @@ func (t *table) write(out io.Writer) {
 		}
 		fmt.Fprintln(out, strings.TrimRight(text, " "))
 	}
-	line("", func(column string) string { return column })
+	line(t.title, func(column string) string { return column })
 	for _, row := range t.rows {
 		line(row, func(column string) string { return t.cell(row, column) })
 	}

@@ -96,7 +96,7 @@ func Run(ctx context.Context, s *stage.Stage, results *suite.Suite) {
 
 // run does the attack in one network.
 func (a attack) run(ctx context.Context, s *stage.Stage, results *suite.Suite, network podnet.Options) {
-	subject := fmt.Sprintf("%s (%s)", a.name, network.Binding)
+	subject := fmt.Sprintf("attacks/%s (%s)", a.name, network.Binding)
 	served, others := a.columns(s, network)
 	if ctx.Err() == nil && results.Selects(subject, append(others, served)) {
 		results.Must(ctx, subject, served)

@@ -22,7 +22,7 @@ func Run(ctx context.Context, s *stage.Stage, results *suite.Suite) {
 	var playing errgroup.Group
 	playing.SetLimit(guestsAtOnce)
 	for _, r := range rows {
-		results.Announce(r.subject)
+		results.Announce(r.name())
 	}
 	for _, r := range rows {
 		playing.Go(func() error {
@@ -47,10 +47,13 @@ func (r row) play(ctx context.Context, s *stage.Stage, results *suite.Suite) {
 				}
 			})
 			sc.set(t, s)
-			results.Run(t.Context(), r.subject, sc.columns())
+			results.Run(t.Context(), r.name(), sc.columns())
 		},
 	}
-	if ctx.Err() == nil && results.Selects(r.subject, append(sc.columns(), uplink)) {
-		results.Must(ctx, r.subject, uplink)
+	if ctx.Err() == nil && results.Selects(r.name(), append(sc.columns(), uplink)) {
+		results.Must(ctx, r.name(), uplink)
 	}
 }
+
+// name is the subject's in the sum.
+func (r row) name() string { return "bindings/" + r.subject }
