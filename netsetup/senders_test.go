@@ -189,6 +189,20 @@ func TestSilentSenderMakesRoom(t *testing.T) {
 	}
 }
 
+// Who asks keeps its place: its time begins anew.
+func TestSenderThatAsksIsKept(t *testing.T) {
+	pod, _ := servedPod(t, podnet.Options{Binding: podnet.Bridge})
+	const soon = 10 * time.Second
+	forgetSenders(t, pod)
+	addSenders(t, pod, "senders-ipv4", nftables.SetElement{Key: podnet.PodAddr.AsSlice(), Timeout: soon})
+	mustServeIPv4(t, pod, guestAddress(podnet.Bridge))
+	for _, heard := range senders(t, pod, "senders-ipv4") {
+		if heard.Expires <= soon {
+			t.Errorf("%x has just asked and is forgotten in %s", heard.Key, heard.Expires)
+		}
+	}
+}
+
 // What is in the sets stays there while others change nf_tables, and while
 // imds-init repairs something else: no event makes room for a flood.
 func TestSendersAreKeptWhileTheRulesAre(t *testing.T) {
@@ -244,9 +258,14 @@ func fillSenders(t *testing.T, pod *podnet.Pod, lasting time.Duration) {
 		for i := range sendersLimit - len(senders(t, pod, name)) {
 			more = append(more, nftables.SetElement{Key: address(i), Timeout: lasting})
 		}
-		nft, err := pod.Pod.Nftables()
-		must(t, err)
-		must(t, nft.SetAddElements(sendersSet(t, nft, name), more))
-		must(t, nft.Flush())
+		addSenders(t, pod, name, more...)
 	}
+}
+
+func addSenders(t *testing.T, pod *podnet.Pod, name string, more ...nftables.SetElement) {
+	t.Helper()
+	nft, err := pod.Pod.Nftables()
+	must(t, err)
+	must(t, nft.SetAddElements(sendersSet(t, nft, name), more))
+	must(t, nft.Flush())
 }

@@ -25,8 +25,8 @@ func chainsIPv6(w wiring.Wiring) []chain {
 	}
 }
 
-// questions is the three kinds of packets that the endpoint hears, each with whom
-// it has to know by them.
+// questions is the three kinds of packets that the endpoint hears, each with the
+// match of who may make it hear them.
 var questions = []struct {
 	purpose     string
 	match       part

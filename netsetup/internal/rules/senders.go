@@ -12,8 +12,9 @@ import (
 // The kernel keeps a neighbour for each address that it answers, or hears of by
 // ARP or neighbour discovery, and it keeps those of all network namespaces in one
 // table: at 1,024 (gc_thresh3) no pod of the node gets a new one. So the endpoint
-// hears a few addresses of its guests only, each as long as it is not silent for
-// longer than sendersMemory.
+// hears sendersLimit addresses of a VM only in each family, and each until it has
+// been silent for sendersMemory. As long as the kernel remembers those of before,
+// about a minute too (gc_stale_time), a hostile guest has some more.
 //
 // A guest has one address, and some more where containers in it have their own
 // on its network; over IPv6, where only link-local ones are heard, hardly that.
@@ -44,9 +45,9 @@ func stageSenders(conn *nftables.Conn, bridge *nftables.Table) error {
 }
 
 // Where a packet to the endpoint has the address that it may make a neighbour of
-// the pod's. The answer goes there, as IPv4 options are refused: a source route
-// would send it elsewhere. For a neighbour advertisement that is whom it is about, where
-// accept_untracked_na is set, and not who sends it.
+// the pod's: the answer goes there. (A source route would send it elsewhere, so
+// IPv4 options are refused.) A neighbour advertisement is not answered, but where
+// accept_untracked_na is set it makes one of whom it is about.
 var (
 	ipSenderKnown   = known(sendersIPv4, ipSourceAt, 4)
 	arpSenderKnown  = known(sendersIPv4, arpSenderAt, 4)
