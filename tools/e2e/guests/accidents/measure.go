@@ -145,9 +145,9 @@ func (s *story) awaitState(ctx context.Context) error {
 
 // asking is the guest's asking, with what ties its clock to this machine's.
 type asking struct {
-	story *story
-	task  *hand.Task[hand.Asked]
-	told  time.Time
+	story       *story
+	task        *hand.Task[hand.Asked]
+	told, begun time.Time // it began between
 }
 
 // usualPatience is how long the guest waits for an answer: longer than most clients, because it is slow itself.
@@ -164,11 +164,11 @@ func (s *story) ask(url string, limit time.Duration) *asking {
 	told := time.Now()
 	task, err := s.vm.Guest.Hand.Ask(s.t.Context(), hand.Ask{Get: hand.Get{URL: url, Limit: limit}, Rate: rate})
 	s.t.Check(err)
-	return &asking{s, task, told}
+	return &asking{s, task, told, time.Now()}
 }
 
-// asked is the guest's report. It began to ask at some time from earliest to latest, by this machine's clock: after
-// it was told to, and as long before its report came as the asking took.
+// asked is the guest's report. It began to ask at some time from earliest to latest, by this machine's clock: between
+// its being told to and its saying so, and at least as long before its report came as the asking took.
 type asked struct {
 	hand.Asked
 	earliest, latest time.Time
@@ -177,8 +177,11 @@ type asked struct {
 func (a *asking) stop() asked {
 	report := a.story.vm.Stop(a.task)
 	latest := time.Now().Add(-report.Took)
-	if latest.Before(a.told) {
+	switch {
+	case latest.Before(a.told):
 		latest = a.told
+	case latest.After(a.begun):
+		latest = a.begun
 	}
 	return asked{report, a.told, latest}
 }

@@ -49,9 +49,9 @@ func (s *story) measurePause() *measured {
 	s.letAsk(2 * time.Second)
 
 	m.asked = asking.stop()
-	// The guest's clock lacks the pause: its report is by the time before it. What was under way when it was
+	// The guest's clock lacks the pause: what it took says nothing of when it began. What was under way when it was
 	// paused, the server has given up.
-	m.asked.latest = m.asked.earliest
+	m.asked.latest = asking.begun
 	var excuses windows
 	excuses.add(window{from: stopped, to: stopped.Add(time.Second), failures: []hand.Failure{hand.Reset}})
 	m.lost, m.excused = m.asked.judge(&excuses)
