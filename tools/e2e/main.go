@@ -108,19 +108,11 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, usage) }
-	expression := flags.String("run", "", "")
 	keep := flags.Bool("keep", false, "")
 	kubeconfig := flags.String("kubeconfig", "", "")
-	if err := flags.Parse(args); err != nil {
-		return flag.ErrHelp
-	}
-	if flags.NArg() > 0 {
-		flags.Usage()
-		return flag.ErrHelp
-	}
-	filter, err := regexp.Compile(*expression)
+	filter, err := parseFilter(flags, args)
 	if err != nil {
-		return fmt.Errorf("-run: %w", err)
+		return err
 	}
 	options := checks.Options{Kubeconfig: *kubeconfig, Filter: filter, Keep: *keep, Out: stdout}
 	run := func(ctx context.Context, c *cluster.Cluster) error {
@@ -135,22 +127,31 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return inCluster(ctx, stderr, run)
 }
 
+// parseFilter parses arguments and returns the expression that -run has among them.
+func parseFilter(flags *flag.FlagSet, args []string) (*regexp.Regexp, error) {
+	expression := flags.String("run", "", "")
+	if err := flags.Parse(args); err != nil {
+		return nil, flag.ErrHelp
+	}
+	if flags.NArg() > 0 {
+		flags.Usage()
+		return nil, flag.ErrHelp
+	}
+	filter, err := regexp.Compile(*expression)
+	if err != nil {
+		return nil, fmt.Errorf("-run: %w", err)
+	}
+	return filter, nil
+}
+
 // checkGuests runs the checks with real guests that its own arguments name.
 func checkGuests(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("guests", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, usage) }
-	expression := flags.String("run", "", "")
-	if err := flags.Parse(args); err != nil {
-		return flag.ErrHelp
-	}
-	if flags.NArg() > 0 {
-		flags.Usage()
-		return flag.ErrHelp
-	}
-	filter, err := regexp.Compile(*expression)
+	filter, err := parseFilter(flags, args)
 	if err != nil {
-		return fmt.Errorf("-run: %w", err)
+		return err
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -43,10 +43,7 @@ type seen struct {
 
 // Checks returns the checks.
 func Checks(s *stage.Stage) []suite.Check {
-	once := stage.Once(func(t *suite.T) *seen { return run(t, s) })
-	check := func(name, proves string, judge func(*suite.T, *seen)) suite.Check {
-		return suite.Check{Name: name, Proves: proves, Run: func(t *suite.T) { judge(t, once(t)) }}
-	}
+	check := stage.Aspects(func(t *suite.T) *seen { return run(t, s) })
 	return []suite.Check{
 		check("identity", "the guest learns who it is", func(t *suite.T, v *seen) { t.Check(v.identity) }),
 		check("token", "its token is accepted by a TokenReview, bound to its pod", func(t *suite.T, v *seen) { t.Check(v.token) }),

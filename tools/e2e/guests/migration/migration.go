@@ -54,10 +54,7 @@ func Masquerade(s *stage.Stage) []suite.Check { return checks(s, podnet.Masquera
 func Bridge(s *stage.Stage) []suite.Check { return checks(s, podnet.Bridge) }
 
 func checks(s *stage.Stage, binding podnet.Binding) []suite.Check {
-	seen := stage.Once(func(t *suite.T) *migrations { return migrate(t, s, binding) })
-	check := func(name, proves string, judge func(*suite.T, *migrations)) suite.Check {
-		return suite.Check{Name: name, Proves: proves, Run: func(t *suite.T) { judge(t, seen(t)) }}
-	}
+	check := stage.Aspects(func(t *suite.T) *migrations { return migrate(t, s, binding) })
 	return []suite.Check{
 		check("first", "from RESUME in the target to its first answer; there / back", answeredSoon),
 		check("gap", "the longest time between two answers, by the guest's clock", shortGap),

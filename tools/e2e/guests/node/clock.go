@@ -44,10 +44,7 @@ type jumps struct {
 
 // ClockJumps returns the checks of a node whose clock jumps.
 func ClockJumps(s *stage.Stage) []suite.Check {
-	seen := stage.Once(func(t *suite.T) *jumps { return jump(t, s) })
-	check := func(name, proves string, judge func(*suite.T, *jumps)) suite.Check {
-		return suite.Check{Name: name, Proves: proves, Run: func(t *suite.T) { judge(t, seen(t)) }}
-	}
+	check := stage.Aspects(func(t *suite.T) *jumps { return jump(t, s) })
 	return []suite.Check{
 		check("ahead", "a day ahead, the token is refused as expired by the node's clock, until there is another", refusesExpired),
 		check("back", "a day back, a token from the future is served, and so is its successor", servesFuture),

@@ -44,10 +44,7 @@ var pieces = []string{nfnetlink, nfTables, expressions}
 
 // WithoutNFTables returns the checks of a kernel that lacks what imds-init needs.
 func WithoutNFTables(s *stage.Stage) []suite.Check {
-	seen := stage.Once(func(t *suite.T) *lacking { return loadPieces(t, s) })
-	check := func(name, proves string, judge func(*suite.T, *lacking)) suite.Check {
-		return suite.Check{Name: name, Proves: proves, Run: func(t *suite.T) { judge(t, seen(t)) }}
-	}
+	check := stage.Aspects(func(t *suite.T) *lacking { return loadPieces(t, s) })
 	return []suite.Check{
 		check("error", "imds-init says what the kernel lacks and what would help, once for each thing that it lacks", saysOnce),
 		check("served", "nothing is served, and nothing of the endpoint is there", servesNothing),
