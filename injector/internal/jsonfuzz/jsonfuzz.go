@@ -1,5 +1,6 @@
-// Package jsonfuzz changes JSON objects at random, for fuzz tests: changed
-// bytes are seldom JSON any more, changed values always are.
+// Package jsonfuzz changes JSON objects for fuzz tests, at random and by the
+// patches under test: changed bytes are seldom JSON any more, changed values
+// always are.
 package jsonfuzz
 
 import (

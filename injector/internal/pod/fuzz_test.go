@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"bytes"
 	"encoding/json"
 	"log/slog"
 	"os"
@@ -10,7 +9,6 @@ import (
 	"slices"
 	"testing"
 
-	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	"sigs.k8s.io/yaml"
 
 	"github.com/example/kubevirt-imds/injector/internal/admission"
@@ -27,12 +25,6 @@ func declaredPatches(t testing.TB) *patchset.Folder {
 		t.Fatal(err)
 	}
 	return folder
-}
-
-func decode(text []byte) (jsontree.Object, error) {
-	var object jsontree.Object
-	err := jsontree.Decode(bytes.NewReader(text), &object)
-	return object, err
 }
 
 // FuzzPod holds for whatever pod there is: the review does not panic; what the
@@ -65,7 +57,7 @@ func FuzzPod(f *testing.F) {
 		})
 	}
 	f.Fuzz(func(t *testing.T, input []byte, seed uint64) {
-		pod, err := decode(input)
+		pod, err := jsonfuzz.Decode(input)
 		if err != nil || pod == nil {
 			return
 		}
@@ -82,7 +74,7 @@ func FuzzPod(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if pod, err = decode(text); err != nil {
+		if pod, err = jsonfuzz.Decode(text); err != nil {
 			t.Fatal(err)
 		}
 		verdict, err := review(pod)
@@ -92,18 +84,14 @@ func FuzzPod(f *testing.F) {
 			}
 			return
 		}
-		if untouched, err := decode(text); err != nil || !reflect.DeepEqual(pod, untouched) {
+		if untouched, err := jsonfuzz.Decode(text); err != nil || !reflect.DeepEqual(pod, untouched) {
 			t.Errorf("the review changed the request: %v", err)
 		}
 		if verdict.Patch == nil {
 			return
 		}
 
-		patched := apply(t, text, verdict.Patch)
-		after, err := decode(patched)
-		if err != nil {
-			t.Fatal(err)
-		}
+		after := jsonfuzz.Patched(t, pod, verdict.Patch)
 		if again, err := review(after); err != nil || !again.Allowed || again.Patch != nil {
 			t.Errorf("patched a second time: %v %+v", err, again)
 		}
@@ -114,23 +102,6 @@ func FuzzPod(f *testing.F) {
 			t.Errorf("touched more than meant: %+v", difference)
 		}
 	})
-}
-
-func apply(t *testing.T, pod []byte, operations []jsontree.Operation) []byte {
-	t.Helper()
-	text, err := json.Marshal(operations)
-	if err != nil {
-		t.Fatal(err)
-	}
-	patch, err := jsonpatch.DecodePatch(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	patched, err := patch.Apply(pod)
-	if err != nil {
-		t.Fatalf("%s does not apply: %v", text, err)
-	}
-	return patched
 }
 
 // removeInjection takes the sidecars and their volume out of a patched pod,

@@ -1,15 +1,12 @@
 package virtualmachine
 
 import (
-	"bytes"
-	"encoding/json"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	"sigs.k8s.io/yaml"
 
 	"github.com/example/kubevirt-imds/injector/internal/admission"
@@ -63,11 +60,11 @@ func FuzzVirtualMachine(f *testing.F) {
 		return verdict
 	}
 	f.Fuzz(func(t *testing.T, input, oldInput []byte, seed uint64) {
-		vm, err := decode(input)
+		vm, err := jsonfuzz.Decode(input)
 		if err != nil || vm == nil {
 			return
 		}
-		old, _ := decode(oldInput)
+		old, _ := jsonfuzz.Decode(oldInput)
 		if seed != 0 {
 			known := []string{"", "a/b~c", "true", "false", "1", "spec", "template", "metadata", "annotations",
 				"deletionTimestamp", "domain", "devices", "interfaces", "passt", "passtBinding", "binding", "name",
@@ -84,26 +81,7 @@ func FuzzVirtualMachine(f *testing.F) {
 		if verdict.Patch == nil {
 			return
 		}
-		before, err := json.Marshal(vm)
-		if err != nil {
-			t.Fatal(err)
-		}
-		patch, err := json.Marshal(verdict.Patch)
-		if err != nil {
-			t.Fatal(err)
-		}
-		operations, err := jsonpatch.DecodePatch(patch)
-		if err != nil {
-			t.Fatal(err)
-		}
-		patched, err := operations.Apply(before)
-		if err != nil {
-			t.Fatalf("%s does not apply: %v", patch, err)
-		}
-		after, err := decode(patched)
-		if err != nil {
-			t.Fatal(err)
-		}
+		after := jsonfuzz.Patched(t, vm, verdict.Patch)
 		if again := review(t, after, old); !again.Allowed || again.Patch != nil {
 			t.Errorf("patched a second time: %+v", again)
 		}
@@ -113,12 +91,6 @@ func FuzzVirtualMachine(f *testing.F) {
 			}
 		}
 	})
-}
-
-func decode(text []byte) (jsontree.Object, error) {
-	var object jsontree.Object
-	err := jsontree.Decode(bytes.NewReader(text), &object)
-	return object, err
 }
 
 // isAboutTemplateAnnotations reports whether an operation sets or removes one

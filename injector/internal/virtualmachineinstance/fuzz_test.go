@@ -1,14 +1,11 @@
 package virtualmachineinstance
 
 import (
-	"bytes"
-	"encoding/json"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
 
-	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	"sigs.k8s.io/yaml"
 
 	"github.com/example/kubevirt-imds/injector/internal/admission"
@@ -46,7 +43,7 @@ func FuzzVirtualMachineInstance(f *testing.F) {
 		})
 	}
 	f.Fuzz(func(t *testing.T, input []byte, seed uint64) {
-		vmi, err := decode(input)
+		vmi, err := jsonfuzz.Decode(input)
 		if err != nil || vmi == nil {
 			return
 		}
@@ -66,7 +63,7 @@ func FuzzVirtualMachineInstance(f *testing.F) {
 		if verdict.Patch == nil {
 			return
 		}
-		after := patched(t, vmi, verdict.Patch)
+		after := jsonfuzz.Patched(t, vmi, verdict.Patch)
 		if again, err := review(after); err != nil || !again.Allowed || again.Patch != nil {
 			t.Errorf("patched a second time: %+v, %v", again, err)
 		}
@@ -80,35 +77,4 @@ func FuzzVirtualMachineInstance(f *testing.F) {
 			t.Errorf("touched more than meant: %+v", difference)
 		}
 	})
-}
-
-func patched(t *testing.T, vmi jsontree.Object, operations []jsontree.Operation) jsontree.Object {
-	t.Helper()
-	before, err := json.Marshal(vmi)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := json.Marshal(operations)
-	if err != nil {
-		t.Fatal(err)
-	}
-	patch, err := jsonpatch.DecodePatch(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	result, err := patch.Apply(before)
-	if err != nil {
-		t.Fatalf("%s does not apply: %v", text, err)
-	}
-	after, err := decode(result)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return after
-}
-
-func decode(text []byte) (jsontree.Object, error) {
-	var object jsontree.Object
-	err := jsontree.Decode(bytes.NewReader(text), &object)
-	return object, err
 }

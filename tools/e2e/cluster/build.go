@@ -53,12 +53,8 @@ func Build(ctx context.Context, messages io.Writer) (Programs, error) {
 	if err != nil {
 		return Programs{}, err
 	}
-	caches, err := os.UserCacheDir()
+	cache, err := CacheFolder()
 	if err != nil {
-		return Programs{}, fmt.Errorf("folder for the build: %w", err)
-	}
-	cache := filepath.Join(caches, cacheName)
-	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return Programs{}, fmt.Errorf("folder for the build: %w", err)
 	}
 	b := &build{source: source, folder: filepath.Join(cache, key+".unfinished"), progress: newProgress(messages)}

@@ -15,11 +15,11 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 )
 
 const (
-	// cacheName is the folder in the user's cache folder that the build of Kubernetes is in too.
-	cacheName = "kubevirt-imds-e2e"
 	// kernelPackage depends on the package of the newest kernel, whose name has its version in it.
 	kernelPackage  = "linux-image-cloud-amd64"
 	busyboxPackage = "busybox-static"
@@ -31,12 +31,8 @@ const (
 
 // packages returns the folder into which Debian's packages are unpacked. Other versions of them go into another.
 func packages(ctx context.Context, messages io.Writer) (string, error) {
-	caches, err := os.UserCacheDir()
+	cache, err := cluster.CacheFolder()
 	if err != nil {
-		return "", err
-	}
-	cache := filepath.Join(caches, cacheName)
-	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
 	}
 	unlock, err := lock(filepath.Join(cache, "guest.lock"))
