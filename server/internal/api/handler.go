@@ -45,7 +45,7 @@ type Handler struct {
 // NewHandler returns the API for the tokens. What it refuses it adds to refused.
 func NewHandler(settings Settings, tokens *token.Source, refused *refusals.Log) *Handler {
 	return &Handler{
-		guard:    newGuard(settings.Listen, settings.RequireHeader),
+		guard:    guard{listen: settings.Listen, requireHeader: settings.RequireHeader},
 		identity: marshalLine(settings.Identity),
 		tokens:   tokens,
 		refused:  refused,
