@@ -79,26 +79,53 @@ func abandonBody(w http.ResponseWriter) {
 // route answers, or returns what is wrong with the request. A path has to be
 // written exactly as here.
 func (h *Handler) route(w http.ResponseWriter, r *http.Request) *problem {
-	switch r.URL.EscapedPath() {
+	switch path := r.URL.EscapedPath(); path {
 	case "/healthz":
-		return h.health(w)
+		return h.health(w, r)
 	case "/v1/token":
 		return h.token(w, r)
 	case "/v1/identity":
-		write(w, http.StatusOK, mediaJSON, h.identity)
-		return nil
+		return h.whoAmI(w, r)
 	default:
-		return notFound.because("there is no %s here; ask for /healthz, /v1/token or /v1/identity", quote.Text(r.URL.EscapedPath()))
+		return noSuchPath(path)
 	}
+}
+
+// azureIdentity is where the SDKs of Azure look for a managed identity, in each
+// DefaultAzureCredential. A 404 there means to them that it is being set up: they
+// ask again, for 17 s (npm's @azure/identity) to two minutes (azidentity for Go).
+// A 403 that has the word "unreachable" means that Azure is elsewhere, and they go
+// on to the next credential at once; Docker Desktop answers so. A 400 would end
+// the chain of azidentity if AZURE_CLIENT_ID is set. The SDKs of AWS and Google
+// give up at the 404 or 405 that they get, and other clients need a 404.
+const azureIdentity = "/metadata/identity/"
+
+func noSuchPath(path string) *problem {
+	kind, why := notFound, ""
+	if strings.HasPrefix(path, azureIdentity) {
+		kind, why = otherCloud, "Azure's metadata service is unreachable from this VM, "
+	}
+	return kind.because("%sthere is no %s here; ask for /healthz, /v1/token or /v1/identity", why, quote.Text(path))
 }
 
 var healthy = []byte("OK")
 
-func (h *Handler) health(w http.ResponseWriter) *problem {
+func (h *Handler) health(w http.ResponseWriter, r *http.Request) *problem {
+	if p := checkNoQuery(r.URL.RawQuery); p != nil {
+		return p
+	}
 	if _, err := h.tokens.Default(); err != nil {
 		return tokenUnavailable.because("%v", err)
 	}
 	write(w, http.StatusOK, mediaText, healthy)
+	return nil
+}
+
+func (h *Handler) whoAmI(w http.ResponseWriter, r *http.Request) *problem {
+	if p := checkNoQuery(r.URL.RawQuery); p != nil {
+		return p
+	}
+	write(w, http.StatusOK, mediaJSON, h.identity)
 	return nil
 }
 

@@ -1,24 +1,26 @@
 package api
 
 import (
+	"maps"
 	"net/url"
+	"slices"
 
 	"github.com/example/kubevirt-imds/server/internal/quote"
 )
 
 // parseAudience returns the audience that a query asks for, empty if it asks for
-// none. A query that cannot be parsed is refused, or whoever asks for an audience
-// would get the default token.
+// none. Every other parameter is refused, or whoever misspells audience would get
+// the token for the API server.
 func parseAudience(query string) (string, *problem) {
-	if query == "" {
-		return "", nil
-	}
-	values, err := url.ParseQuery(query)
-	if err != nil {
-		return "", invalidQuery.because("the query %s is malformed; escape what is special in it (curl -G --data-urlencode audience=A)", quote.Text(query))
+	values, p := parseQuery(query)
+	if p != nil {
+		return "", p
 	}
 	audiences, asked := values["audience"]
+	delete(values, "audience")
 	switch {
+	case len(values) > 0:
+		return "", invalidQuery.because("there is no parameter %s; the only one is audience (/v1/token?audience=A), leave it out for the default token", firstName(values))
 	case !asked:
 		return "", nil
 	case len(audiences) > 1:
@@ -28,4 +30,26 @@ func parseAudience(query string) (string, *problem) {
 	default:
 		return audiences[0], nil
 	}
+}
+
+// checkNoQuery refuses all parameters: nobody shall think that one had an effect.
+func checkNoQuery(query string) *problem {
+	values, p := parseQuery(query)
+	if p == nil && len(values) > 0 {
+		p = invalidQuery.because("there is no parameter %s; this path has none, leave it out", firstName(values))
+	}
+	return p
+}
+
+func parseQuery(query string) (url.Values, *problem) {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, invalidQuery.because("the query %s is malformed; escape what is special in it (curl -G --data-urlencode audience=A)", quote.Text(query))
+	}
+	return values, nil
+}
+
+// firstName quotes one of the parameters, the same each time.
+func firstName(values url.Values) string {
+	return quote.Text(slices.Min(slices.Collect(maps.Keys(values))))
 }
