@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -159,6 +160,13 @@ func whyRefuse(request string, requireHeader bool) string {
 		}
 	case len(hosts) > 1 || !ourHostIPv4.MatchString(hosts[0]) && !isOurHostIPv6(hosts[0]):
 		return "the host is another"
+	}
+	_, query, _ := strings.Cut(target, "?")
+	for parameter := range strings.SplitSeq(query, "&") {
+		name, _, _ := strings.Cut(parameter, "=")
+		if decoded, err := url.QueryUnescape(name); parameter != "" && (err != nil || decoded != "audience") {
+			return "it has a parameter that does not exist"
+		}
 	}
 	if requireHeader && strings.Contains(target, "/v1/") && (len(metadata) != 1 || !strings.EqualFold(metadata[0], "true")) {
 		return "the header is not there"

@@ -91,13 +91,13 @@ func (h *Handler) route(w http.ResponseWriter, r *http.Request) *problem {
 	}
 }
 
-// azureIdentity is where the SDKs of Azure look for a managed identity, in each
-// DefaultAzureCredential. A 404 there means to them that it is being set up: they
-// ask again, for 17 s (npm's @azure/identity) to two minutes (azidentity for Go).
-// A 403 that has the word "unreachable" means that Azure is elsewhere, and they go
-// on to the next credential at once; Docker Desktop answers so. A 400 would end
-// the chain of azidentity if AZURE_CLIENT_ID is set. The SDKs of AWS and Google
-// give up at the 404 or 405 that they get, and other clients need a 404.
+// azureIdentity is where each DefaultAzureCredential of Azure's SDKs looks for an
+// identity of the VM. A 404 means to them that it is being set up: they ask again,
+// for 15 s (npm's @azure/identity) or 100 s (azidentity for Go). A 403 with the
+// word "unreachable" means that this is not Azure, and they go on to the next
+// credential at once: Docker Desktop answers so. After a 400 azidentity would not
+// go on if AZURE_CLIENT_ID is set. Elsewhere a 404 is right: the SDKs of AWS and
+// Google give up at it, and it is all that cloudbase-init and Ignition take for no.
 const azureIdentity = "/metadata/identity/"
 
 func noSuchPath(path string) *problem {
@@ -111,7 +111,7 @@ func noSuchPath(path string) *problem {
 var healthy = []byte("OK")
 
 func (h *Handler) health(w http.ResponseWriter, r *http.Request) *problem {
-	if p := checkNoQuery(r.URL.RawQuery); p != nil {
+	if p := checkNoQuery(r); p != nil {
 		return p
 	}
 	if _, err := h.tokens.Default(); err != nil {
@@ -122,7 +122,7 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request) *problem {
 }
 
 func (h *Handler) whoAmI(w http.ResponseWriter, r *http.Request) *problem {
-	if p := checkNoQuery(r.URL.RawQuery); p != nil {
+	if p := checkNoQuery(r); p != nil {
 		return p
 	}
 	write(w, http.StatusOK, mediaJSON, h.identity)
@@ -130,7 +130,7 @@ func (h *Handler) whoAmI(w http.ResponseWriter, r *http.Request) *problem {
 }
 
 func (h *Handler) token(w http.ResponseWriter, r *http.Request) *problem {
-	audience, p := parseAudience(r.URL.RawQuery)
+	audience, p := parseAudience(r)
 	if p != nil {
 		return p
 	}

@@ -259,7 +259,7 @@ func TestHEADHasTheHeadersOfGET(t *testing.T) {
 	}
 }
 
-// A body is of no use here: it is answered like a request without, and ends the
+// A body is not read, so it must not seem to have said something. It ends the
 // connection.
 func TestRequestBodyEndsTheConnection(t *testing.T) {
 	server := newTestServer(t, map[string]string{"token": freshJWT(apiServer)}, false)
@@ -267,8 +267,9 @@ func TestRequestBodyEndsTheConnection(t *testing.T) {
 		request string
 		status  int
 	}{
-		"GET with a length":        {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\n\r\nhello", 200},
-		"GET in chunks":            {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 200},
+		"GET with the parameter":   {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 14\r\n\r\naudience=vault", 400},
+		"GET with a length":        {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\n\r\nhello", 400},
+		"GET in chunks":            {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 400},
 		"POST of 10 GB":            {"POST /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 10000000000\r\n\r\n", 405},
 		"POST of what never comes": {"POST /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\n\r\n", 405},
 		"POST with 100-continue":   {"POST /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", 405},

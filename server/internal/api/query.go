@@ -2,17 +2,18 @@ package api
 
 import (
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 
 	"github.com/example/kubevirt-imds/server/internal/quote"
 )
 
-// parseAudience returns the audience that a query asks for, empty if it asks for
+// parseAudience returns the audience that a request asks for, empty if it asks for
 // none. Every other parameter is refused, or whoever misspells audience would get
 // the token for the API server.
-func parseAudience(query string) (string, *problem) {
-	values, p := parseQuery(query)
+func parseAudience(r *http.Request) (string, *problem) {
+	values, p := parseQuery(r)
 	if p != nil {
 		return "", p
 	}
@@ -33,18 +34,23 @@ func parseAudience(query string) (string, *problem) {
 }
 
 // checkNoQuery refuses all parameters: nobody shall think that one had an effect.
-func checkNoQuery(query string) *problem {
-	values, p := parseQuery(query)
+func checkNoQuery(r *http.Request) *problem {
+	values, p := parseQuery(r)
 	if p == nil && len(values) > 0 {
 		p = invalidQuery.because("there is no parameter %s; this path has none, leave it out", firstName(values))
 	}
 	return p
 }
 
-func parseQuery(query string) (url.Values, *problem) {
-	values, err := url.ParseQuery(query)
+// parseQuery returns the parameters of a request. In a body (curl -X GET -d
+// audience=A) they would go unseen.
+func parseQuery(r *http.Request) (url.Values, *problem) {
+	if r.ContentLength != 0 {
+		return nil, invalidQuery.because("the request has a body, which is not read; write parameters into the URL (curl -G --data-urlencode audience=A)")
+	}
+	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, invalidQuery.because("the query %s is malformed; escape what is special in it (curl -G --data-urlencode audience=A)", quote.Text(query))
+		return nil, invalidQuery.because("the query %s is malformed; escape what is special in it (curl -G --data-urlencode audience=A)", quote.Text(r.URL.RawQuery))
 	}
 	return values, nil
 }
