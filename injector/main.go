@@ -58,6 +58,9 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 	}
 
 	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if limit := limitMemory(memoryLimitFiles); limit > 0 {
+		log.Info("memory limited", "bytes", limit)
+	}
 	if err := serve(ctx, opts, pod, timing, log); err != nil {
 		log.Error("imds-webhook ends", "err", err)
 		return 1

@@ -93,13 +93,12 @@ func TestWrongRulesAreAllowedWithWarning(t *testing.T) {
 	}
 }
 
-func TestPodOfUnexpectedShapeIsRefusedAsFault(t *testing.T) {
+func TestPodOfUnexpectedShapeIsAFault(t *testing.T) {
 	w := startWebhook(t, declaredPatches, immediately)
 	pod := bytes.Replace(fixture(t, "masquerade"), []byte(`"name":"compute"`), []byte(`"name":{}`), 1)
-	response := w.review("/mutate-pod", podRequest(pod))
-	if response.Allowed || response.Result.Code != http.StatusInternalServerError ||
-		!strings.Contains(response.Result.Message, "spec.containers[0] has no name") {
-		t.Errorf("got allowed %v, %v", response.Allowed, response.Result)
+	status, answer := w.post("/mutate-pod", "application/json", reviewOf(t, podRequest(pod)))
+	if status != http.StatusInternalServerError || !strings.Contains(string(answer), "spec.containers[0] has no name") {
+		t.Errorf("got %d %s", status, answer)
 	}
 	w.log.wait(t, "review failed")
 }

@@ -54,7 +54,13 @@ func retryPause(attempt int) time.Duration {
 	return min(250*time.Millisecond<<min(attempt, 6), 10*time.Second)
 }
 
-const maxHeaderBytes = 16 << 10
+const (
+	maxHeaderBytes   = 16 << 10
+	maxReceiveBuffer = 64 << 10
+	// maxStreams is for the API server, which opens one more connection when
+	// one has no stream left.
+	maxStreams = 64
+)
 
 // service is the webhook with its two listeners open.
 type service struct {
@@ -82,6 +88,13 @@ func listen(opts options, certificates *certificate.Source, publication *publica
 		draining:    draining,
 		timing:      timing,
 		log:         log,
+	}
+	s.webhook.ConnState = (&connections{open: map[net.Conn]connection{}}).track
+	s.webhook.HTTP2 = &http.HTTP2Config{
+		// What a connection may send before anybody reads.
+		MaxReceiveBufferPerConnection: maxReceiveBuffer,
+		MaxReceiveBufferPerStream:     maxReceiveBuffer,
+		MaxConcurrentStreams:          maxStreams,
 	}
 	s.webhook.TLSConfig = &tls.Config{
 		MinVersion:     tls.VersionTLS13,

@@ -132,6 +132,5 @@ func Deny(reason string) Verdict {
 }
 
 // Review decides about one request. An error is a fault of ours, not of the
-// object; it refuses the object too, since IMDS that is silently missing is
-// harder to find than a VM that does not start.
+// object: what becomes of that is for the failurePolicy to say.
 type Review func(*Request) (Verdict, error)

@@ -132,7 +132,13 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, review Review) (
 	if err != nil {
 		return nil, &failure{http.StatusBadRequest, err}
 	}
-	return respond(request, review, s.log.With("path", r.URL.Path)), nil
+	response, err := respond(request, review, s.log)
+	if err != nil {
+		// No verdict: the webhook's failurePolicy says what becomes of the object.
+		s.log.Error("review failed", "path", r.URL.Path, "namespace", request.Namespace, "name", request.ObjectName(), "err", err)
+		return nil, &failure{http.StatusInternalServerError, fmt.Errorf("internal error: %w: see the log of imds-webhook", err)}
+	}
+	return response, nil
 }
 
 // read reads the body, which has a place.
@@ -164,31 +170,31 @@ func tooLarge(limit int64) *failure {
 	return &failure{http.StatusRequestEntityTooLarge, fmt.Errorf("the body has more than %d bytes", limit)}
 }
 
-// respond turns the verdict, or the fault, into the answer.
-func respond(request *Request, review Review, log *slog.Logger) *admissionv1.AdmissionReview {
+// respond turns the verdict into the answer.
+func respond(request *Request, review Review, log *slog.Logger) (*admissionv1.AdmissionReview, error) {
 	verdict, err := decide(request, review, log)
+	if err != nil {
+		return nil, err
+	}
 	response := &admissionv1.AdmissionResponse{
 		UID:      types.UID(request.UID),
 		Allowed:  verdict.Allowed,
 		Warnings: verdict.Warnings,
 	}
-	if err == nil && verdict.Patch != nil {
+	if verdict.Patch != nil {
 		patchType := admissionv1.PatchTypeJSONPatch
 		response.PatchType = &patchType
-		response.Patch, err = json.Marshal(verdict.Patch)
+		if response.Patch, err = json.Marshal(verdict.Patch); err != nil {
+			return nil, err
+		}
 	}
-	if err != nil {
-		log.Error("review failed", "namespace", request.Namespace, "name", request.ObjectName(), "err", err)
-		response = &admissionv1.AdmissionResponse{UID: response.UID}
-		response.Result = status(http.StatusInternalServerError, metav1.StatusReasonInternalError,
-			"internal error: "+err.Error()+": see the log of imds-webhook")
-	} else if !verdict.Allowed {
-		response.Result = status(http.StatusForbidden, metav1.StatusReasonForbidden, verdict.Reason)
+	if !verdict.Allowed {
+		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: verdict.Reason}
 	}
 	return &admissionv1.AdmissionReview{
 		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"},
 		Response: response,
-	}
+	}, nil
 }
 
 // decide calls review and turns a panic into an error.
@@ -200,8 +206,4 @@ func decide(request *Request, review Review, log *slog.Logger) (verdict Verdict,
 		}
 	}()
 	return review(request)
-}
-
-func status(code int32, reason metav1.StatusReason, message string) *metav1.Status {
-	return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
 }

@@ -3,6 +3,7 @@ package admission
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -14,8 +15,9 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// answer sends a minimal request to a handler over HTTP.
-func answer(t *testing.T, review Review) (*admissionv1.AdmissionResponse, string) {
+// answer sends a minimal request to a handler over HTTP. It returns the response,
+// or the text of an HTTP error, and the log.
+func answer(t *testing.T, review Review) (*admissionv1.AdmissionResponse, string, string) {
 	t.Helper()
 	log := new(strings.Builder)
 	server := httptest.NewServer(NewServer(slog.New(slog.NewTextHandler(log, nil))).Handler(review))
@@ -26,17 +28,25 @@ func answer(t *testing.T, review Review) (*admissionv1.AdmissionResponse, string
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return nil, response.Status + ": " + string(body), log.String()
+	}
 	var decoded admissionv1.AdmissionReview
-	if err := json.NewDecoder(response.Body).Decode(&decoded); err != nil {
+	if err := json.Unmarshal(body, &decoded); err != nil {
 		t.Fatal(err)
 	}
 	if decoded.Response == nil || decoded.Response.UID != "u-1" {
 		t.Fatalf("got %+v", decoded)
 	}
-	return decoded.Response, log.String()
+	return decoded.Response, "", log.String()
 }
 
-func TestFaultsRefuseAndAreLogged(t *testing.T) {
+// The failurePolicy decides about them: a repairing webhook must not refuse.
+func TestFaultsAreHTTPErrorsAndLogged(t *testing.T) {
 	for name, test := range map[string]struct {
 		review  Review
 		message string
@@ -52,10 +62,9 @@ func TestFaultsRefuseAndAreLogged(t *testing.T) {
 		}, "internal error: json: ", "unsupported type"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			response, log := answer(t, test.review)
-			if response.Allowed || response.Patch != nil || response.PatchType != nil ||
-				response.Result.Code != http.StatusInternalServerError || !strings.Contains(response.Result.Message, test.message) {
-				t.Errorf("got %+v", response)
+			response, failure, log := answer(t, test.review)
+			if response != nil || !strings.HasPrefix(failure, "500 Internal Server Error: "+test.message) {
+				t.Errorf("got %+v, %s", response, failure)
 			}
 			if !strings.Contains(log, test.logged) {
 				t.Errorf("log without %q:\n%s", test.logged, log)
@@ -65,11 +74,11 @@ func TestFaultsRefuseAndAreLogged(t *testing.T) {
 }
 
 func TestVerdicts(t *testing.T) {
-	response, log := answer(t, func(*Request) (Verdict, error) { return Deny("not here"), nil })
+	response, _, log := answer(t, func(*Request) (Verdict, error) { return Deny("not here"), nil })
 	if response.Allowed || response.Result.Code != http.StatusForbidden || response.Result.Message != "not here" || log != "" {
 		t.Errorf("refusal: %+v, log %s", response, log)
 	}
-	response, _ = answer(t, func(*Request) (Verdict, error) { return Allow("careful"), nil })
+	response, _, _ = answer(t, func(*Request) (Verdict, error) { return Allow("careful"), nil })
 	if !response.Allowed || response.Result != nil || response.Patch != nil || response.PatchType != nil || response.Warnings[0] != "careful" {
 		t.Errorf("pass: %+v", response)
 	}
