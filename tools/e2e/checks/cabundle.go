@@ -44,15 +44,16 @@ func (in *installation) deletesConfiguration(t *suite.T) {
 	ctx := t.Context()
 	_, err := in.kubectl(ctx, "delete", "mutatingwebhookconfiguration", webhook)
 	t.Check(err)
-	_, err = kube.Await(ctx, in.api, deployments, webhook, patience, func(d *appsv1.Deployment) string {
+	_, ready := kube.Await(ctx, in.api, deployments, webhook, patience, func(d *appsv1.Deployment) string {
 		if d.Status.AvailableReplicas == 0 {
 			return ""
 		}
 		return fmt.Sprintf("%d replicas are available", d.Status.AvailableReplicas)
 	})
-	t.Check(err)
+	// First of all: the other checks need it.
 	_, err = in.kubectl(ctx, "apply", "-k", in.path())
 	t.Check(err)
+	t.Check(ready)
 	in.admitsAgain(t)
 	t.Check(in.awaitRollout(ctx))
 }
