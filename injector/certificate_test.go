@@ -6,11 +6,10 @@ import (
 	"encoding/pem"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/example/kubevirt-imds/injector/selfsigned"
 )
 
 // served returns the certificate of a new handshake.
@@ -75,24 +74,30 @@ func TestCertificateSwappedBySymlinkIsServed(t *testing.T) {
 
 func TestBadRenewalKeepsTheOldCertificateAndIsReportedOnce(t *testing.T) {
 	w := startWebhook(t, declaredPatches, immediately)
-	other, err := selfsigned.Issue(time.Hour, "127.0.0.1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, spoil := range map[string]func(){
-		"key of another certificate": func() { replaceFile(t, w.keyFile, other.Key) },
-		"no PEM":                     func() { replaceFile(t, w.certFile, []byte("renewal under way")) },
-		"gone": func() {
+	for name, test := range map[string]struct {
+		spoil func()
+		says  string
+	}{
+		"key of another certificate": {func() { replaceFile(t, w.keyFile, issue(t, time.Hour, serviceName).Key) }, "belong together"},
+		"no PEM":                     {func() { replaceFile(t, w.certFile, []byte("renewal under way")) }, "must be PEM"},
+		"gone": {func() {
 			if err := os.Remove(w.certFile); err != nil {
 				t.Fatal(err)
 			}
-		},
+		}, "no such file"},
+		"for another name": {func() { w.replacePair(issue(t, time.Hour, "imds-webhook.infra.svc")) }, "imds-webhook.infra.svc"},
+		"expired":          {func() { w.replacePair(issue(t, -time.Minute, serviceName)) }, "renew it"},
+		"root before leaf": {func() {
+			pair := issue(t, time.Hour, serviceName)
+			pair.Certificate = append(pair.CA, pair.Certificate...)
+			w.replacePair(pair)
+		}, "put the serving certificate first"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w.renewCertificate(time.Hour)
 			first := w.served()
 			before := w.log.count("renewed certificate is not used")
-			spoil()
+			test.spoil()
 			for range 3 {
 				if !w.served().Equal(first) {
 					t.Error("the last good certificate is not served any more")
@@ -101,7 +106,7 @@ func TestBadRenewalKeepsTheOldCertificateAndIsReportedOnce(t *testing.T) {
 			if reported := w.log.count("renewed certificate is not used") - before; reported != 1 {
 				t.Errorf("reported %d times", reported)
 			}
-			if status, body := w.ready(); status != http.StatusOK || !strings.Contains(body, "the last good one stays in use") {
+			if status, body := w.ready(); status != http.StatusOK || !strings.Contains(body, "the last good certificate stays in use") || !strings.Contains(body, test.says) {
 				t.Errorf("/readyz: %d %s", status, body)
 			}
 
@@ -116,18 +121,56 @@ func TestBadRenewalKeepsTheOldCertificateAndIsReportedOnce(t *testing.T) {
 	}
 }
 
-func TestExpiredCertificateIsNotReadyUntilRenewed(t *testing.T) {
-	w := startWebhook(t, declaredPatches, immediately)
-	if status, body := w.ready(); status != http.StatusOK {
-		t.Fatalf("/readyz at the start: %d %s", status, body)
+func TestCertificateThatTheAPIServerRefusesIsNotReadyUntilRenewed(t *testing.T) {
+	for name, test := range map[string]struct {
+		lifetime time.Duration
+		host     string
+		says     []string
+	}{
+		"expired":          {-time.Minute, serviceName, []string{"is valid from", "renew it"}},
+		"for another name": {time.Hour, "imds-webhook.infra.svc", []string{"imds-webhook.infra.svc", "subject alternative name " + serviceName}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWebhook(t, declaredPatches)
+			w.replacePair(issue(t, test.lifetime, test.host))
+			w.start(immediately, "--tls-cert", w.certFile, "--tls-key", w.keyFile)
+			for range 2 {
+				status, body := w.ready()
+				if status != http.StatusServiceUnavailable {
+					t.Errorf("/readyz: %d", status)
+				}
+				for _, part := range append(test.says, w.certFile) {
+					if !strings.Contains(body, part) || !strings.Contains(w.log.wait(t, "not ready"), part) {
+						t.Errorf("/readyz %q and the log %q do not both say %s", body, w.log.wait(t, "not ready"), part)
+					}
+				}
+			}
+			if lines := w.log.count("not ready"); lines != 1 {
+				t.Errorf("%d lines say so, want 1:\n%s", lines, w.log)
+			}
+			w.renewCertificate(time.Hour)
+			if status, body := w.ready(); status != http.StatusOK || body != "OK\n" {
+				t.Errorf("/readyz after the renewal: %d %s", status, body)
+			}
+		})
 	}
-	w.renewCertificate(-time.Minute)
-	if status, body := w.ready(); status != http.StatusServiceUnavailable || !strings.Contains(body, "the certificate expired at") {
-		t.Errorf("/readyz with an expired certificate: %d %s", status, body)
+}
+
+// TestCAFileBesideTheCertificateIsWhatTheAPIServerTrusts: a Secret of cert-manager
+// has one.
+func TestCAFileBesideTheCertificateIsWhatTheAPIServerTrusts(t *testing.T) {
+	w := newWebhook(t, declaredPatches)
+	pair := issue(t, time.Hour, serviceName)
+	w.replacePair(pair)
+	caFile := filepath.Join(filepath.Dir(w.certFile), "ca.crt")
+	replaceFile(t, caFile, issue(t, time.Hour, serviceName).CA)
+	w.start(immediately, "--tls-cert", w.certFile, "--tls-key", w.keyFile)
+	if status, body := w.ready(); status != http.StatusServiceUnavailable || !strings.Contains(body, "ca.crt must hold the CA") {
+		t.Errorf("/readyz with another CA: %d %s", status, body)
 	}
-	w.renewCertificate(time.Hour)
-	if status, body := w.ready(); status != http.StatusOK {
-		t.Errorf("/readyz after the renewal: %d %s", status, body)
+	replaceFile(t, caFile, pair.CA)
+	if status, body := w.ready(); status != http.StatusOK || body != "OK\n" {
+		t.Errorf("/readyz with its own: %d %s", status, body)
 	}
 }
 

@@ -11,9 +11,9 @@ import (
 )
 
 // healthHandler answers the kubelet. /healthz says that the process is alive.
-// /readyz says whether the API server can be sent here; a renewed certificate
-// that is not in use is named, but does not make a replica unready: it works with
-// the last good one, and all replicas would be gone at once.
+// /readyz says whether the API server can be sent here; a renewed certificate that
+// is not in use is named, but does not make a replica unready: it works with the
+// last good one, and all replicas would be gone at once.
 func healthHandler(certificates *certificate.Source, publication *publication, draining *atomic.Bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -24,18 +24,14 @@ func healthHandler(certificates *certificate.Source, publication *publication, d
 			http.Error(w, "draining", http.StatusServiceUnavailable)
 			return
 		}
-		serving, certificateProblem := certificates.Current()
-		if err := certificate.Valid(serving, time.Now()); err != nil {
-			http.Error(w, errors.Join(err, certificateProblem).Error(), http.StatusServiceUnavailable)
-			return
-		}
-		if err := publication.problem(); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		refused, unused := certificates.Status(time.Now())
+		if err := errors.Join(refused, publication.problem()); err != nil {
+			http.Error(w, errors.Join(err, unused).Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "OK")
-		if certificateProblem != nil {
-			fmt.Fprintf(w, "the last good one stays in use: %v\n", certificateProblem)
+		if unused != nil {
+			fmt.Fprintf(w, "the last good certificate stays in use: %v\n", unused)
 		}
 	})
 	return mux

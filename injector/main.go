@@ -86,16 +86,16 @@ func serve(ctx context.Context, opts options, pod podEnvironment, timing timing,
 }
 
 // openCertificates returns the certificate to serve. The publication is nil where
-// the API server's trust in it is somebody else's matter.
+// cert-manager or the operator publishes the CA.
 func openCertificates(opts options, pod podEnvironment, timing timing, log *slog.Logger) (*certificate.Source, *publication, error) {
 	if opts.selfSigned {
-		certificates, publication, err := selfSign(pod, timing, log)
+		certificates, publication, err := selfSign(opts.service, pod, timing, log)
 		if err != nil {
 			return nil, nil, fmt.Errorf("--self-signed: %w, or give --tls-cert and --tls-key", err)
 		}
 		return certificates, publication, nil
 	}
-	certificates, err := certificate.FromFiles(opts.tlsCert, opts.tlsKey, log)
+	certificates, err := certificate.FromFiles(opts.tlsCert, opts.tlsKey, opts.service, log)
 	return certificates, nil, err
 }
 

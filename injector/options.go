@@ -19,15 +19,19 @@ usage:
 
   --patches DIR          the strategic merge patches for the pod: every *.yaml,
                          *.yml and *.json in DIR but kustomization.yaml, in name
-                         order; read again when they change
+                         order; read once
   --server-image IMAGE   the image for containers that the patches bring without
                          one
   --tls-cert FILE        the serving certificate and its chain, PEM
   --tls-key FILE         its private key, PEM; both are read again when they
-                         change
-  --self-signed          make a CA and a certificate in memory instead, and write
-                         the CA into MutatingWebhookConfiguration imds-webhook;
+                         change, and so is a ca.crt beside the certificate, which
+                         is then what the API server trusts
+  --self-signed          make a CA and a certificate in memory instead, and keep
+                         the CA in MutatingWebhookConfiguration imds-webhook;
                          the pod needs a token that may get and patch that
+  --service NAME         the DNS name by which the API server calls: the
+                         certificate must be for it
+                         (default imds-webhook.kubevirt-imds.svc)
   --listen ADDRESS       where the API server connects to, TLS 1.3
                          (default :8443)
   --health-listen ADDRESS
@@ -35,9 +39,10 @@ usage:
                          (default :8081)
   --version              print the version and exit
 
-SIGTERM makes /readyz fail and ends the process once the requests under way are
-answered; a second SIGTERM ends it at once. The exit status is 0 after a clean
-end, 1 after a failure and 2 for a wrong command line.
+/readyz says why the API server would refuse the certificate. SIGTERM makes
+/readyz fail and ends the process once the requests under way are answered; a
+second SIGTERM ends it at once. The exit status is 0 after a clean end, 1 after a
+failure and 2 for a wrong command line.
 `
 
 // options are the command line.
@@ -47,6 +52,7 @@ type options struct {
 	tlsCert      string
 	tlsKey       string
 	selfSigned   bool
+	service      string
 	patches      string
 	serverImage  string
 	version      bool
@@ -63,6 +69,7 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.tlsCert, "tls-cert", "", "")
 	flags.StringVar(&o.tlsKey, "tls-key", "", "")
 	flags.BoolVar(&o.selfSigned, "self-signed", false, "")
+	flags.StringVar(&o.service, "service", "imds-webhook.kubevirt-imds.svc", "")
 	flags.StringVar(&o.patches, "patches", "", "")
 	flags.StringVar(&o.serverImage, "server-image", "", "")
 	flags.BoolVar(&o.version, "version", false, "")
@@ -86,6 +93,8 @@ func (o options) check() error {
 		return errors.New("--server-image is missing: name the image with imds-init and imds-server")
 	case strings.ContainsAny(o.serverImage, " \t\r\n"):
 		return fmt.Errorf("--server-image %q has white space in it: name one image", o.serverImage)
+	case o.service == "":
+		return errors.New("--service is empty: name the webhook's Service, such as imds-webhook.kubevirt-imds.svc")
 	case o.selfSigned && (o.tlsCert != "" || o.tlsKey != ""):
 		return errors.New("--self-signed contradicts --tls-cert and --tls-key: give one or the other")
 	case !o.selfSigned && o.tlsCert == "" && o.tlsKey == "":

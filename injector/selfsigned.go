@@ -11,9 +11,8 @@ import (
 	"github.com/example/kubevirt-imds/injector/selfsigned"
 )
 
-// webhookName is the name of the webhook's Service and of its
-// MutatingWebhookConfiguration.
-const webhookName = "imds-webhook"
+// configurationName is the name of the webhook's MutatingWebhookConfiguration.
+const configurationName = "imds-webhook"
 
 // selfSignedLifetime is for a certificate that dies with the process.
 const selfSignedLifetime = 10 * 365 * 24 * time.Hour
@@ -22,18 +21,16 @@ const selfSignedLifetime = 10 * 365 * 24 * time.Hour
 type publication struct {
 	publisher *cabundle.Publisher
 	ca        []byte
-	wait      func(attempt int) <-chan time.Time
+	pause     func(failures int) <-chan time.Time
 }
 
-// selfSign makes a CA and a certificate for the webhook's Service in the pod's own
-// namespace.
-func selfSign(pod podEnvironment, timing timing, log *slog.Logger) (*certificate.Source, *publication, error) {
-	publisher, err := cabundle.NewPublisher(webhookName, pod.getenv, pod.serviceAccountFolder, log)
+// selfSign makes a CA and a certificate for the DNS name of the webhook's Service.
+func selfSign(service string, pod podEnvironment, timing timing, log *slog.Logger) (*certificate.Source, *publication, error) {
+	publisher, err := cabundle.NewPublisher(configurationName, pod.getenv, pod.serviceAccountFolder, log)
 	if err != nil {
 		return nil, nil, err
 	}
-	host := webhookName + "." + publisher.Namespace() + ".svc"
-	bundle, err := selfsigned.Issue(selfSignedLifetime, host, host+".cluster.local")
+	bundle, err := selfsigned.Issue(selfSignedLifetime, service, service+".cluster.local")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -41,18 +38,19 @@ func selfSign(pod podEnvironment, timing timing, log *slog.Logger) (*certificate
 	if err != nil {
 		return nil, nil, err
 	}
-	return certificate.Fixed(pair), &publication{publisher, bundle.CA, timing.retry}, nil
+	certificates, err := certificate.Fixed(pair, service, log)
+	return certificates, &publication{publisher, bundle.CA, timing.publish}, err
 }
 
-// run publishes the CA and returns when it is published, or ctx ends. A nil
-// publication is somebody else's matter.
+// run keeps the CA published until ctx ends. A nil publication does nothing:
+// cert-manager or the operator publishes the CA.
 func (p *publication) run(ctx context.Context) {
 	if p != nil {
-		p.publisher.Publish(ctx, p.ca, p.wait)
+		p.publisher.Keep(ctx, p.ca, p.pause)
 	}
 }
 
-// problem says why the API server does not trust the CA yet; nil once it does.
+// problem says why the API server does not trust the CA; nil while it does.
 func (p *publication) problem() error {
 	if p == nil {
 		return nil

@@ -13,7 +13,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// startSelfSigned runs imds-webhook --self-signed as a pod of namespace infra.
+// startSelfSigned runs imds-webhook --self-signed as a pod.
 func startSelfSigned(t *testing.T, api *apiservertest.Server, timing timing) *webhook {
 	t.Helper()
 	w := &webhook{
@@ -34,7 +34,7 @@ func TestAPIServerTrustsTheSelfSignedWebhook(t *testing.T) {
 	for _, webhook := range api.Configuration.Webhooks {
 		roots := x509.NewCertPool()
 		roots.AppendCertsFromPEM(webhook.ClientConfig.CABundle)
-		for _, name := range []string{"imds-webhook.infra.svc", "imds-webhook.infra.svc.cluster.local"} {
+		for _, name := range []string{serviceName, serviceName + ".cluster.local"} {
 			connection, err := tls.Dial("tcp", strings.TrimPrefix(w.url, "https://"), &tls.Config{RootCAs: roots, ServerName: name})
 			if err != nil {
 				t.Fatalf("with the caBundle of %s: %v", webhook.Name, err)
@@ -44,28 +44,47 @@ func TestAPIServerTrustsTheSelfSignedWebhook(t *testing.T) {
 	}
 }
 
-func TestSelfSignedWebhookIsReadyOnceItsCAIsPublished(t *testing.T) {
+func TestSelfSignedWebhookIsReadyWhileItsCAIsPublished(t *testing.T) {
 	api := apiservertest.New(t)
 	api.Configuration = nil // applied after the Deployment
-	failed, again := make(chan struct{}), make(chan time.Time)
+	paused, again := make(chan int), make(chan time.Time)
 	timing := immediately
-	timing.retry = func(int) <-chan time.Time { failed <- struct{}{}; return again }
+	timing.publish = func(failures int) <-chan time.Time { paused <- failures; return again }
 	w := startSelfSigned(t, api, timing)
-
-	<-failed
-	if status, body := w.ready(); status != http.StatusServiceUnavailable ||
-		!strings.Contains(body, "MutatingWebhookConfiguration imds-webhook") || !strings.Contains(body, "not found") {
-		t.Errorf("/readyz: %d %s", status, body)
+	wantUnready := func() {
+		t.Helper()
+		if failures := <-paused; failures != 1 {
+			t.Errorf("%d failures, want 1", failures)
+		}
+		if status, body := w.ready(); status != http.StatusServiceUnavailable ||
+			!strings.Contains(body, "MutatingWebhookConfiguration imds-webhook") || !strings.Contains(body, "not found") {
+			t.Errorf("/readyz: %d %s", status, body)
+		}
 	}
+	wantReady := func() {
+		t.Helper()
+		if failures := <-paused; failures != 0 {
+			t.Errorf("%d failures, want 0", failures)
+		}
+		if status, body := w.ready(); status != http.StatusOK {
+			t.Errorf("/readyz: %d %s", status, body)
+		}
+	}
+
+	wantUnready()
 	if status, body := w.health("/healthz"); status != http.StatusOK {
 		t.Errorf("/healthz: %d %s", status, body)
 	}
 	api.Update(func(api *apiservertest.Server) { api.Configuration = apiservertest.NewConfiguration() })
 	again <- time.Time{}
-	w.log.wait(t, "CA published")
-	if status, body := w.ready(); status != http.StatusOK {
-		t.Errorf("/readyz: %d %s", status, body)
-	}
+	wantReady()
+	// Deleted, and applied again.
+	api.Update(func(api *apiservertest.Server) { api.Configuration = nil })
+	again <- time.Time{}
+	wantUnready()
+	api.Update(func(api *apiservertest.Server) { api.Configuration = apiservertest.NewConfiguration() })
+	again <- time.Time{}
+	wantReady()
 }
 
 func TestSelfSignedWebhookEndsWithoutItsCAPublished(t *testing.T) {
@@ -73,7 +92,7 @@ func TestSelfSignedWebhookEndsWithoutItsCAPublished(t *testing.T) {
 	api.Token = "another"
 	failed := make(chan struct{})
 	timing := immediately
-	timing.retry = func(int) <-chan time.Time { close(failed); return nil }
+	timing.publish = func(int) <-chan time.Time { close(failed); return nil }
 	w := startSelfSigned(t, api, timing)
 	<-failed
 	w.terminate()
@@ -82,10 +101,10 @@ func TestSelfSignedWebhookEndsWithoutItsCAPublished(t *testing.T) {
 	}
 }
 
-func TestPausesBetweenAttemptsGrowToTenSeconds(t *testing.T) {
-	for attempt, want := range map[int]time.Duration{0: 250 * time.Millisecond, 1: 500 * time.Millisecond, 5: 8 * time.Second, 6: 10 * time.Second, 1000: 10 * time.Second} {
-		if got := retryPause(attempt); got != want {
-			t.Errorf("after attempt %d: %s, want %s", attempt, got, want)
+func TestPausesBetweenAttemptsGrowToFiveSeconds(t *testing.T) {
+	for failures, want := range map[int]time.Duration{0: 5 * time.Second, 1: 250 * time.Millisecond, 2: 500 * time.Millisecond, 5: 4 * time.Second, 6: 5 * time.Second, 1000: 5 * time.Second} {
+		if got := publishPause(failures); got != want {
+			t.Errorf("after %d failures: %s, want %s", failures, got, want)
 		}
 	}
 }
@@ -95,9 +114,9 @@ func TestSelfSignedWebhookThatCannotServeEnds(t *testing.T) {
 	api.Configuration = nil // the CA is never published
 	pod := podEnvironment{getenv: api.Getenv, serviceAccountFolder: api.Folder}
 	timing := immediately
-	timing.retry = func(int) <-chan time.Time { return nil }
+	timing.publish = func(int) <-chan time.Time { return nil }
 	log := slog.New(slog.DiscardHandler)
-	opts := options{selfSigned: true, patches: declaredPatches, serverImage: serverImage, listen: "127.0.0.1:0", healthListen: "127.0.0.1:0"}
+	opts := options{selfSigned: true, service: serviceName, patches: declaredPatches, serverImage: serverImage, listen: "127.0.0.1:0", healthListen: "127.0.0.1:0"}
 	certificates, publication, err := openCertificates(opts, pod, timing, log)
 	if err != nil {
 		t.Fatal(err)

@@ -30,9 +30,9 @@ type timing struct {
 	withdrawal func() <-chan time.Time
 	// shutdown limits how long requests under way may take after that.
 	shutdown time.Duration
-	// retry is the pause after a failed attempt to publish the CA; attempts
-	// are counted from 0.
-	retry func(attempt int) <-chan time.Time
+	// publish is the pause between two looks at whether the CA is published, of
+	// which the last ones failed.
+	publish func(failures int) <-chan time.Time
 }
 
 var productionTiming = timing{
@@ -46,12 +46,16 @@ var productionTiming = timing{
 	// no shell for a preStop hook that would wait instead.
 	withdrawal: func() <-chan time.Time { return time.After(5 * time.Second) },
 	shutdown:   15 * time.Second,
-	retry:      func(attempt int) <-chan time.Time { return time.After(retryPause(attempt)) },
+	publish:    func(failures int) <-chan time.Time { return time.After(publishPause(failures)) },
 }
 
-// retryPause doubles from 250 ms to 10 s.
-func retryPause(attempt int) time.Duration {
-	return min(250*time.Millisecond<<min(attempt, 6), 10*time.Second)
+// publishPause is 5 s; after failures it doubles from 250 ms to that.
+func publishPause(failures int) time.Duration {
+	const usual = 5 * time.Second
+	if failures == 0 {
+		return usual
+	}
+	return min(250*time.Millisecond<<min(failures-1, 5), usual)
 }
 
 const (
@@ -147,9 +151,9 @@ func (s *service) run(ctx context.Context) error {
 	defer s.health.Close()
 	defer s.webhook.Close()
 	publishing, giveUp := context.WithCancel(ctx)
-	var published sync.WaitGroup
-	published.Go(func() { s.publication.run(publishing) })
-	defer published.Wait()
+	var publisher sync.WaitGroup
+	publisher.Go(func() { s.publication.run(publishing) })
+	defer publisher.Wait()
 	defer giveUp()
 
 	select {

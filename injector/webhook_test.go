@@ -30,6 +30,8 @@ const (
 	// leastPatches is for cases that are not about what is shipped.
 	leastPatches = "testdata/patches"
 	serverImage  = "registry.example/kubevirt-imds-server:v1.0.0"
+	// serviceName is the default of --service.
+	serviceName = "imds-webhook.kubevirt-imds.svc"
 )
 
 // immediately is the timing of tests that are not about time.
@@ -59,8 +61,16 @@ type webhook struct {
 // the test.
 func startWebhook(t testing.TB, patches string, timing timing) *webhook {
 	t.Helper()
+	w := newWebhook(t, patches)
+	w.renewCertificate(time.Hour)
+	w.start(timing, "--tls-cert", w.certFile, "--tls-key", w.keyFile)
+	return w
+}
+
+// newWebhook has no certificate yet.
+func newWebhook(t testing.TB, patches string) *webhook {
 	dir := t.TempDir()
-	w := &webhook{
+	return &webhook{
 		t:        t,
 		certFile: filepath.Join(dir, "tls.crt"),
 		keyFile:  filepath.Join(dir, "tls.key"),
@@ -68,9 +78,6 @@ func startWebhook(t testing.TB, patches string, timing timing) *webhook {
 		ca:       x509.NewCertPool(),
 		log:      newLogBuffer(),
 	}
-	w.renewCertificate(time.Hour)
-	w.start(timing, "--tls-cert", w.certFile, "--tls-key", w.keyFile)
-	return w
 }
 
 func (w *webhook) start(timing timing, certificateFlags ...string) {
@@ -99,13 +106,25 @@ func (w *webhook) start(timing timing, certificateFlags ...string) {
 // renewCertificate replaces the certificate's files by a pair of a new CA.
 func (w *webhook) renewCertificate(lifetime time.Duration) {
 	w.t.Helper()
-	bundle, err := selfsigned.Issue(lifetime, "127.0.0.1")
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	bundle := issue(w.t, lifetime, serviceName, "127.0.0.1")
 	w.ca.AppendCertsFromPEM(bundle.CA)
+	w.replacePair(bundle)
+}
+
+// replacePair replaces the certificate's files.
+func (w *webhook) replacePair(bundle *selfsigned.Bundle) {
+	w.t.Helper()
 	replaceFile(w.t, w.certFile, bundle.Certificate)
 	replaceFile(w.t, w.keyFile, bundle.Key)
+}
+
+func issue(t testing.TB, lifetime time.Duration, names ...string) *selfsigned.Bundle {
+	t.Helper()
+	bundle, err := selfsigned.Issue(lifetime, names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bundle
 }
 
 // replaceFile moves a new file over path, as the kubelet and every careful

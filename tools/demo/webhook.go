@@ -53,7 +53,7 @@ func startWebhook(ctx context.Context, h handover, folder string) (*webhook, err
 		Image:   h.imageFolder(webhookImage),
 		Scratch: filepath.Join(folder, "root"),
 		Command: []string{"/imds-webhook", "--listen", webhookAddress, "--health-listen", healthAddress,
-			"--tls-cert", "/tls/tls.crt", "--tls-key", "/tls/tls.key",
+			"--tls-cert", "/tls/tls.crt", "--tls-key", "/tls/tls.key", "--service", host,
 			"--patches", "/patches", "--server-image", serverImage},
 		UID: 65532, GID: 65532,
 		ReadOnlyRoot:    true,

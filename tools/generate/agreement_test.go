@@ -53,7 +53,7 @@ func prepareWebhook(t *testing.T, r rendered, bundle *selfsigned.Bundle) *exec.C
 	root := t.TempDir()
 	container := r.deployment.Spec.Template.Spec.Containers[0]
 	for _, mount := range container.VolumeMounts {
-		files := map[string]string{"tls.crt": string(bundle.Certificate), "tls.key": string(bundle.Key)}
+		files := map[string]string{"ca.crt": string(bundle.CA), "tls.crt": string(bundle.Certificate), "tls.key": string(bundle.Key)}
 		if mount.MountPath == argument(container, "--patches") {
 			files = r.patches.Data
 		}
@@ -69,8 +69,10 @@ func prepareWebhook(t *testing.T, r rendered, bundle *selfsigned.Bundle) *exec.C
 	}
 
 	var variables []string
+	pod := &corev1.Pod{ObjectMeta: r.deployment.Spec.Template.ObjectMeta}
+	pod.Namespace = r.deployment.Namespace
 	for _, variable := range container.Env {
-		variables = append(variables, "$("+variable.Name+")", variable.Value)
+		variables = append(variables, "$("+variable.Name+")", downward(t, pod, variable))
 	}
 	var args []string
 	for _, arg := range container.Args {

@@ -1,50 +1,110 @@
 package main
 
 import (
-	"io/fs"
+	"net/http"
 	"os"
-	"path"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
+	"github.com/example/kubevirt-imds/tools/generate/internal/render"
 )
 
-// recipes are kustomizations of a user, next to a clone of the repository, as the
-// README shows them.
-const recipes = "testdata/recipes"
+// The recipes are the blocks of YAML in the README: kustomizations of a user, next
+// to a clone of the repository, and the files that they name.
 
-// cook renders a recipe and returns the installation and a VM's pod that it
-// injects.
-func cook(t *testing.T, recipe string) (rendered, *corev1.Pod) {
+// recipes are all of them, by what each alone has in it.
+var recipes = []string{
+	"newName: registry.example.com/imds/server",
+	"files: [50-resources.yaml]",
+	"# 50-resources.yaml: ",
+	"# 50-environment.yaml: ",
+	"components/require-header",
+	"namespace: platform-imds",
+}
+
+// blocks are the blocks of YAML in the README.
+func blocks(t *testing.T) []string {
 	t.Helper()
-	folder := path.Join(recipes, recipe)
-	if lines := codeLines(t, folder+"/kustomization.yaml"); lines > 10 {
-		t.Errorf("the kustomization has %d lines, want at most 10", lines)
-	}
-	tree := loadTree(t)
-	err := fs.WalkDir(os.DirFS(folder), ".", func(name string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		content, err := os.ReadFile(path.Join(folder, name))
-		if err != nil {
-			return err
-		}
-		return tree.Write(path.Join("../my-imds", name), content)
-	})
+	content, err := os.ReadFile(filepath.Join(repository, "README.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := build(t, tree, "../my-imds")
+	var found []string
+	for _, match := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(content, -1) {
+		found = append(found, string(match[1]))
+	}
+	return found
+}
+
+// recipe is the README's block that has mark in it.
+func recipe(t *testing.T, mark string) string {
+	t.Helper()
+	var found []string
+	for _, block := range blocks(t) {
+		if strings.Contains(block, mark) {
+			found = append(found, block)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("%d blocks of YAML in the README have %q, want 1", len(found), mark)
+	}
+	return found[0]
+}
+
+func TestEveryRecipeIsTested(t *testing.T) {
+	if found := blocks(t); len(found) != len(recipes) {
+		t.Errorf("%d blocks of YAML in the README, %d are tested", len(found), len(recipes))
+	}
+	for _, mark := range recipes {
+		recipe(t, mark)
+	}
+}
+
+// mine is where a user's kustomization is.
+const mine = "../my-imds"
+
+// renderMine renders a user's kustomization with the files that it names.
+func renderMine(t *testing.T, kustomization string, files map[string]string) []byte {
+	t.Helper()
+	tree := loadTree(t)
+	for name, content := range files {
+		if err := tree.Write(mine+"/"+name, []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tree.Write(mine+"/kustomization.yaml", []byte(kustomization)); err != nil {
+		t.Fatal(err)
+	}
+	content, err := tree.Build(mine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+// cook renders a recipe and returns the installation and a VM's pod that it
+// injects.
+func cook(t *testing.T, kustomization string, files map[string]string) (rendered, *corev1.Pod) {
+	t.Helper()
+	if lines := strings.Count(kustomization, "\n"); lines > 12 {
+		t.Errorf("the kustomization has %d lines, want at most 12", lines)
+	}
+	r := decode(t, renderMine(t, kustomization, files))
 	return r, runWebhook(t, r).inject(t, launcherPod(map[string]string{annotation.Enabled: "true"}))
 }
 
 func TestRecipeImage(t *testing.T) {
-	r, pod := cook(t, "image")
+	r, pod := cook(t, recipe(t, "newName: registry.example.com/imds/server"), nil)
 	const server, webhook = "registry.example.com/imds/server:v1.2.3", "registry.example.com/imds/webhook:v1.2.3"
 	own := r.deployment.Spec.Template.Spec
 	if own.Containers[0].Image != webhook || own.InitContainers[0].Image != server {
@@ -58,7 +118,7 @@ func TestRecipeImage(t *testing.T) {
 }
 
 func TestRecipeResources(t *testing.T) {
-	_, pod := cook(t, "resources")
+	_, pod := cook(t, recipe(t, "files: [50-resources.yaml]"), map[string]string{"50-resources.yaml": recipe(t, "# 50-resources.yaml: ")})
 	got := serverIn(t, pod.Spec.InitContainers).Resources
 	for name, list := range map[string]corev1.ResourceList{"requests": got.Requests, "limits": got.Limits} {
 		if !list.Cpu().Equal(resource.MustParse("100m")) || !list.Memory().Equal(resource.MustParse("64Mi")) {
@@ -68,7 +128,8 @@ func TestRecipeResources(t *testing.T) {
 }
 
 func TestRecipeEnvironment(t *testing.T) {
-	_, pod := cook(t, "environment")
+	kustomization := strings.Replace(recipe(t, "files: [50-resources.yaml]"), "50-resources", "50-environment", 1)
+	_, pod := cook(t, kustomization, map[string]string{"50-environment.yaml": recipe(t, "# 50-environment.yaml: ")})
 	container := serverIn(t, pod.Spec.InitContainers)
 	if want := (corev1.EnvVar{Name: "GOMEMLIMIT", Value: "24MiB"}); !slices.Contains(container.Env, want) {
 		t.Errorf("the environment %v has no %v", container.Env, want)
@@ -79,22 +140,56 @@ func TestRecipeEnvironment(t *testing.T) {
 }
 
 func TestRecipeComponent(t *testing.T) {
-	_, pod := cook(t, "component")
+	_, pod := cook(t, recipe(t, "components/require-header"), nil)
 	if pod.Annotations[annotation.RequireHeader] != "true" {
 		t.Errorf("annotations %v", pod.Annotations)
 	}
 }
 
-func TestEveryRecipeIsTested(t *testing.T) {
-	entries, err := os.ReadDir(recipes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, entry := range entries {
-		names = append(names, entry.Name())
-	}
-	if want := []string{"component", "environment", "image", "resources"}; !slices.Equal(names, want) {
-		t.Errorf("recipes %v, tested are %v", names, want)
+// TestRecipeNamespace compares with the same overlay in its usual namespace: where
+// that names it, the other one must be named, and nothing else may differ.
+func TestRecipeNamespace(t *testing.T) {
+	kustomization := recipe(t, "namespace: platform-imds")
+	// Other recipes beside it.
+	more := kustomization + `components:
+- ../kubevirt-imds/kustomize/components/require-header
+configMapGenerator:
+- name: imds-sidecar
+  namespace: kubevirt-imds
+  behavior: merge
+  files: [50-resources.yaml]
+`
+	files := map[string]string{"50-resources.yaml": recipe(t, "# 50-resources.yaml: ")}
+	// The name, but neither the label of the project nor the images.
+	name := regexp.MustCompile(`(part-of: )?\bkubevirt-imds\b(-\w+)?`)
+	recipe := regexp.MustCompile(`(?m)^(namespace: platform-imds|transformers:.*|- .*/kustomize/namespace)\n`)
+	for _, overlay := range render.Overlays {
+		t.Run(overlay, func(t *testing.T) {
+			for _, k := range []string{kustomization, more} {
+				k = strings.Replace(k, "overlays/cert-manager", overlay, 1)
+				usual := recipe.ReplaceAllString(k, "")
+				want := name.ReplaceAllStringFunc(string(renderMine(t, usual, files)), func(found string) string {
+					if found == contract.Namespace {
+						return "platform-imds"
+					}
+					return found
+				})
+				got := renderMine(t, k, files)
+				if diff := cmp.Diff(want, string(got)); diff != "" {
+					t.Errorf("(-moved by hand +by the recipe):\n%s", diff)
+				}
+			}
+			if overlay == "overlays/kind" {
+				return // its certificate is the webhook's own
+			}
+			r, _ := cook(t, strings.Replace(kustomization, "overlays/cert-manager", overlay, 1), files)
+			names := []string{"imds-webhook.platform-imds.svc"} // for just certs
+			if overlay == "overlays/cert-manager" {
+				names = certificateNames(r, contract.Webhook)
+			}
+			if status, body := readiness(t, r, names); status != http.StatusOK {
+				t.Errorf("/readyz: %d %s", status, body)
+			}
+		})
 	}
 }

@@ -1,4 +1,4 @@
-// Package apiservertest plays the API server for tests: one
+// Package apiservertest is an API server for tests: one
 // MutatingWebhookConfiguration behind TLS, with the checks that the real one
 // makes.
 package apiservertest
@@ -55,7 +55,6 @@ func New(t testing.TB) *Server {
 	s.http.StartTLS()
 	t.Cleanup(s.http.Close)
 	s.Mount(t, "ca.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.http.Certificate().Raw})))
-	s.Mount(t, "namespace", "infra")
 	s.Mount(t, "token", s.Token+"\n")
 	return s
 }
@@ -67,9 +66,9 @@ func NewConfiguration() *admissionregistrationv1.MutatingWebhookConfiguration {
 		ObjectMeta: metav1.ObjectMeta{Name: "imds-webhook", ResourceVersion: "1", Labels: map[string]string{"a": "b"}},
 		Webhooks: []admissionregistrationv1.MutatingWebhook{
 			{Name: "one.example.com", ClientConfig: admissionregistrationv1.WebhookClientConfig{
-				Service: &admissionregistrationv1.ServiceReference{Name: "imds-webhook", Namespace: "infra", Path: &path}}},
+				Service: &admissionregistrationv1.ServiceReference{Name: "imds-webhook", Namespace: "kubevirt-imds", Path: &path}}},
 			{Name: "two.example.com", ClientConfig: admissionregistrationv1.WebhookClientConfig{
-				Service: &admissionregistrationv1.ServiceReference{Name: "imds-webhook", Namespace: "infra"}}},
+				Service: &admissionregistrationv1.ServiceReference{Name: "imds-webhook", Namespace: "kubevirt-imds"}}},
 		},
 	}
 }

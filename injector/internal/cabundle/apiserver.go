@@ -17,7 +17,7 @@ import (
 )
 
 // ServiceAccountFolder is where the kubelet mounts what a pod needs to speak to
-// the API server: ca.crt, namespace and token.
+// the API server: ca.crt and token among it.
 const ServiceAccountFolder = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 const (
@@ -62,8 +62,16 @@ func dial(getenv func(string) string, folder string) (*apiServer, error) {
 	}, nil
 }
 
+// statusError is an answer other than 200, with the API server's own reason.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string { return e.text }
+
 // do sends a request; body and answer are JSON, where they are not nil. A status
-// other than 200 is an error with the API server's own reason.
+// other than 200 is a statusError.
 func (s *apiServer) do(ctx context.Context, method, path, contentType string, body, answer any) error {
 	var content bytes.Buffer
 	if body != nil {
@@ -91,7 +99,7 @@ func (s *apiServer) do(ctx context.Context, method, path, contentType string, bo
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s %s: %s: %s", method, path, response.Status, reason(response.Body))
+		return &statusError{response.StatusCode, fmt.Sprintf("%s %s: %s: %s", method, path, response.Status, reason(response.Body))}
 	}
 	if answer == nil {
 		return nil

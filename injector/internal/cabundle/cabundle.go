@@ -1,8 +1,9 @@
 // Package cabundle makes the API server trust a webhook that issues its own
-// certificate: it writes the webhook's CA into its MutatingWebhookConfiguration.
+// certificate: it writes the webhook's CA into its MutatingWebhookConfiguration, and
+// again whenever somebody has replaced the configuration by one without it.
 //
-// It does so once, at the start. Nothing takes the CA away afterwards: the
-// manifests do not name the field, so that applying them again leaves it alone.
+// It asks every few seconds. A watch would see a change at once, but takes two more
+// verbs, and more code than one object is worth.
 package cabundle
 
 import (
@@ -15,23 +16,19 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 )
 
-// Publisher writes one CA into one configuration.
+// Publisher keeps one CA in one configuration.
 type Publisher struct {
 	api           *apiServer
-	namespace     string
 	configuration string
 	log           *slog.Logger
 
-	mu      sync.Mutex
-	problem error // nil once the CA is published
+	mu       sync.Mutex
+	problem  error  // nil while the CA is there, as far as is known
+	reported string // the last failure that was logged
 }
 
 // NewPublisher returns a Publisher for the MutatingWebhookConfiguration of that
@@ -42,64 +39,64 @@ func NewPublisher(configuration string, getenv func(string) string, folder strin
 	if err != nil {
 		return nil, err
 	}
-	namespace, err := os.ReadFile(filepath.Join(folder, "namespace"))
-	if err != nil {
-		return nil, err
-	}
-	return &Publisher{
-		api:           api,
-		namespace:     strings.TrimSpace(string(namespace)),
-		configuration: configuration,
-		log:           log,
-		problem:       errors.New("not tried yet"),
-	}, nil
+	return &Publisher{api: api, configuration: configuration, log: log, problem: errors.New("not tried yet")}, nil
 }
 
-// Namespace is the pod's own.
-func (p *Publisher) Namespace() string { return p.namespace }
-
-// Problem says why the API server does not trust the CA yet; nil once it does.
+// Problem says why the CA is not in the configuration; nil while it is. An API
+// server that does not answer takes nothing away.
 func (p *Publisher) Problem() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.problem == nil {
 		return nil
 	}
-	return fmt.Errorf("the CA is not in MutatingWebhookConfiguration %s yet: %w", p.configuration, p.problem)
+	return fmt.Errorf("the CA is not in MutatingWebhookConfiguration %s: %w", p.configuration, p.problem)
 }
 
-// Publish writes ca, a certificate in PEM, and tries again until it succeeds or
-// ctx ends. wait tells how long to wait after which attempt, counted from 0.
-func (p *Publisher) Publish(ctx context.Context, ca []byte, wait func(attempt int) <-chan time.Time) {
-	for attempt := 0; ; attempt++ {
-		err := p.try(ctx, ca)
+// Keep has ca, a certificate in PEM, in the configuration until ctx ends. pause tells
+// how long to wait after an attempt: failures is the number of those that failed
+// since the last that did not.
+func (p *Publisher) Keep(ctx context.Context, ca []byte, pause func(failures int) <-chan time.Time) {
+	for failures := 0; ; {
+		written, err := p.write(ctx, ca)
 		if ctx.Err() != nil {
 			return
 		}
-		p.record(err)
-		if err == nil {
-			return
+		failures++
+		if p.record(written, err); err == nil {
+			failures = 0
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-wait(attempt):
+		case <-pause(failures):
 		}
 	}
 }
 
-// record keeps the outcome of an attempt, and logs it when it is another one.
-func (p *Publisher) record(err error) {
+// record keeps the outcome of an attempt, and logs it when there is something new.
+func (p *Publisher) record(written bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case err == nil:
-		p.log.Info("CA published", "configuration", p.configuration)
-	case p.problem == nil || p.problem.Error() != err.Error():
-		p.log.Warn("CA not published, trying again", "configuration", p.configuration, "err", err)
+	if err == nil {
+		if written || p.problem != nil {
+			p.log.Info("CA published", "configuration", p.configuration)
+		}
+		p.problem, p.reported = nil, ""
+		return
 	}
-	p.problem = err
+	var unknown *unknownError
+	if p.problem != nil || !errors.As(err, &unknown) {
+		p.problem = err
+	}
+	if p.reported != err.Error() {
+		p.log.Warn("CA not published, trying again", "configuration", p.configuration, "err", err)
+		p.reported = err.Error()
+	}
 }
+
+// unknownError is a failure that does not tell whether the CA is there.
+type unknownError struct{ error }
 
 // configuration is the part of a MutatingWebhookConfiguration that is read and
 // written here.
@@ -121,39 +118,55 @@ type clientConfig struct {
 	CABundle []byte `json:"caBundle"` // base64 in JSON
 }
 
-// try reads the configuration and writes the CA to every webhook in it. The
-// resourceVersion makes the API server refuse when somebody else was faster.
-func (p *Publisher) try(ctx context.Context, ca []byte) error {
+// write reads the configuration, and writes the CA to every webhook in it where one
+// has it not. The resourceVersion makes the API server refuse when somebody else was
+// faster.
+func (p *Publisher) write(ctx context.Context, ca []byte) (written bool, err error) {
 	path := "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/" + url.PathEscape(p.configuration)
 	var current configuration
-	if err := p.api.do(ctx, http.MethodGet, path, "", nil, &current); err != nil {
-		return err
+	var status *statusError
+	if err := p.api.do(ctx, http.MethodGet, path, "", nil, &current); errors.As(err, &status) && status.code == http.StatusNotFound {
+		return false, err
+	} else if err != nil {
+		return false, &unknownError{err}
 	}
 	if len(current.Webhooks) == 0 {
-		return errors.New("there is no webhook in it: apply the manifests again")
+		return false, errors.New("there is no webhook in it: apply the manifests again")
 	}
+	missing := false
 	for i := range current.Webhooks {
 		bundle := &current.Webhooks[i].ClientConfig.CABundle
-		*bundle = withPrevious(ca, *bundle, time.Now())
+		if !bytes.Contains(*bundle, ca) {
+			*bundle, missing = withOthers(ca, *bundle, time.Now()), true
+		}
+	}
+	if !missing {
+		return false, nil
 	}
 	// A strategic merge by the webhooks' names: all else stays as it is.
-	return p.api.do(ctx, http.MethodPatch, path+"?fieldManager=imds-webhook", "application/strategic-merge-patch+json", current, nil)
+	err = p.api.do(ctx, http.MethodPatch, path+"?fieldManager=imds-webhook", "application/strategic-merge-patch+json", current, nil)
+	return err == nil, err
 }
 
-// withPrevious returns ca followed by the first certificate of bundle: the pod
-// that this one replaces serves until its connections are drained, and the key of
-// its CA is gone with it. An expired one is dropped, and what was before it.
-func withPrevious(ca, bundle []byte, now time.Time) []byte {
-	if bytes.HasPrefix(bundle, ca) {
-		return bundle
+// maxOthers is how many CAs stay beside the own one. It must not be fewer than the
+// other replicas that run at any time, during roll-outs too: each would write its CA
+// anew whenever another one pushes it out.
+const maxOthers = 7
+
+// withOthers returns ca followed by the newest certificates of bundle: other
+// replicas serve with a CA of their own, and one that this one replaces does until
+// its connections are drained. Those that have expired are dropped.
+func withOthers(ca, bundle []byte, now time.Time) []byte {
+	all := bytes.Clone(ca)
+	for others := 0; others < maxOthers; {
+		var block *pem.Block
+		if block, bundle = pem.Decode(bundle); block == nil {
+			break
+		}
+		if other, err := x509.ParseCertificate(block.Bytes); err == nil && now.Before(other.NotAfter) {
+			all = append(all, pem.EncodeToMemory(block)...)
+			others++
+		}
 	}
-	block, _ := pem.Decode(bundle)
-	if block == nil {
-		return ca
-	}
-	previous, err := x509.ParseCertificate(block.Bytes)
-	if err != nil || now.After(previous.NotAfter) {
-		return ca
-	}
-	return slices.Concat(ca, pem.EncodeToMemory(block))
+	return all
 }

@@ -7,7 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,27 +27,69 @@ func newCA(t *testing.T, lifetime time.Duration) []byte {
 	return bundle.CA
 }
 
-// attempts is a wait function that lets the next attempt begin when the test says
-// so.
-type attempts struct {
-	failed chan int
+// keeper is a Publisher at work, whose pauses end when the test says so.
+type keeper struct {
+	*Publisher
+	t      *testing.T
+	log    *bytes.Buffer
+	paused chan int // gets the number of failures
 	again  chan time.Time
+	ended  chan struct{}
 }
 
-func newAttempts() attempts {
-	return attempts{failed: make(chan int), again: make(chan time.Time)}
+// keep starts a Publisher and waits until it has tried once.
+func keep(t *testing.T, c *apiservertest.Server, ca []byte) (k *keeper, failures int) {
+	t.Helper()
+	p, log := newPublisher(t, c)
+	k = &keeper{p, t, log, make(chan int), make(chan time.Time), make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer close(k.ended)
+		p.Keep(ctx, ca, func(failures int) <-chan time.Time {
+			select {
+			case k.paused <- failures:
+			case <-ctx.Done():
+			}
+			return k.again
+		})
+	}()
+	t.Cleanup(func() { cancel(); <-k.ended })
+	return k, <-k.paused
 }
 
-func (a attempts) wait(attempt int) <-chan time.Time {
-	a.failed <- attempt
-	return a.again
+// look has it try again.
+func (k *keeper) look() (failures int) {
+	k.t.Helper()
+	select {
+	case k.again <- time.Time{}:
+		select {
+		case failures := <-k.paused:
+			return failures
+		case <-k.ended:
+		}
+	case <-k.ended:
+	}
+	k.t.Fatal("it does not look any more")
+	return 0
 }
 
-// never is for a publisher that must not fail.
-func never(t *testing.T) func(int) <-chan time.Time {
-	return func(attempt int) <-chan time.Time {
-		t.Errorf("attempt %d failed", attempt)
-		return nil
+// wantPublished checks that ca is in every webhook.
+func wantPublished(t *testing.T, p *Publisher, c *apiservertest.Server, ca []byte) {
+	t.Helper()
+	if err := p.Problem(); err != nil {
+		t.Error(err)
+	}
+	for _, webhook := range c.Configuration.Webhooks {
+		if !bytes.Contains(webhook.ClientConfig.CABundle, ca) {
+			t.Errorf("the caBundle of %s is %q", webhook.Name, webhook.ClientConfig.CABundle)
+		}
+	}
+}
+
+func wantProblem(t *testing.T, p *Publisher, says string) {
+	t.Helper()
+	if err := p.Problem(); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "imds-webhook") {
+		t.Errorf("the problem is %v, which does not say %s", err, says)
 	}
 }
 
@@ -64,12 +106,8 @@ func newPublisher(t *testing.T, c *apiservertest.Server) (*Publisher, *bytes.Buf
 // publish must succeed at once.
 func publish(t *testing.T, c *apiservertest.Server, ca []byte) {
 	t.Helper()
-	p, _ := newPublisher(t, c)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	p.Publish(ctx, ca, func(int) <-chan time.Time { cancel(); return nil })
-	if err := p.Problem(); err != nil {
-		t.Fatal(err)
+	if k, failures := keep(t, c, ca); failures != 0 {
+		t.Fatal(k.Problem())
 	}
 }
 
@@ -77,16 +115,13 @@ func TestCAIsWrittenToEveryWebhookAndNothingElse(t *testing.T) {
 	c := apiservertest.New(t)
 	want := c.Configuration.DeepCopy()
 	ca := newCA(t, time.Hour)
-	p, log := newPublisher(t, c)
-	if p.Namespace() != "infra" {
-		t.Errorf("namespace %q", p.Namespace())
-	}
+	p, _ := newPublisher(t, c)
 	if err := p.Problem(); err == nil {
 		t.Error("there is no problem before the CA is published")
 	}
-	p.Publish(t.Context(), ca, never(t))
-	if err := p.Problem(); err != nil {
-		t.Error(err)
+	k, failures := keep(t, c, ca)
+	if err := k.Problem(); err != nil || failures != 0 {
+		t.Errorf("%d failures: %v", failures, err)
 	}
 	for i := range want.Webhooks {
 		want.Webhooks[i].ClientConfig.CABundle = ca
@@ -98,28 +133,107 @@ func TestCAIsWrittenToEveryWebhookAndNothingElse(t *testing.T) {
 	if diff := cmp.Diff([]string{"GET " + apiservertest.Path, "PATCH " + apiservertest.Path + "?fieldManager=imds-webhook"}, c.Requests); diff != "" {
 		t.Errorf("requests (-want +got):\n%s", diff)
 	}
-	if !strings.Contains(log.String(), "CA published") || strings.Contains(log.String(), c.Token) {
-		t.Errorf("log %q", log)
+	if !strings.Contains(k.log.String(), "CA published") || strings.Contains(k.log.String(), c.Token) {
+		t.Errorf("log %q", k.log)
 	}
 }
 
-func TestPreviousCAStaysWhileItsPodIsDrained(t *testing.T) {
+func TestCAComesBack(t *testing.T) {
+	for name, takeAway := range map[string]func(*apiservertest.Server){
+		"replaced":            func(c *apiservertest.Server) { c.Configuration = apiservertest.NewConfiguration() },
+		"of one webhook only": func(c *apiservertest.Server) { c.Configuration.Webhooks[1].ClientConfig.CABundle = nil },
+		"by another CA": func(c *apiservertest.Server) {
+			c.Configuration.Webhooks[0].ClientConfig.CABundle = newCA(t, time.Hour)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := apiservertest.New(t)
+			ca := newCA(t, time.Hour)
+			k, _ := keep(t, c, ca)
+			c.Update(takeAway)
+			if failures := k.look(); failures != 0 {
+				t.Errorf("%d failures", failures)
+			}
+			wantPublished(t, k.Publisher, c, ca)
+			if lines := strings.Count(k.log.String(), "CA published"); lines != 2 {
+				t.Errorf("%d lines, want 2:\n%s", lines, k.log)
+			}
+		})
+	}
+}
+
+func TestConfigurationDeletedAndAppliedAgain(t *testing.T) {
 	c := apiservertest.New(t)
-	first, second, third := newCA(t, time.Hour), newCA(t, time.Hour), newCA(t, time.Hour)
-	want := func(what string, bundle []byte) {
-		t.Helper()
-		if got := c.Configuration.Webhooks[0].ClientConfig.CABundle; !bytes.Equal(got, bundle) {
-			t.Errorf("%s: the caBundle is\n%s, want\n%s", what, got, bundle)
+	ca := newCA(t, time.Hour)
+	k, _ := keep(t, c, ca)
+	c.Update(func(c *apiservertest.Server) { c.Configuration = nil })
+	for want := 1; want <= 2; want++ {
+		if failures := k.look(); failures != want {
+			t.Errorf("%d failures, want %d", failures, want)
+		}
+		wantProblem(t, k.Publisher, "404 Not Found")
+	}
+	c.Update(func(c *apiservertest.Server) { c.Configuration = apiservertest.NewConfiguration() })
+	if failures := k.look(); failures != 0 {
+		t.Errorf("%d failures", failures)
+	}
+	wantPublished(t, k.Publisher, c, ca)
+	if warnings := strings.Count(k.log.String(), "level=WARN"); warnings != 1 {
+		t.Errorf("%d warnings, want 1:\n%s", warnings, k.log)
+	}
+}
+
+// An API server that cannot be asked does not call the webhook either; what is
+// published stays so.
+func TestAPIServerThatDoesNotAnswerTakesNothingAway(t *testing.T) {
+	c := apiservertest.New(t)
+	ca := newCA(t, time.Hour)
+	k, _ := keep(t, c, ca)
+	c.Update(func(c *apiservertest.Server) { c.Token = "second-token" })
+	if failures := k.look(); failures != 1 {
+		t.Errorf("%d failures, want 1", failures)
+	}
+	wantPublished(t, k.Publisher, c, ca)
+	if warnings := strings.Count(k.log.String(), "level=WARN"); warnings != 1 {
+		t.Errorf("%d warnings, want 1:\n%s", warnings, k.log)
+	}
+}
+
+// TestReplicasDoNotFight: each has a CA of its own, and all of them stay.
+func TestReplicasDoNotFight(t *testing.T) {
+	c := apiservertest.New(t)
+	var replicas []*keeper
+	var cas [][]byte
+	const all = 8
+	for range all {
+		ca := newCA(t, time.Hour)
+		k, _ := keep(t, c, ca)
+		replicas, cas = append(replicas, k), append(cas, ca)
+	}
+	version := c.Configuration.ResourceVersion
+	for _, k := range replicas {
+		if failures := k.look(); failures != 0 {
+			t.Errorf("%d failures", failures)
 		}
 	}
-	publish(t, c, first)
-	want("the first", first)
-	publish(t, c, second)
-	want("the second", bytes.Join([][]byte{second, first}, nil))
-	publish(t, c, second)
-	want("the second again", bytes.Join([][]byte{second, first}, nil))
-	publish(t, c, third)
-	want("the third", bytes.Join([][]byte{third, second}, nil))
+	for i, k := range replicas {
+		wantPublished(t, k.Publisher, c, cas[i])
+	}
+	if got := c.Configuration.ResourceVersion; got != version {
+		t.Errorf("a replica wrote once more: version %s, then %s", version, got)
+	}
+
+	// The next one pushes out the oldest, which is on its way out: the bundle does
+	// not grow for ever.
+	next := newCA(t, time.Hour)
+	publish(t, c, next)
+	want := slices.Clone(next)
+	for i := range all - 1 {
+		want = append(want, cas[all-1-i]...)
+	}
+	if got := c.Configuration.Webhooks[0].ClientConfig.CABundle; !bytes.Equal(got, want) {
+		t.Errorf("the caBundle is\n%s, want\n%s", got, want)
+	}
 }
 
 func TestWhatIsNoLongerGoodIsDropped(t *testing.T) {
@@ -171,26 +285,25 @@ func TestPublisherTriesUntilItSucceeds(t *testing.T) {
 			c := apiservertest.New(t)
 			c.Update(test.broken)
 			ca := newCA(t, time.Hour)
-			p, log := newPublisher(t, c)
-			attempts := newAttempts()
-			done := make(chan struct{})
-			go func() { defer close(done); p.Publish(t.Context(), ca, attempts.wait) }()
-
-			<-attempts.failed
-			if err := p.Problem(); err == nil || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), "imds-webhook") {
-				t.Errorf("the problem is %v, which does not say %s", err, test.says)
+			k, failures := keep(t, c, ca)
+			if failures != 1 {
+				t.Errorf("%d failures, want 1", failures)
 			}
+			wantProblem(t, k.Publisher, test.says)
 			if name != "changed in between" {
 				// The same again is not logged again.
-				attempts.again <- time.Time{}
-				<-attempts.failed
+				if failures := k.look(); failures != 2 {
+					t.Errorf("%d failures, want 2", failures)
+				}
 			}
 			c.Update(test.repaired)
-			attempts.again <- time.Time{}
-			<-done
-			if err := p.Problem(); err != nil {
+			if failures := k.look(); failures != 0 {
+				t.Errorf("%d failures, want 0", failures)
+			}
+			if err := k.Problem(); err != nil {
 				t.Error(err)
 			}
+			log := k.log
 			if got := c.Configuration.Webhooks[1].ClientConfig.CABundle; !bytes.Equal(got, ca) {
 				t.Errorf("the caBundle is %q", got)
 			}
@@ -215,30 +328,21 @@ func TestOnlyTheAPIServerGetsTheToken(t *testing.T) {
 		c := apiservertest.New(t)
 		c.Handle(thief.Config.Handler)
 		c.Mount(t, "ca.crt", string(newCA(t, time.Hour)))
-		p, log := newPublisher(t, c)
-		wantFailure(t, p, "certificate")
-		if stolen != "" || strings.Contains(log.String(), c.Token) {
-			t.Errorf("a server with another CA got %q; log %s", stolen, log)
+		k, _ := keep(t, c, newCA(t, time.Hour))
+		wantProblem(t, k.Publisher, "certificate")
+		if stolen != "" || strings.Contains(k.log.String(), c.Token) {
+			t.Errorf("a server with another CA got %q; log %s", stolen, k.log)
 		}
 	})
 	t.Run("redirected", func(t *testing.T) {
 		c := apiservertest.New(t)
 		c.Handle(http.RedirectHandler(thief.URL, http.StatusTemporaryRedirect))
-		p, log := newPublisher(t, c)
-		wantFailure(t, p, "307")
-		if stolen != "" || strings.Contains(log.String(), c.Token) {
-			t.Errorf("the redirection's target got %q; log %s", stolen, log)
+		k, _ := keep(t, c, newCA(t, time.Hour))
+		wantProblem(t, k.Publisher, "307")
+		if stolen != "" || strings.Contains(k.log.String(), c.Token) {
+			t.Errorf("the redirection's target got %q; log %s", stolen, k.log)
 		}
 	})
-}
-
-func wantFailure(t *testing.T, p *Publisher, says string) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	p.Publish(ctx, newCA(t, time.Hour), func(int) <-chan time.Time { cancel(); return nil })
-	if err := p.Problem(); err == nil || !strings.Contains(err.Error(), says) {
-		t.Errorf("the problem is %v, which does not say %s", err, says)
-	}
 }
 
 func TestOutsideOfAPodIsAnError(t *testing.T) {
@@ -254,12 +358,6 @@ func TestOutsideOfAPodIsAnError(t *testing.T) {
 			}
 			return c.Getenv
 		}, "automountServiceAccountToken"},
-		"no namespace": {func(c *apiservertest.Server) func(string) string {
-			if err := os.Remove(filepath.Join(c.Folder, "namespace")); err != nil {
-				t.Fatal(err)
-			}
-			return c.Getenv
-		}, "namespace"},
 		"no CA": {func(c *apiservertest.Server) func(string) string { c.Mount(t, "ca.crt", "x"); return c.Getenv }, "ca.crt has no certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {

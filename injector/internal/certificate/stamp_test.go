@@ -1,4 +1,4 @@
-package filestamp
+package certificate
 
 import (
 	"os"
@@ -15,9 +15,9 @@ func TestChangesShow(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stamp := func() Stamp {
+	take := func() stamp {
 		t.Helper()
-		taken, err := Of(path)
+		taken, err := stampOf(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -25,32 +25,32 @@ func TestChangesShow(t *testing.T) {
 	}
 
 	write(path, "one")
-	first := stamp()
-	if !first.Equal(stamp()) {
+	first := take()
+	if !first.equal(take()) {
 		t.Error("an unchanged file shows as changed")
 	}
 	write(path, "three")
-	if first.Equal(stamp()) {
+	if first.equal(take()) {
 		t.Error("another size does not show")
 	}
 
 	// The same content, size and time behind another inode: a swapped link.
 	write(other, "three")
-	second := stamp()
+	second := take()
 	if err := os.Chtimes(other, second[0].ModTime(), second[0].ModTime()); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Rename(other, path); err != nil {
 		t.Fatal(err)
 	}
-	if second.Equal(stamp()) {
+	if second.equal(take()) {
 		t.Error("another inode does not show")
 	}
 
-	if _, err := Of(path, other); !os.IsNotExist(err) {
+	if _, err := stampOf(path, other); !os.IsNotExist(err) {
 		t.Errorf("a missing file: %v", err)
 	}
-	if first.Equal(nil) || !Stamp(nil).Equal(nil) {
+	if first.equal(nil) || !stamp(nil).equal(nil) {
 		t.Error("no files are equal to no files only")
 	}
 }
