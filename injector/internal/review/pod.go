@@ -108,7 +108,7 @@ func reachedBy(metadata jsontree.Value, a annotations) (port string, why string)
 		return "", a.text(annotation.Reason)
 	default:
 		switch {
-		case isMasqueraded(metadata):
+		case provesBridge(metadata):
 			return "", ""
 		case !hasPort:
 			return "", "the instance has no annotation " + annotation.Wiring + ", by which its review says how the guest reaches IMDS: any update of the instance brings it, such as kubectl label"
@@ -120,11 +120,14 @@ func reachedBy(metadata jsontree.Value, a annotations) (port string, why string)
 	return port, ""
 }
 
-// isMasqueraded reports whether KubeVirt says, for a service mesh, that the pod
-// network is bound by masquerade; it says so of no other binding.
-func isMasqueraded(metadata jsontree.Value) bool {
-	for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces"} {
-		if metadata.Get("annotations", name).String() != "" {
+// provesBridge reports whether the pod itself shows that its network is bound by a
+// bridge: KubeVirt says so to service meshes of masquerade alone, and only with
+// bridge binding anybody asks it to migrate such a VM all the same (VerifyVMIMigratable
+// in pkg/network/vmispec/interface.go).
+func provesBridge(metadata jsontree.Value) bool {
+	for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
+		"kubevirt.io/allow-pod-bridge-network-live-migration"} {
+		if metadata.Get("annotations", name) != nil {
 			return true
 		}
 	}
