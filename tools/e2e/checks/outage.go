@@ -80,7 +80,5 @@ func (in *installation) deleteLeaving(ctx context.Context) error {
 func (in *installation) recovers(t *suite.T) {
 	t.Check(in.outage())
 	t.Check(in.scale(t.Context(), in.replicas))
-	t.Check(in.awaitRollout(t.Context()))
-	_, err := in.admit(t.Context(), launcherPod(t, in.site, "masquerade"))
-	t.Check(err)
+	t.Check(in.awaitAdmission(t.Context()))
 }
