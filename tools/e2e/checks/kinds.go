@@ -20,7 +20,7 @@ func (s *site) makeKinds(ctx context.Context) error {
 	}
 	// A kind is established a moment before its objects can be listed, and nothing tells when they can.
 	return kube.Poll(ctx, patience, func(ctx context.Context) (string, error) {
-		if _, err := takeSnapshot(ctx, s.api); err != nil {
+		if _, err := s.takeSnapshot(ctx); err != nil {
 			return err.Error(), nil
 		}
 		return "", nil

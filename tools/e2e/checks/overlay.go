@@ -82,7 +82,7 @@ func (in *installation) install() suite.Check {
 	return suite.Check{Name: "install", Proves: "kubectl apply -k, without a warning, gives an admitting webhook", Run: func(t *suite.T) {
 		ctx := t.Context()
 		var err error
-		in.before, err = takeSnapshot(ctx, in.api)
+		in.before, err = in.takeSnapshot(ctx)
 		t.Check(err)
 		if in.prepare != nil {
 			t.Check(in.prepare(ctx, in))

@@ -25,7 +25,8 @@ var certManager = overlay{
 }
 
 const (
-	certManagerPath  = "/apis/cert-manager.io/v1/namespaces/" + namespace
+	certManagerGroup = "cert-manager.io"
+	certManagerPath  = "/apis/" + certManagerGroup + "/v1/namespaces/" + namespace
 	injectAnnotation = "cert-manager.io/inject-ca-from"
 )
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,12 +23,23 @@ const tenant = "kubevirt-imds-e2e"
 
 // site is where the product is installed and checked: a cluster with KubeVirt's kinds and the product's images.
 type site struct {
-	api *kube.Client
-	// command is of a program that reaches the API by KUBECONFIG.
-	command    func(ctx context.Context, name string, args ...string) *exec.Cmd
+	api        *kube.Client
+	command    commander
 	cluster    *cluster.Cluster // nil: one that was there before, whose nodes cannot be looked into
 	repository string
 	folder     string // for what is made here; it has a copy of the manifests
+}
+
+// commander makes the command of a program that reaches the API by KUBECONFIG.
+type commander func(ctx context.Context, name string, args ...string) *exec.Cmd
+
+// reaching is the commander for a kubeconfig.
+func reaching(kubeconfig string) commander {
+	return func(ctx context.Context, name string, args ...string) *exec.Cmd {
+		command := exec.CommandContext(ctx, name, args...)
+		command.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
+		return command
+	}
 }
 
 // openSite makes the site in a cluster that is there for this alone.
@@ -51,14 +61,11 @@ func openSite(ctx context.Context, c *cluster.Cluster, out io.Writer) (*site, er
 	return s, nil
 }
 
-// openForeignSite makes the site in a cluster that was there before, with the kinds and the images in it.
-func openForeignSite(ctx context.Context, kubeconfig string) (*site, error) {
-	s := &site{command: func(ctx context.Context, name string, args ...string) *exec.Cmd {
-		command := exec.CommandContext(ctx, name, args...)
-		command.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
-		return command
-	}}
-	if err := s.open(ctx, nil); err != nil {
+// openForeignSite makes the site in a cluster that was there before, with the kinds and the images in it. The command
+// and the dialer, which may be nil, are of who reaches it.
+func openForeignSite(ctx context.Context, command commander, dial dialer) (*site, error) {
+	s := &site{command: command}
+	if err := s.open(ctx, dial); err != nil {
 		return nil, err
 	}
 	if err := s.makeTenant(ctx); err != nil {
@@ -68,7 +75,7 @@ func openForeignSite(ctx context.Context, kubeconfig string) (*site, error) {
 }
 
 // open connects to the API, finds the repository and copies its manifests.
-func (s *site) open(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error)) error {
+func (s *site) open(ctx context.Context, dial dialer) error {
 	config, err := s.kubectl(ctx, "config", "view", "--raw", "--minify", "--flatten", "--output=json")
 	if err != nil {
 		return err
