@@ -22,8 +22,8 @@ type overlay struct {
 	renew func(context.Context, *installation) error
 	// rights are all that the webhook's ServiceAccount may do beyond what every ServiceAccount may.
 	rights []right
-	// runsPod says that here a VM's pod really runs. One is enough: the patch is the same in all overlays.
-	runsPod bool
+	// once says that here is checked what no overlay makes a difference to: a VM's pod that really runs, for one.
+	once bool
 }
 
 // installation is an overlay in a cluster.

@@ -21,7 +21,7 @@ var certManager = overlay{
 	name:    "cert-manager",
 	certify: playCertManager,
 	renew:   renewByCertManager,
-	runsPod: true,
+	once:    true,
 }
 
 const (
