@@ -59,10 +59,7 @@ func (s *site) checksAmongOthers(t *suite.T) {
 // bringOthers has others create objects and delete those that they created before, until the returned function is
 // called.
 func (s *site) bringOthers(t *suite.T) (leave func() (rounds int, err error)) {
-	_, err := kube.Create(t.Context(), s.api, "/api/v1/namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: others}})
-	t.Check(err)
-	_, err = kube.Await(t.Context(), s.api, "/api/v1/namespaces/"+others+"/serviceaccounts", "default", patience, func(*corev1.ServiceAccount) string { return "" })
-	t.Check(err)
+	t.Check(s.makeNamespace(t.Context(), others))
 	ctx, stop := context.WithCancel(t.Context())
 	t.Cleanup(stop)
 	ended := make(chan error, 1)

@@ -18,7 +18,7 @@ const (
 	// Both are made in turn, so that a busy machine slows both.
 	largeRatio = 2
 	// largeRounds of writes are made, and the fastest of them counts.
-	largeRounds = 3
+	largeRounds = 2
 )
 
 // large is an object that has its annotations where a VM has those of its instances. As an Issuer it is of a kind that

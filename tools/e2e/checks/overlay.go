@@ -70,7 +70,7 @@ func (in *installation) uninstall(ctx context.Context, results *suite.Suite) {
 func (in *installation) checks() []suite.Check {
 	var all []suite.Check
 	for _, subject := range []func(*installation) []suite.Check{
-		manifestChecks, rightChecks, podChecks, virtualMachineChecks, instanceChecks, runningPodChecks, availabilityChecks, outageChecks,
+		manifestChecks, rightChecks, podChecks, limitChecks, virtualMachineChecks, instanceChecks, runningPodChecks, availabilityChecks, outageChecks,
 	} {
 		all = append(all, subject(in)...)
 	}

@@ -19,7 +19,10 @@ import (
 )
 
 // tenant is the namespace of the VMs.
-const tenant = "kubevirt-imds-e2e"
+const (
+	tenant     = "kubevirt-imds-e2e"
+	namespaces = "/api/v1/namespaces"
+)
 
 // site is where the product is installed and checked: a cluster with KubeVirt's kinds and the product's images.
 type site struct {
@@ -53,7 +56,7 @@ func openSite(ctx context.Context, c *cluster.Cluster, out io.Writer) (*site, er
 		err = s.makeKinds(ctx)
 	}
 	if err == nil {
-		err = s.makeTenant(ctx)
+		err = s.makeNamespace(ctx, tenant)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.close(ctx))
@@ -68,7 +71,7 @@ func openForeignSite(ctx context.Context, command commander, dial dialer) (*site
 	if err := s.open(ctx, dial); err != nil {
 		return nil, err
 	}
-	if err := s.makeTenant(ctx); err != nil {
+	if err := s.makeNamespace(ctx, tenant); err != nil {
 		return nil, errors.Join(err, s.close(ctx))
 	}
 	return s, nil
@@ -105,13 +108,13 @@ func copyManifests(to, from string) error {
 	return os.RemoveAll(filepath.Join(to, "manual", "tls"))
 }
 
-// makeTenant makes the namespace of the VMs.
-func (s *site) makeTenant(ctx context.Context) error {
-	if _, err := kube.Create(ctx, s.api, "/api/v1/namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: tenant}}); err != nil {
+// makeNamespace makes a namespace in which pods can be created.
+func (s *site) makeNamespace(ctx context.Context, name string) error {
+	if _, err := kube.Create(ctx, s.api, namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
 		return err
 	}
 	// Before its ServiceAccount is there, the API server takes no pod.
-	_, err := kube.Await(ctx, s.api, accountsPath, "default", patience, func(*corev1.ServiceAccount) string { return "" })
+	_, err := kube.Await(ctx, s.api, namespaces+"/"+name+"/serviceaccounts", "default", patience, func(*corev1.ServiceAccount) string { return "" })
 	return err
 }
 
@@ -119,7 +122,7 @@ func (s *site) makeTenant(ctx context.Context) error {
 func (s *site) close(ctx context.Context) error {
 	err := os.RemoveAll(s.folder)
 	if s.cluster == nil {
-		err = errors.Join(err, s.api.Delete(ctx, "/api/v1/namespaces/"+tenant))
+		err = errors.Join(err, s.api.Delete(ctx, namespaces+"/"+tenant))
 	}
 	return err
 }
