@@ -50,6 +50,7 @@ func Run(ctx context.Context, options Options) (err error) {
 	results := suite.New(options.Out, options.Filter, suite.ByProof)
 	s.check(ctx, choice, results, options)
 	if s.cluster != nil && ctx.Err() == nil {
+		results.Run(ctx, "upgrade", upgradeChecks(ctx, s, options.Out))
 		results.Run(ctx, "kubeconfig", foreignChecks(s))
 	}
 	return results.Finish()

@@ -88,15 +88,28 @@ func (in *installation) install() suite.Check {
 			t.Check(in.prepare(ctx, in))
 		}
 		begin := time.Now()
-		_, err = in.kubectl(ctx, "apply", "-k", in.path())
-		t.Check(err)
-		if in.certify != nil {
-			t.Check(in.certify(ctx, in))
-		}
-		t.Check(in.awaitAdmission(ctx))
+		t.Check(in.apply(ctx))
 		t.Figure("%.1f s", time.Since(begin).Seconds())
-		d, err := kube.Get[appsv1.Deployment](ctx, in.api, deployments+"/"+webhook)
-		t.Check(err)
-		in.replicas, in.serverImage = int(*d.Spec.Replicas), d.Spec.Template.Spec.InitContainers[0].Image
 	}}
+}
+
+// apply installs the overlay, over another version of it if there is one, and returns when its webhook admits.
+func (in *installation) apply(ctx context.Context) error {
+	if _, err := in.kubectl(ctx, "apply", "-k", in.path()); err != nil {
+		return err
+	}
+	if in.certify != nil {
+		if err := in.certify(ctx, in); err != nil {
+			return err
+		}
+	}
+	if err := in.awaitAdmission(ctx); err != nil {
+		return err
+	}
+	d, err := kube.Get[appsv1.Deployment](ctx, in.api, deployments+"/"+webhook)
+	if err != nil {
+		return err
+	}
+	in.replicas, in.serverImage = int(*d.Spec.Replicas), d.Spec.Template.Spec.InitContainers[0].Image
+	return nil
 }

@@ -51,7 +51,7 @@ func openSite(ctx context.Context, c *cluster.Cluster, out io.Writer) (*site, er
 	if err := s.open(ctx, c.DialContext); err != nil {
 		return nil, err
 	}
-	err := s.loadImages(ctx, out)
+	err := s.loadImages(ctx, out, s.repository, "latest")
 	if err == nil {
 		err = s.makeKinds(ctx)
 	}
