@@ -45,7 +45,7 @@ func environment(t *testing.T, pod *corev1.Pod, container string) map[string]str
 }
 
 func TestVMNameIsTheOwnersAndNotALabel(t *testing.T) {
-	_, pod := inject(t, "vm-name-longer-than-a-label.pod.yaml")
+	_, pod := inject(t, "vm-name-longer-than-a-label")
 	want := pod.OwnerReferences[0].Name
 	if len(want) <= 63 {
 		t.Fatalf("the fixture's name %s fits in a label", want)
@@ -61,7 +61,7 @@ func TestVMNameIsTheOwnersAndNotALabel(t *testing.T) {
 // The API server leaves the namespace to the request. The environment takes it
 // from the pod as it was made, not from the object under review.
 func TestPodWithoutNamespaceGetsOneAtRunTime(t *testing.T) {
-	w, pod := inject(t, "no-namespace.pod.yaml")
+	w, pod := inject(t, "no-namespace")
 	if field := environment(t, pod, "imds-server")["IMDS_NAMESPACE"]; field != "metadata.namespace" {
 		t.Errorf("IMDS_NAMESPACE is taken from %s", field)
 	}
@@ -72,36 +72,36 @@ func TestPodWithoutNamespaceGetsOneAtRunTime(t *testing.T) {
 
 func TestHostileAnnotationCannotForgeALogLine(t *testing.T) {
 	w := startWebhook(t, declaredPatches, immediately)
-	if response := w.review("/mutate-pod", podRequest(fixture(t, "hostile-annotation-value.pod.yaml"))); response.Allowed {
-		t.Fatal("allowed")
+	if response := w.review("/mutate-pod", podRequest(fixture(t, "hostile-annotation-value"))); !response.Allowed {
+		t.Fatal("refused")
 	}
-	w.log.wait(t, "pod refused")
+	w.log.wait(t, "pod injected")
 	if lines := strings.Count(w.log.String(), "\n"); lines != 2 {
-		t.Errorf("%d lines for the start and one refusal:\n%s", lines, w.log)
+		t.Errorf("%d lines for the start and one pod:\n%s", lines, w.log)
 	}
 }
 
 func TestOneLogLineForEachInjectionAndRefusalAndNoneForOthers(t *testing.T) {
 	w := startWebhook(t, declaredPatches, immediately)
-	for _, name := range []string{"disabled", "no-annotations", "hotplug-disk", "ephemeral-provisioning", "already-injected", "not-a-virt-launcher"} {
-		w.review("/mutate-pod", podRequest(fixture(t, name+".pod.yaml")))
+	for _, name := range []string{"disabled", "no-annotations", "hotplug-disk", "ephemeral-provisioning", "not-a-virt-launcher"} {
+		w.review("/mutate-pod", podRequest(fixture(t, name+"")))
 	}
 	quiet := w.log.String()
 	if lines := strings.Count(quiet, "\n"); lines != 1 {
 		t.Errorf("more than the line of the start:\n%s", quiet)
 	}
-	w.review("/mutate-pod", podRequest(fixture(t, "masquerade.pod.yaml")))
-	w.review("/mutate-pod", podRequest(fixture(t, "host-network.pod.yaml")))
+	w.review("/mutate-pod", podRequest(fixture(t, "masquerade")))
+	w.review("/mutate-pod", podRequest(fixture(t, "host-network")))
 	lines := strings.Split(strings.TrimPrefix(w.log.String(), quiet), "\n")
 	if len(lines) != 3 ||
 		!strings.Contains(lines[0], `level=INFO msg="pod injected" namespace=tenant-a vm=shop-db pod=virt-launcher-shop-db-`) ||
-		!strings.Contains(lines[1], `level=WARN msg="pod refused" namespace=tenant-a vm=shop-db pod=virt-launcher-shop-db- reason="spec.hostNetwork`) {
+		!strings.Contains(lines[1], `level=WARN msg=refused what="CREATE of pods" namespace=tenant-a name=virt-launcher-shop-db- reason="spec.hostNetwork`) {
 		t.Errorf("log of an injection and a refusal:\n%s", strings.Join(lines, "\n"))
 	}
 }
 
 func TestNeitherSidecarHasMoreThanItNeeds(t *testing.T) {
-	_, pod := inject(t, "masquerade.pod.yaml")
+	_, pod := inject(t, "masquerade")
 	for _, container := range pod.Spec.InitContainers {
 		if !strings.HasPrefix(container.Name, "imds-") {
 			continue

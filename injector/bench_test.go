@@ -15,13 +15,13 @@ import (
 
 	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
-	"github.com/example/kubevirt-imds/injector/internal/pod"
+	"github.com/example/kubevirt-imds/injector/internal/review"
 )
 
 // benchmarkBody is the admission request of a virt-launcher pod of 8 KB.
 func benchmarkBody(b *testing.B) []byte {
 	b.Helper()
-	pod := tree(b, fixture(b, "hook-sidecars.pod.yaml"))
+	pod := tree(b, fixture(b, "hook-sidecars"))
 	for i := 0; ; i++ {
 		text, err := json.Marshal(pod)
 		if err != nil {
@@ -95,11 +95,11 @@ func constantServer(b *testing.B, w *webhook, answer []byte) (url string) {
 // and answered.
 func BenchmarkReview(b *testing.B) {
 	log := slog.New(slog.DiscardHandler)
-	patches, err := patchset.Open(declaredPatches, serverImage, log)
+	patches, err := patchset.Open(declaredPatches, serverImage)
 	if err != nil {
 		b.Fatal(err)
 	}
-	handler := admission.Handler(pod.NewInjector(patches, log).Review, log)
+	handler := admission.NewServer(log).Handler(review.New(patches, log).Pod)
 	body := benchmarkBody(b)
 	b.ReportAllocs()
 	before := processorTime(b)

@@ -159,7 +159,7 @@ func TestHTTP1AndHTTP2(t *testing.T) {
 		transport.Protocols = new(http.Protocols)
 		transport.Protocols.SetHTTP1(protocol == "HTTP/1.1")
 		transport.Protocols.SetHTTP2(protocol == "HTTP/2.0")
-		body := strings.NewReader(string(reviewOf(t, podRequest(fixture(t, "masquerade.pod.yaml")))))
+		body := strings.NewReader(string(reviewOf(t, podRequest(fixture(t, "masquerade")))))
 		response, err := client.Post(w.url+"/mutate-pod", "application/json", body)
 		if err != nil {
 			t.Fatal(err)

@@ -29,7 +29,7 @@ func TestDrainAnswersEveryRequest(t *testing.T) {
 	w := startWebhook(t, declaredPatches, timing)
 
 	// One request is half sent when the end is announced.
-	body := reviewOf(t, podRequest(fixture(t, "masquerade.pod.yaml")))
+	body := reviewOf(t, podRequest(fixture(t, "masquerade")))
 	half, rest := io.Pipe()
 	answered := make(chan error, 1)
 	go func() {
@@ -54,7 +54,7 @@ func TestDrainAnswersEveryRequest(t *testing.T) {
 	}
 	// The API server is still sent here: on old connections and new ones.
 	for range 3 {
-		if response := w.review("/mutate-pod", podRequest(fixture(t, "masquerade.pod.yaml"))); response.Patch == nil {
+		if response := w.review("/mutate-pod", podRequest(fixture(t, "masquerade"))); response.Patch == nil {
 			t.Error("a request while draining got no patch")
 		}
 	}
@@ -120,7 +120,7 @@ func TestSlowClientIsCutOff(t *testing.T) {
 			if _, err := io.WriteString(connection, start); err != nil {
 				t.Fatal(err)
 			}
-			if response := w.review("/mutate-pod", podRequest(fixture(t, "masquerade.pod.yaml"))); response.Patch == nil {
+			if response := w.review("/mutate-pod", podRequest(fixture(t, "masquerade"))); response.Patch == nil {
 				t.Error("another client got no patch")
 			}
 			if err := connection.SetReadDeadline(time.Now().Add(productionTiming.request)); err != nil {
@@ -143,7 +143,7 @@ func TestDrainEndsTheConnectionsInUse(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.ca}}}
 	defer client.CloseIdleConnections()
 	ends := func() bool {
-		response, err := client.Post(w.url+"/mutate-pod", "application/json", bytes.NewReader(reviewOf(t, podRequest(fixture(t, "masquerade.pod.yaml")))))
+		response, err := client.Post(w.url+"/mutate-pod", "application/json", bytes.NewReader(reviewOf(t, podRequest(fixture(t, "masquerade")))))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,14 +12,56 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/example/kubevirt-imds/injector/internal/annotation"
+	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// fixture returns an object from testdata/pod as the API server would send it.
+// fixture returns the object of a case in testdata/pod as the API server would
+// send it.
 func fixture(t testing.TB, name string) json.RawMessage {
 	t.Helper()
-	return readObject(t, filepath.Join("testdata", "pod", name))
+	object, _ := readCase(t, "pod", name)
+	return object
+}
+
+// readCase returns the object of a case, and what an update replaces. A case is
+// a file with an object (NAME.pod.yaml), or with what is different (object, and
+// old: JSON merge patches) from another one (from), which is "base" where it does
+// not say.
+func readCase(t testing.TB, kind, name string) (object, old json.RawMessage) {
+	t.Helper()
+	if whole, err := filepath.Glob(filepath.Join("testdata", kind, name+".*.*")); err != nil {
+		t.Fatal(err)
+	} else {
+		for _, path := range whole {
+			if !strings.HasSuffix(path, ".verdict.yaml") {
+				return readObject(t, path), nil
+			}
+		}
+	}
+	path := filepath.Join("testdata", kind, name+".yaml")
+	if name == "base" {
+		return readObject(t, path), nil
+	}
+	difference := struct {
+		From        string
+		Object, Old json.RawMessage
+	}{From: "base"}
+	if err := json.Unmarshal(readObject(t, path), &difference); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	base, _ := readCase(t, kind, difference.From)
+	changed := func(difference json.RawMessage) json.RawMessage {
+		if difference == nil {
+			return nil
+		}
+		text, err := jsonpatch.MergePatch(base, difference)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		return text
+	}
+	return changed(difference.Object), changed(difference.Old)
 }
 
 // readObject returns the object in a file as compact JSON. A JSON file keeps
@@ -42,19 +84,24 @@ func readObject(t testing.TB, path string) json.RawMessage {
 	return compact.Bytes()
 }
 
-// cases returns the fixtures of a folder by the names of their cases.
-func cases(t *testing.T, folder, suffix string) map[string]string {
+// cases returns the names of the cases of a kind.
+func cases(t *testing.T, kind string) []string {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join("testdata", folder, "*"+suffix+".*"))
-	if err != nil || len(paths) == 0 {
-		t.Fatalf("no fixtures *%s.* in testdata/%s: %v", suffix, folder, err)
+	entries, err := os.ReadDir(filepath.Join("testdata", kind))
+	if err != nil {
+		t.Fatal(err)
 	}
-	found := map[string]string{}
-	for _, path := range paths {
-		name, _, _ := strings.Cut(filepath.Base(path), suffix)
-		found[name] = path
+	var names []string
+	for _, entry := range entries {
+		name, rest, _ := strings.Cut(entry.Name(), ".")
+		if name != "base" && !strings.HasPrefix(rest, "verdict") {
+			names = append(names, name)
+		}
 	}
-	return found
+	if len(names) == 0 {
+		t.Fatalf("no cases in testdata/%s", kind)
+	}
+	return names
 }
 
 // verdict is the file beside a fixture: what the API server is told.
@@ -119,11 +166,11 @@ func apply(t testing.TB, object []byte, response *admissionv1.AdmissionResponse)
 // tree decodes an object with the text of its numbers.
 func tree(t testing.TB, object []byte) jsontree.Object {
 	t.Helper()
-	var decoded jsontree.Object
-	if err := jsontree.Decode(bytes.NewReader(object), &decoded); err != nil {
+	value, err := jsontree.Parse(object)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return decoded
+	return value.Tree().(jsontree.Object)
 }
 
 func checkSame(t testing.TB, what string, got, want jsontree.Object) {
@@ -135,68 +182,42 @@ func checkSame(t testing.TB, what string, got, want jsontree.Object) {
 }
 
 func TestPodFixtures(t *testing.T) {
-	w := startWebhook(t, declaredPatches, immediately)
-	for name, path := range cases(t, "pod", ".pod") {
+	w := startWebhook(t, leastPatches, immediately)
+	for _, name := range cases(t, "pod") {
 		t.Run(name, func(t *testing.T) {
 			w := w.in(t)
-			pod := readObject(t, path)
+			pod := fixture(t, name)
 			response := w.review("/mutate-pod", podRequest(pod))
 			checkVerdict(t, filepath.Join("testdata", "pod", name+".verdict.yaml"), response)
-			if response.Patch != nil {
+			if isInjection(response) {
 				checkInjection(t, w, pod, response)
 			}
 		})
 	}
 }
 
-// TestPodsRenderedByKubeVirt takes pods that KubeVirt itself rendered, where
-// there are some beside the repository.
-func TestPodsRenderedByKubeVirt(t *testing.T) {
-	folder := filepath.Join("..", "..", "shared", "pods")
-	paths, err := filepath.Glob(filepath.Join(folder, "*.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(paths) == 0 {
-		t.Logf("no rendered pods in %s: the fixtures have pods of the same shape", folder)
-		return
-	}
+// isInjection tells an injection from a pod that is left alone, with or without
+// a reason written on it.
+func isInjection(response *admissionv1.AdmissionResponse) bool {
+	return bytes.Contains(response.Patch, []byte(`/imds.kubevirt.io~1vm-name"`))
+}
+
+func TestPodWithTheShippedPatches(t *testing.T) {
 	w := startWebhook(t, declaredPatches, immediately)
-	injected := 0
-	for _, path := range paths {
-		t.Run(filepath.Base(path), func(t *testing.T) {
-			w := w.in(t)
-			pod := readObject(t, path)
-			response := w.review("/mutate-pod", podRequest(pod))
-			if !response.Allowed {
-				t.Fatalf("refused: %s", response.Result.Message)
-			}
-			ephemeral := annotationsOf(tree(t, pod))["kubevirt.io/ephemeral-provisioning"] != nil
-			if ephemeral == (response.Patch != nil) {
-				t.Fatalf("ephemeral %v, patch %s", ephemeral, response.Patch)
-			}
-			if response.Patch != nil {
-				injected++
-				checkInjection(t, w, pod, response)
-			}
-		})
-	}
-	if injected == 0 {
-		t.Errorf("none of %d pods was injected", len(paths))
+	for _, name := range []string{"masquerade", "dedicated-cpus"} {
+		pod := fixture(t, name)
+		response := w.review("/mutate-pod", podRequest(pod))
+		checkVerdict(t, filepath.Join("testdata", "shipped", name+".verdict.yaml"), response)
+		checkInjection(t, w, pod, response)
 	}
 }
 
 func TestVirtualMachineFixtures(t *testing.T) {
-	w := startWebhook(t, declaredPatches, immediately)
-	for name, path := range cases(t, "virtualmachine", ".vm") {
+	w := startWebhook(t, leastPatches, immediately)
+	for _, name := range cases(t, "virtualmachine") {
 		t.Run(name, func(t *testing.T) {
 			w := w.in(t)
-			vm := readObject(t, path)
-			var old json.RawMessage
-			oldPath := filepath.Join("testdata", "virtualmachine", name+".old.yaml")
-			if _, err := os.Stat(oldPath); err == nil {
-				old = readObject(t, oldPath)
-			}
+			vm, old := readCase(t, "virtualmachine", name)
 			response := w.review("/mutate-virtualmachine", vmRequest(vm, old))
 			checkVerdict(t, filepath.Join("testdata", "virtualmachine", name+".verdict.yaml"), response)
 
@@ -211,28 +232,30 @@ func TestVirtualMachineFixtures(t *testing.T) {
 }
 
 func TestVirtualMachineInstanceFixtures(t *testing.T) {
-	w := startWebhook(t, declaredPatches, immediately)
-	for name, path := range cases(t, "virtualmachineinstance", ".vmi") {
+	w := startWebhook(t, leastPatches, immediately)
+	for _, name := range cases(t, "virtualmachineinstance") {
 		t.Run(name, func(t *testing.T) {
 			w := w.in(t)
-			vmi := readObject(t, path)
-			response := w.review("/mutate-virtualmachineinstance", vmiRequest(vmi))
+			vmi, old := readCase(t, "virtualmachineinstance", name)
+			response := w.review("/mutate-virtualmachineinstance", vmiRequest(vmi, old))
 			checkVerdict(t, filepath.Join("testdata", "virtualmachineinstance", name+".verdict.yaml"), response)
 
 			patched := apply(t, vmi, response)
-			if again := w.review("/mutate-virtualmachineinstance", vmiRequest(patched)); response.Allowed && (again.Patch != nil || !again.Allowed) {
+			if again := w.review("/mutate-virtualmachineinstance", vmiRequest(patched, old)); response.Allowed && (again.Patch != nil || !again.Allowed) {
 				t.Errorf("asked twice: %+v", again)
 			}
-			checkSame(t, "the instance without its redirection", withoutRedirection(t, patched), withoutRedirection(t, vmi))
+			checkSame(t, "the instance without its verdict", withoutVerdict(t, patched), withoutVerdict(t, vmi))
 		})
 	}
 }
 
-// withoutRedirection returns an instance without what the webhook may change.
-func withoutRedirection(t *testing.T, vmi []byte) jsontree.Object {
+// withoutVerdict returns an instance without what the webhook may change.
+func withoutVerdict(t *testing.T, vmi []byte) jsontree.Object {
 	t.Helper()
 	rest := tree(t, vmi)
-	delete(jsontree.LookupObject(rest, "metadata", "annotations"), annotation.RedirectPort)
+	for _, name := range annotation.Verdict() {
+		delete(jsontree.LookupObject(rest, "metadata", "annotations"), name)
+	}
 	return rest
 }
 
@@ -241,7 +264,7 @@ func withoutTemplateAnnotations(t *testing.T, vm []byte) jsontree.Object {
 	t.Helper()
 	rest := tree(t, vm)
 	metadata := jsontree.LookupObject(rest, "spec", "template", "metadata")
-	for name := range annotation.Select(jsontree.LookupObject(metadata, "annotations")) {
+	for _, name := range annotation.ByUser() {
 		delete(jsontree.LookupObject(metadata, "annotations"), name)
 	}
 	if len(jsontree.LookupObject(metadata, "annotations")) == 0 {

@@ -71,7 +71,7 @@ func serve(ctx context.Context, opts options, pod podEnvironment, timing timing,
 	if err != nil {
 		return err
 	}
-	patches, err := patchset.Open(opts.patches, opts.serverImage, log)
+	patches, err := patchset.Open(opts.patches, opts.serverImage)
 	if err != nil {
 		return err
 	}

@@ -2,10 +2,8 @@ package main
 
 import (
 	"bytes"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 )
 
@@ -17,46 +15,6 @@ func copyOfPatches(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-func TestChangedPatchesAreUsedForTheNextPod(t *testing.T) {
-	w := startWebhook(t, copyOfPatches(t), immediately)
-	pod := podRequest(fixture(t, "masquerade.pod.yaml"))
-	replaceFile(t, filepath.Join(w.patches, "30-priority.yaml"),
-		[]byte("apiVersion: v1\nkind: Pod\nspec: {priorityClassName: with-imds}\n"))
-	if response := w.review("/mutate-pod", pod); !bytes.Contains(response.Patch, []byte(`"with-imds"`)) {
-		t.Errorf("patch without the change: %s", response.Patch)
-	}
-}
-
-func TestWrongPatchesAreShownAndTheLastGoodOnesStay(t *testing.T) {
-	w := startWebhook(t, copyOfPatches(t), immediately)
-	pod := podRequest(fixture(t, "masquerade.pod.yaml"))
-	before := w.review("/mutate-pod", pod)
-	path := filepath.Join(w.patches, "20-imds-server.yaml")
-	good, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	replaceFile(t, path, bytes.Replace(good, []byte("livenessProbe:"), []byte("livenesProbe:"), 1))
-	for range 2 {
-		if after := w.review("/mutate-pod", pod); !bytes.Equal(after.Patch, before.Patch) {
-			t.Errorf("another patch: %s", after.Patch)
-		}
-	}
-	if n := w.log.count("changed patches are not used"); n != 1 {
-		t.Errorf("reported %d times", n)
-	}
-	status, body := w.ready()
-	if status != http.StatusOK || !strings.Contains(body, "unknown field spec.initContainers[0].livenesProbe") {
-		t.Errorf("/readyz: %d %s", status, body)
-	}
-
-	replaceFile(t, path, good)
-	if status, body := w.ready(); status != http.StatusOK || body != "OK\n" {
-		t.Errorf("/readyz after the repair: %d %s", status, body)
-	}
 }
 
 // The declared server patch as a component would change it.
@@ -72,7 +30,7 @@ func TestServerAsARegularContainer(t *testing.T) {
 	replaceFile(t, path, patch)
 
 	w := startWebhook(t, dir, immediately)
-	pod := fixture(t, "hook-sidecars.pod.yaml")
+	pod := fixture(t, "hook-sidecars")
 	response := w.review("/mutate-pod", podRequest(pod))
 	patched := apply(t, pod, response)
 	containers := asList(tree(t, patched)["spec"].(map[string]any)["containers"])

@@ -22,11 +22,11 @@ func TestRequestsThatAreNoAdmissionReview(t *testing.T) {
 		{"charset beside the content type", "/mutate-pod", "application/json; charset=utf-8", review,
 			http.StatusOK, `"allowed":true`},
 		{"not JSON", "/mutate-pod", "application/json", "kind: AdmissionReview",
-			http.StatusBadRequest, "not an AdmissionReview"},
+			http.StatusBadRequest, "the body is not an AdmissionReview: invalid character"},
 		{"empty", "/mutate-pod", "application/json", "",
 			http.StatusBadRequest, "not an AdmissionReview"},
 		{"two values", "/mutate-pod", "application/json", review + review,
-			http.StatusBadRequest, "more than one JSON value"},
+			http.StatusBadRequest, "after top-level value"},
 		{"version v1beta1", "/mutate-pod", "application/json", strings.Replace(review, "admission.k8s.io/v1", "admission.k8s.io/v1beta1", 1),
 			http.StatusBadRequest, `"admission.k8s.io/v1beta1" is not supported: set admissionReviewVersions to v1`},
 		{"another kind", "/mutate-pod", "application/json", strings.Replace(review, "AdmissionReview", "Status", 1),
@@ -34,11 +34,11 @@ func TestRequestsThatAreNoAdmissionReview(t *testing.T) {
 		{"no request", "/mutate-pod", "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`,
 			http.StatusBadRequest, "no request with a uid"},
 		{"object that is a list", "/mutate-pod", "application/json", string(reviewOf(t, podRequest([]byte(`[]`)))),
-			http.StatusBadRequest, "cannot unmarshal array"},
+			http.StatusBadRequest, "request.object is not an object"},
 		{"unknown path", "/validate", "application/json", review,
 			http.StatusNotFound, "not found"},
-		{"larger than any object", "/mutate-pod", "application/json", `{"apiVersion":"` + strings.Repeat("v", 6<<20) + `"}`,
-			http.StatusRequestEntityTooLarge, "more than 6291456 bytes"},
+		{"larger than any object", "/mutate-pod", "application/json", `{"apiVersion":"` + strings.Repeat("v", 6<<20+64<<10) + `"}`,
+			http.StatusRequestEntityTooLarge, "more than 6356992 bytes"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := w.in(t)
@@ -79,11 +79,11 @@ func TestUpdateWithTwoObjectsOfTheLargestSize(t *testing.T) {
 
 func TestWrongRulesAreAllowedWithWarning(t *testing.T) {
 	w := startWebhook(t, declaredPatches, immediately)
-	pod := podRequest(fixture(t, "masquerade.pod.yaml"))
+	pod := podRequest(fixture(t, "masquerade"))
 	pod["operation"] = "UPDATE"
 	for path, request := range map[string]map[string]any{
 		"/mutate-pod":            pod,
-		"/mutate-virtualmachine": podRequest(fixture(t, "masquerade.pod.yaml")),
+		"/mutate-virtualmachine": podRequest(fixture(t, "masquerade")),
 	} {
 		response := w.review(path, request)
 		if !response.Allowed || response.Patch != nil || len(response.Warnings) != 1 ||
@@ -95,7 +95,7 @@ func TestWrongRulesAreAllowedWithWarning(t *testing.T) {
 
 func TestPodOfUnexpectedShapeIsRefusedAsFault(t *testing.T) {
 	w := startWebhook(t, declaredPatches, immediately)
-	pod := bytes.Replace(fixture(t, "masquerade.pod.yaml"), []byte(`"name":"compute"`), []byte(`"name":{}`), 1)
+	pod := bytes.Replace(fixture(t, "masquerade"), []byte(`"name":"compute"`), []byte(`"name":{}`), 1)
 	response := w.review("/mutate-pod", podRequest(pod))
 	if response.Allowed || response.Result.Code != http.StatusInternalServerError ||
 		!strings.Contains(response.Result.Message, "spec.containers[0] has no name") {

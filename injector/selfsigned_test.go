@@ -102,7 +102,7 @@ func TestSelfSignedWebhookThatCannotServeEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	patches, err := patchset.Open(opts.patches, opts.serverImage, log)
+	patches, err := patchset.Open(opts.patches, opts.serverImage)
 	if err != nil {
 		t.Fatal(err)
 	}

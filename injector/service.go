@@ -15,9 +15,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/certificate"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
-	"github.com/example/kubevirt-imds/injector/internal/pod"
-	"github.com/example/kubevirt-imds/injector/internal/virtualmachine"
-	"github.com/example/kubevirt-imds/injector/internal/virtualmachineinstance"
+	"github.com/example/kubevirt-imds/injector/internal/review"
 )
 
 // timing is how long things may take.
@@ -69,16 +67,17 @@ type service struct {
 }
 
 // listen opens both listeners.
-func listen(opts options, certificates *certificate.Source, publication *publication, patches *patchset.Folder, timing timing, log *slog.Logger) (*service, error) {
+func listen(opts options, certificates *certificate.Source, publication *publication, patches *patchset.Set, timing timing, log *slog.Logger) (*service, error) {
 	reviews := http.NewServeMux()
-	reviews.Handle("POST /mutate-pod", admission.Handler(pod.NewInjector(patches, log).Review, log))
-	reviews.Handle("POST /mutate-virtualmachine", admission.Handler(virtualmachine.NewReviewer(log).Review, log))
-	reviews.Handle("POST /mutate-virtualmachineinstance", admission.Handler(virtualmachineinstance.NewReviewer(log).Review, log))
+	server, reviewer := admission.NewServer(log), review.New(patches, log)
+	reviews.Handle("POST /mutate-pod", server.Handler(reviewer.Pod))
+	reviews.Handle("POST /mutate-virtualmachine", server.Handler(reviewer.VirtualMachine))
+	reviews.Handle("POST /mutate-virtualmachineinstance", server.Handler(reviewer.Instance))
 
 	draining := new(atomic.Bool)
 	s := &service{
 		webhook:     newServer(closing(reviews, draining), timing, log),
-		health:      newServer(healthHandler(certificates, publication, patches, draining), timing, log),
+		health:      newServer(healthHandler(certificates, publication, draining), timing, log),
 		publication: publication,
 		draining:    draining,
 		timing:      timing,

@@ -27,7 +27,9 @@ var update = flag.Bool("update", false, "write the expected verdicts beside the 
 const (
 	// declaredPatches is the folder that the overlays ship.
 	declaredPatches = "../kustomize/sidecar"
-	serverImage     = "registry.example/kubevirt-imds-server:v1.0.0"
+	// leastPatches is for cases that are not about what is shipped.
+	leastPatches = "testdata/patches"
+	serverImage  = "registry.example/kubevirt-imds-server:v1.0.0"
 )
 
 // immediately is the timing of tests that are not about time.
@@ -236,9 +238,10 @@ func vmRequest(vm, old json.RawMessage) map[string]any {
 	return request
 }
 
-// vmiRequest is the creation of a VirtualMachineInstance.
-func vmiRequest(vmi json.RawMessage) map[string]any {
-	return map[string]any{
+// vmiRequest is the creation of a VirtualMachineInstance, or its update where
+// there is an old one.
+func vmiRequest(vmi, old json.RawMessage) map[string]any {
+	request := map[string]any{
 		"uid":       "3c1f0a55-3f0e-4a57-9d0b-6f0e3c2b7d90",
 		"kind":      map[string]any{"group": "kubevirt.io", "version": "v1", "kind": "VirtualMachineInstance"},
 		"resource":  map[string]any{"group": "kubevirt.io", "version": "v1", "resource": "virtualmachineinstances"},
@@ -247,6 +250,10 @@ func vmiRequest(vmi json.RawMessage) map[string]any {
 		"operation": "CREATE",
 		"object":    vmi,
 	}
+	if old != nil {
+		request["operation"], request["oldObject"] = "UPDATE", old
+	}
+	return request
 }
 
 // logBuffer keeps the program's log and lets a test wait for a line.

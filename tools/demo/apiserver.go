@@ -75,7 +75,7 @@ func (a *apiServer) create(ctx context.Context, raw []byte) (*admitted, error) {
 	if err := json.Unmarshal(raw, &before); err != nil {
 		return nil, err
 	}
-	response, err := a.review(ctx, &before, raw)
+	response, err := a.review(ctx, "/mutate-pod", metav1.GroupVersionResource{Version: "v1", Resource: "pods"}, before.Namespace, raw)
 	if err != nil {
 		return nil, err
 	}
@@ -110,13 +110,52 @@ func (a *apiServer) create(ctx context.Context, raw []byte) (*admitted, error) {
 	return result, nil
 }
 
+// judge lets the instance in of which KubeVirt made a pod, and returns the pod with
+// the annotations that the webhook wrote on the instance: KubeVirt copies them.
+func (a *apiServer) judge(ctx context.Context, binding podnet.Binding, pod []byte) ([]byte, error) {
+	var made metav1.PartialObjectMetadata
+	if err := json.Unmarshal(pod, &made); err != nil {
+		return nil, err
+	}
+	annotations, err := json.Marshal(made.Annotations)
+	if err != nil {
+		return nil, err
+	}
+	instance := fmt.Appendf(nil, `{"metadata":{"name":%q,"annotations":%s},"spec":{"domain":{"devices":{"interfaces":[{"name":"default",%q:{}}]}},"networks":[{"name":"default","pod":{}}]}}`,
+		made.OwnerReferences[0].Name, annotations, binding)
+	kind := metav1.GroupVersionResource{Group: "kubevirt.io", Version: "v1", Resource: "virtualmachineinstances"}
+	response, err := a.review(ctx, "/mutate-virtualmachineinstance", kind, made.Namespace, instance)
+	if err != nil {
+		return nil, err
+	}
+	patch, err := jsonpatch.DecodePatch(response.Patch)
+	if err != nil {
+		return nil, fmt.Errorf("JSON patch: %w", err)
+	}
+	if instance, err = patch.Apply(instance); err != nil {
+		return nil, fmt.Errorf("JSON patch: %w", err)
+	}
+	var judged struct {
+		Metadata struct {
+			Annotations map[string]string `json:"annotations"`
+		} `json:"metadata"`
+	}
+	if err := json.Unmarshal(instance, &judged); err != nil {
+		return nil, err
+	}
+	copied, err := json.Marshal(judged)
+	if err != nil {
+		return nil, err
+	}
+	return jsonpatch.MergePatch(pod, copied)
+}
+
 // review sends an AdmissionReview to the webhook.
-func (a *apiServer) review(ctx context.Context, pod *corev1.Pod, raw []byte) (*admissionv1.AdmissionResponse, error) {
+func (a *apiServer) review(ctx context.Context, path string, resource metav1.GroupVersionResource, namespace string, raw []byte) (*admissionv1.AdmissionResponse, error) {
 	request := &admissionv1.AdmissionRequest{
 		UID:       newUID(),
-		Kind:      metav1.GroupVersionKind{Version: "v1", Kind: "Pod"},
-		Resource:  metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
-		Namespace: pod.Namespace,
+		Resource:  resource,
+		Namespace: namespace,
 		Operation: admissionv1.Create,
 		Object:    runtime.RawExtension{Raw: raw},
 	}
@@ -127,7 +166,7 @@ func (a *apiServer) review(ctx context.Context, pod *corev1.Pod, raw []byte) (*a
 	if err != nil {
 		return nil, err
 	}
-	url := "https://" + webhookService + "/mutate-pod?timeout=10s"
+	url := "https://" + webhookService + path + "?timeout=10s"
 	post, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err

@@ -94,6 +94,9 @@ func (s *scene) admit(ctx context.Context) (*admitted, error) {
 	}
 	var pod *admitted
 	err = s.step(&s.seen.Steps, "admission", func() (string, error) {
+		if raw, err = s.api.judge(ctx, s.binding, raw); err != nil {
+			return "", err
+		}
 		if pod, err = s.api.create(ctx, raw); err != nil {
 			return "", err
 		}

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,6 +28,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/selfsigned"
 	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
 )
@@ -161,6 +163,11 @@ func (w *webhook) inject(t *testing.T, pod *corev1.Pod) *corev1.Pod {
 // launcherPod is the smallest pod that KubeVirt makes for a VM.
 func launcherPod(annotations map[string]string) *corev1.Pod {
 	controller := true
+	if annotations[annotation.Wiring] == "" {
+		// As the review of the instance leaves it.
+		annotations = maps.Clone(annotations)
+		annotations[annotation.Wiring] = annotation.WiringBridge
+	}
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			GenerateName: "virt-launcher-web-01-",
@@ -195,9 +202,10 @@ func TestWebhookTakesTheRenderedManifests(t *testing.T) {
 				}
 			}
 
-			pod := w.inject(t, launcherPod(map[string]string{contract.Enabled: "true"}))
+			pod := w.inject(t, launcherPod(map[string]string{annotation.Enabled: "true"}))
 			if diff := cmp.Diff(map[string]string{
-				contract.Enabled: "true", contract.Injected: "true", contract.VMName: "web-01", contract.VMIUID: "c1f0",
+				annotation.Enabled: "true", annotation.Wiring: annotation.WiringBridge,
+				annotation.Injected: "true", annotation.VMName: "web-01", annotation.VMIUID: "c1f0",
 			}, pod.Annotations); diff != "" {
 				t.Errorf("annotations (-want +got):\n%s", diff)
 			}
@@ -220,12 +228,12 @@ func TestWebhookTakesTheRenderedManifests(t *testing.T) {
 func TestWebhookKnowsTheAnnotations(t *testing.T) {
 	w := runWebhook(t, build(t, loadTree(t), "overlays/cert-manager"))
 	pod := w.inject(t, launcherPod(map[string]string{
-		contract.Enabled:                "true",
-		contract.BridgeName:             "k6t-net1",
-		contract.TokenAudiences:         "vault",
-		contract.TokenExpirationSeconds: "900",
-		contract.RequireHeader:          "true",
-		contract.HopLimit:               "1",
+		annotation.Enabled:                "true",
+		annotation.BridgeName:             "k6t-net1",
+		annotation.TokenAudiences:         "vault",
+		annotation.TokenExpirationSeconds: "900",
+		annotation.RequireHeader:          "true",
+		annotation.HopLimit:               "1",
 	}))
 	volume := pod.Spec.Volumes[slices.IndexFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == contract.TokenVolume })]
 	var tokens []string
@@ -236,23 +244,11 @@ func TestWebhookKnowsTheAnnotations(t *testing.T) {
 	if diff := cmp.Diff([]string{contract.TokenFile + "  900", "audiences/0 vault 900"}, tokens); diff != "" {
 		t.Errorf("tokens (-want +got):\n%s", diff)
 	}
-	for name, annotation := range map[string]string{
-		contract.AnnotationPrefix + "bridge": contract.BridgeName, // not known
-		contract.Injected:                    contract.Injected,   // the webhook's own
-		contract.RedirectPort:                contract.RedirectPort,
-	} {
-		pod := launcherPod(map[string]string{contract.Enabled: "true", name: "x"})
-		object, err := json.Marshal(pod)
-		if err != nil {
-			t.Fatal(err)
-		}
-		response := w.review(t, pods, object)
-		if name == contract.Injected {
-			if !response.Allowed {
-				t.Errorf("%s on a pod: %v", name, response.Result)
-			}
-		} else if response.Allowed || !strings.Contains(response.Result.Message, annotation) {
-			t.Errorf("%s on a pod: %+v", name, response)
+	for _, name := range []string{annotation.Prefix + "bridge", annotation.Injected, annotation.RedirectPort} {
+		object := fmt.Appendf(nil, `{"metadata": {"name": "web-01", "annotations": {%q: "true", %q: "x"}}}`, annotation.Enabled, name)
+		vms := metav1.GroupVersionResource{Group: "kubevirt.io", Version: "v1", Resource: "virtualmachines"}
+		if response := w.review(t, vms, object); response.Allowed || !strings.Contains(response.Result.Message, name) {
+			t.Errorf("%s on a VM: %+v", name, response)
 		}
 	}
 }
@@ -264,7 +260,7 @@ func TestPasstReachesBothSidecars(t *testing.T) {
 	w := runWebhook(t, build(t, loadTree(t), "overlays/cert-manager"))
 	before := fmt.Appendf(nil, `{"metadata": {"name": "web-01", "annotations": {%q: "true"}}, "spec": {
 		"domain": {"devices": {"interfaces": [{"name": "default", "passtBinding": {}}]}},
-		"networks": [{"name": "default", "pod": {}}]}}`, contract.Enabled)
+		"networks": [{"name": "default", "pod": {}}]}}`, annotation.Enabled)
 	instances := metav1.GroupVersionResource{Group: "kubevirt.io", Version: "v1", Resource: "virtualmachineinstances"}
 	response := w.review(t, instances, before)
 	patch, err := jsonpatch.DecodePatch(response.Patch)
@@ -282,7 +278,7 @@ func TestPasstReachesBothSidecars(t *testing.T) {
 	pod := w.inject(t, launcherPod(instance.Annotations))
 	for _, sidecar := range pod.Spec.InitContainers {
 		i := slices.IndexFunc(sidecar.Env, func(v corev1.EnvVar) bool { return v.Name == "IMDS_REDIRECT_PORT" })
-		if i < 0 || downward(t, pod, sidecar.Env[i]) != "60080" || instance.Annotations[contract.RedirectPort] != "60080" {
+		if i < 0 || downward(t, pod, sidecar.Env[i]) != "60080" || instance.Annotations[annotation.RedirectPort] != "60080" {
 			t.Errorf("%s of an instance with %v: environment %+v", sidecar.Name, instance.Annotations, sidecar.Env)
 		}
 	}
@@ -298,12 +294,12 @@ func TestServerTakesTheDeclaredEnvironment(t *testing.T) {
 		status      int
 	}{
 		"nothing set":                      {nil, nil, http.StatusOK},
-		"everything set":                   {map[string]string{contract.RequireHeader: "true", contract.HopLimit: "1"}, http.Header{"Metadata": {"true"}}, http.StatusOK},
-		"header required, but not sent":    {map[string]string{contract.RequireHeader: "true"}, nil, http.StatusForbidden},
-		"header not required, but allowed": {map[string]string{contract.RequireHeader: "false"}, nil, http.StatusOK},
+		"everything set":                   {map[string]string{annotation.RequireHeader: "true", annotation.HopLimit: "1"}, http.Header{"Metadata": {"true"}}, http.StatusOK},
+		"header required, but not sent":    {map[string]string{annotation.RequireHeader: "true"}, nil, http.StatusForbidden},
+		"header not required, but allowed": {map[string]string{annotation.RequireHeader: "false"}, nil, http.StatusOK},
 	} {
 		t.Run(name, func(t *testing.T) {
-			annotations := map[string]string{contract.Enabled: "true"}
+			annotations := map[string]string{annotation.Enabled: "true"}
 			for key, value := range test.annotations {
 				annotations[key] = value
 			}

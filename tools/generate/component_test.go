@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/selfsigned"
 	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
 )
@@ -21,7 +22,7 @@ import (
 // injectWith returns a VM's pod, injected by an installation with components.
 func injectWith(t *testing.T, annotations map[string]string, components ...string) *corev1.Pod {
 	t.Helper()
-	all := map[string]string{contract.Enabled: "true"}
+	all := map[string]string{annotation.Enabled: "true"}
 	for name, value := range annotations {
 		all[name] = value
 	}
@@ -71,11 +72,11 @@ func TestRegularContainersMovesTheServer(t *testing.T) {
 func TestRequireHeaderCannotBeOptedOut(t *testing.T) {
 	for name, annotations := range map[string]map[string]string{
 		"nothing said": nil,
-		"false said":   {contract.RequireHeader: "false"},
+		"false said":   {annotation.RequireHeader: "false"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod := injectWith(t, annotations, "cert-manager", "require-header")
-			if got := pod.Annotations[contract.RequireHeader]; got != "true" {
+			if got := pod.Annotations[annotation.RequireHeader]; got != "true" {
 				t.Errorf("the annotation is %q", got)
 			}
 		})
@@ -129,7 +130,7 @@ func TestFailOpenChangesTheFailurePolicyAlone(t *testing.T) {
 
 func TestComponentsGoTogether(t *testing.T) {
 	pod := injectWith(t, nil, "cert-manager", "fail-open", "readiness", "require-header", "single-replica")
-	if pod.Annotations[contract.RequireHeader] != "true" || serverIn(t, pod.Spec.InitContainers).ReadinessProbe == nil {
+	if pod.Annotations[annotation.RequireHeader] != "true" || serverIn(t, pod.Spec.InitContainers).ReadinessProbe == nil {
 		t.Errorf("annotations %v, probe %v", pod.Annotations, serverIn(t, pod.Spec.InitContainers).ReadinessProbe)
 	}
 }

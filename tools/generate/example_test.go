@@ -18,7 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
+	"github.com/example/kubevirt-imds/injector/annotation"
 )
 
 // TestExamplesAskForIMDS has the webhook review each example VM, and then inject a
@@ -59,7 +59,7 @@ func TestExamplesAskForIMDS(t *testing.T) {
 			if diff := cmp.Diff(vm.GetAnnotations(), template); diff != "" {
 				t.Errorf("annotations (-VM +template):\n%s", diff)
 			}
-			if pod := w.inject(t, launcherPod(template)); pod.Annotations[contract.Injected] != "true" {
+			if pod := w.inject(t, launcherPod(template)); pod.Annotations[annotation.Injected] != "true" {
 				t.Error("the VM's pod is not injected")
 			}
 		})

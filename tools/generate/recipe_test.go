@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
-	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
+	"github.com/example/kubevirt-imds/injector/annotation"
 )
 
 // recipes are kustomizations of a user, next to a clone of the repository, as the
@@ -40,7 +40,7 @@ func cook(t *testing.T, recipe string) (rendered, *corev1.Pod) {
 		t.Fatal(err)
 	}
 	r := build(t, tree, "../my-imds")
-	return r, runWebhook(t, r).inject(t, launcherPod(map[string]string{contract.Enabled: "true"}))
+	return r, runWebhook(t, r).inject(t, launcherPod(map[string]string{annotation.Enabled: "true"}))
 }
 
 func TestRecipeImage(t *testing.T) {
@@ -80,7 +80,7 @@ func TestRecipeEnvironment(t *testing.T) {
 
 func TestRecipeComponent(t *testing.T) {
 	_, pod := cook(t, "component")
-	if pod.Annotations[contract.RequireHeader] != "true" {
+	if pod.Annotations[annotation.RequireHeader] != "true" {
 		t.Errorf("annotations %v", pod.Annotations)
 	}
 }

@@ -1,34 +1,86 @@
 // Package admission speaks the API server's webhook protocol: AdmissionReview
-// admission.k8s.io/v1 over HTTP. What is decided about an object is given to it
-// as a Review.
+// admission.k8s.io/v1 over HTTP, with bounds on what requests may cost. What is
+// decided about an object is given to it as a Review.
 package admission
 
-import "github.com/example/kubevirt-imds/injector/internal/jsontree"
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+)
 
 // Request is the part of an admission.k8s.io/v1 AdmissionRequest that reviews
-// need. The objects are trees, decoded in the same pass as the request: typed
-// objects would lose the fields that a newer API has.
+// need. The objects are text: typed objects would lose the fields that a newer
+// API has.
 type Request struct {
-	UID         string          `json:"uid"`
-	Resource    Resource        `json:"resource"`
-	SubResource string          `json:"subResource"`
-	Namespace   string          `json:"namespace"`
-	Name        string          `json:"name"`
-	Operation   string          `json:"operation"`
-	Object      jsontree.Object `json:"object"`
-	OldObject   jsontree.Object `json:"oldObject"`
+	UID         string
+	Resource    string
+	SubResource string
+	Namespace   string
+	Name        string
+	Operation   string
+	// Username is who makes the request.
+	Username  string
+	Object    jsontree.Value
+	OldObject jsontree.Value
 }
 
-// Resource names what kind of object a request is about.
-type Resource struct {
-	Group    string `json:"group"`
-	Version  string `json:"version"`
-	Resource string `json:"resource"`
+// maxName is more than any name, namespace or UID has, in bytes.
+const maxName = 512
+
+// parse reads an AdmissionReview.
+func parse(body []byte) (*Request, error) {
+	review, err := jsontree.Parse(body)
+	if err != nil {
+		return nil, fmt.Errorf("the body is not an AdmissionReview: %w", err)
+	}
+	if kind, version := review.Get("kind").String(), review.Get("apiVersion").String(); version != "admission.k8s.io/v1" || kind != "AdmissionReview" {
+		return nil, fmt.Errorf(
+			"%s of %s is not supported: set admissionReviewVersions to v1 in the webhook's configuration, so that it gets an AdmissionReview of admission.k8s.io/v1",
+			annotation.Quote(kind), annotation.Quote(version))
+	}
+	request := new(Request)
+	for key, value := range review.Get("request").Members() {
+		field := map[string]*string{
+			"uid": &request.UID, "subResource": &request.SubResource, "namespace": &request.Namespace,
+			"name": &request.Name, "operation": &request.Operation,
+		}[string(key)]
+		switch {
+		case field != nil && len(value) <= maxName:
+			*field = value.String()
+		case field != nil:
+			return nil, fmt.Errorf("request.%s has more than %d bytes", key, maxName)
+		case string(key) == "resource":
+			if resource := value.Get("resource"); len(resource) <= maxName {
+				request.Resource = resource.String()
+			}
+		case string(key) == "userInfo":
+			if name := value.Get("username"); len(name) <= maxName {
+				request.Username = name.String()
+			}
+		case string(key) == "object":
+			request.Object = value
+		case string(key) == "oldObject":
+			request.OldObject = value
+		}
+	}
+	if request.UID == "" {
+		return nil, errors.New("the AdmissionReview has no request with a uid")
+	}
+	for name, object := range map[string]jsontree.Value{"object": request.Object, "oldObject": request.OldObject} {
+		if !object.IsNull() && !object.IsObject() {
+			return nil, fmt.Errorf("request.%s is not an object", name)
+		}
+	}
+	return request, nil
 }
 
 // Action names what is done to what, as in "UPDATE of virtualmachines/status".
 func (r *Request) Action() string {
-	action := r.Operation + " of " + r.Resource.Resource
+	action := r.Operation + " of " + r.Resource
 	if r.SubResource != "" {
 		action += "/" + r.SubResource
 	}
@@ -38,10 +90,22 @@ func (r *Request) Action() string {
 // ObjectName is the name of the object, or what is known of it while the API
 // server has still to make the rest of it.
 func (r *Request) ObjectName() string {
-	if r.Name != "" {
-		return r.Name
+	metadata := r.Object.Get("metadata")
+	for _, name := range []jsontree.Value{metadata.Get("name"), metadata.Get("generateName")} {
+		if text := name.String(); text != "" && len(text) <= maxName {
+			return text
+		}
 	}
-	return jsontree.LookupString(r.Object, "metadata", "generateName")
+	return r.Name
+}
+
+// IsByKubeVirt reports whether one of KubeVirt's own controllers makes the
+// request. A tenant may give a ServiceAccount such a name; who does is refused
+// less, and gets no more.
+func (r *Request) IsByKubeVirt() bool {
+	account, found := strings.CutPrefix(r.Username, "system:serviceaccount:")
+	_, name, _ := strings.Cut(account, ":")
+	return found && strings.HasPrefix(name, "kubevirt-")
 }
 
 // The operations of a Request that reviews act on.

@@ -19,12 +19,12 @@ func FuzzHandler(f *testing.F) {
 	f.Add([]byte(`{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"1"}}`))
 	f.Add([]byte(`{"request":{"resource":7}}`))
 	f.Add([]byte(`[[[[`))
-	handler := Handler(func(request *Request) (Verdict, error) {
+	handler := NewServer(slog.New(slog.DiscardHandler)).Handler(func(request *Request) (Verdict, error) {
 		if request.Object == nil {
 			panic("no object")
 		}
 		return Allow(), nil
-	}, slog.New(slog.DiscardHandler))
+	})
 	f.Fuzz(func(t *testing.T, body []byte) {
 		request := httptest.NewRequest(http.MethodPost, "/mutate-pod", bytes.NewReader(body))
 		request.Header.Set("Content-Type", "application/json")

@@ -18,7 +18,7 @@ import (
 func answer(t *testing.T, review Review) (*admissionv1.AdmissionResponse, string) {
 	t.Helper()
 	log := new(strings.Builder)
-	server := httptest.NewServer(Handler(review, slog.New(slog.NewTextHandler(log, nil))))
+	server := httptest.NewServer(NewServer(slog.New(slog.NewTextHandler(log, nil))).Handler(review))
 	defer server.Close()
 	response, err := http.Post(server.URL, "application/json", strings.NewReader(
 		`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u-1","namespace":"tenant-a","object":{}}}`))

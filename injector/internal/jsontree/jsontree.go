@@ -1,36 +1,17 @@
-// Package jsontree handles JSON objects of which only a part is known: it
-// decodes them into trees, looks values up, and describes the difference
-// between two trees as an RFC 6902 patch. What it does not know it keeps.
+// Package jsontree handles JSON objects of which only a part is known: it looks
+// values up in their text (Value), decodes the parts that are to be changed into
+// trees (Object), and describes the difference between two trees as an RFC 6902
+// patch. What it does not know it does not touch.
 package jsontree
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"strings"
 )
 
 // Object is a JSON object. Its values are Object, []any, string, bool,
 // json.Number (the number's own text) or nil.
 type Object = map[string]any
-
-// Decode reads exactly one JSON value from r. Numbers that land in an Object
-// keep their text, so that 1e3 does not come back as 1000.
-func Decode(r io.Reader, into any) error {
-	decoder := json.NewDecoder(r)
-	decoder.UseNumber()
-	if err := decoder.Decode(into); err != nil {
-		return err
-	}
-	switch _, err := decoder.Token(); {
-	case err == nil:
-		return errors.New("more than one JSON value")
-	case err != io.EOF:
-		return fmt.Errorf("after the JSON value: %w", err)
-	}
-	return nil
-}
 
 // Lookup returns the value at path, or nil where a key is missing or a level
 // is not an object.

@@ -11,11 +11,11 @@ import (
 
 func decode(t testing.TB, text string) Object {
 	t.Helper()
-	var object Object
-	if err := Decode(strings.NewReader(text), &object); err != nil {
+	value, err := Parse([]byte(text))
+	if err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}
-	return object
+	return value.Tree().(Object)
 }
 
 func TestDecodeKeepsTheTextOfNumbers(t *testing.T) {
@@ -26,17 +26,15 @@ func TestDecodeKeepsTheTextOfNumbers(t *testing.T) {
 	}
 }
 
-func TestDecodeTakesOneValue(t *testing.T) {
+func TestParseTakesOneValue(t *testing.T) {
 	for text, want := range map[string]string{
-		``:         "EOF",
-		`{`:        "unexpected EOF",
-		`{} {}`:    "more than one JSON value",
-		`{}]`:      "after the JSON value",
-		`[]`:       "cannot unmarshal array",
+		``:         "unexpected end of JSON input",
+		`{`:        "unexpected end of JSON input",
+		`{} {}`:    "after top-level value",
+		`{}]`:      "after top-level value",
 		`{"a":01}`: "invalid character",
 	} {
-		var object Object
-		if err := Decode(strings.NewReader(text), &object); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", text, err, want)
 		}
 	}
@@ -183,9 +181,11 @@ func FuzzDiffLeadsFromBeforeToAfter(f *testing.F) {
 	f.Fuzz(func(t *testing.T, before, after string) {
 		var objects [2]Object
 		for i, text := range []string{before, after} {
-			if err := Decode(strings.NewReader(text), &objects[i]); err != nil || objects[i] == nil {
+			value, err := Parse([]byte(text))
+			if err != nil || !value.IsObject() {
 				return
 			}
+			objects[i] = value.Tree().(Object)
 		}
 		// Through the encoder once: bytes that are no UTF-8 and duplicate keys
 		// have no place in a JSON patch, nor in what the API server sends.

@@ -54,6 +54,16 @@ func (s *Set) prove() error {
 			return fmt.Errorf("the patches bring the container %s twice, to spec.initContainers and to spec.containers: keep one", name)
 		}
 	}
+	s.sidecars = map[string]jsontree.Object{}
+	for _, list := range []string{"initContainers", "containers"} {
+		elements, _ := jsontree.LookupList(pod, "spec", list)
+		for _, element := range elements {
+			container, _ := element.(jsontree.Object)
+			if name := jsontree.LookupString(container, "name"); name == InitContainer || name == ServerContainer {
+				s.sidecars[name] = container
+			}
+		}
+	}
 	_, err = TokenProjection(pod)
 	return err
 }

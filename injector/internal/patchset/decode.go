@@ -46,10 +46,7 @@ func decodePatch(data []byte) (jsontree.Object, error) {
 	if err := json.Unmarshal(text, &corev1.Pod{}); err != nil {
 		return nil, err
 	}
-	var patch jsontree.Object
-	if err := jsontree.Decode(bytes.NewReader(text), &patch); err != nil {
-		return nil, err
-	}
+	patch, _ := jsontree.Value(text).Tree().(jsontree.Object)
 	return patch, dropIdentity(patch)
 }
 

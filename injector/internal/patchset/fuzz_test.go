@@ -49,12 +49,9 @@ func FuzzPatch(f *testing.F) {
 		}
 		set := &Set{serverImage: image}
 		for _, text := range append(declared, text) {
-			decoded, err := decodePatch([]byte(text))
-			if err != nil {
+			if set.add("fuzz", []byte(text)) != nil {
 				return
 			}
-			set.addSysctls(takeSysctls(decoded))
-			set.files = append(set.files, file{name: "fuzz", patch: decoded})
 		}
 		if set.prove() != nil {
 			return

@@ -9,26 +9,39 @@ import (
 	"strings"
 )
 
-// load reads the patch files at paths in this order and proves the set on a
-// pod. serverImage goes to the containers that the patches bring without one.
-func load(paths []string, serverImage string) (*Set, error) {
+// Open reads the patch files of a folder, once: a ConfigMap's name carries a hash
+// of its content. serverImage goes to the containers that the patches bring
+// without one.
+func Open(folder, serverImage string) (*Set, error) {
+	paths, err := patchFiles(folder)
+	if err != nil {
+		return nil, err
+	}
 	set := &Set{serverImage: serverImage}
 	for _, path := range paths {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, err
 		}
-		patch, err := decodePatch(data)
-		if err != nil {
+		if err := set.add(filepath.Base(path), data); err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		set.addSysctls(takeSysctls(patch))
-		set.files = append(set.files, file{name: filepath.Base(path), patch: patch})
 	}
 	if err := set.prove(); err != nil {
-		return nil, fmt.Errorf("patches in %s: %w", filepath.Dir(paths[0]), err)
+		return nil, fmt.Errorf("patches in %s: %w", folder, err)
 	}
 	return set, nil
+}
+
+// add adds a file to the set.
+func (s *Set) add(name string, data []byte) error {
+	patch, err := decodePatch(data)
+	if err != nil {
+		return err
+	}
+	s.addSysctls(takeSysctls(patch))
+	s.files = append(s.files, file{name, patch})
+	return nil
 }
 
 // addSysctls adds to the set's sysctls; a later file overrides an earlier one.

@@ -18,6 +18,8 @@ type Set struct {
 	files       []file
 	sysctls     []sysctl
 	serverImage string
+	// sidecars are the two containers as the patches bring them, by name.
+	sidecars map[string]jsontree.Object
 }
 
 // file is one patch as a tree, without what the Set applies itself.
@@ -29,14 +31,20 @@ type file struct {
 // podSchema tells strategic merge which lists of a Pod are merged by which key.
 var podSchema = strategicpatch.PatchMetaFromStruct{T: strategicpatch.GetTagStructTypeOrDie(corev1.Pod{})}
 
-// Apply returns pod with all patches applied in the order of their file names.
-// It leaves pod itself alone and keeps what it does not know. Lists keep the
-// pod's elements first and in their order; sysctls are merged by name; a
-// container that the patches bring without an image gets the server image.
+// lists are those of a pod's spec that patches add to.
+var lists = []string{"initContainers", "containers", "volumes"}
+
+// Apply returns pod, which may be an Outline, with all patches applied in the
+// order of their file names. It leaves pod itself alone and keeps what it does
+// not know. The three lists keep the pod's elements first and in their order;
+// sysctls are merged by name; a container that the patches bring without an image
+// gets the server image.
 func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 	// Strategic merge panics at list elements that are no objects.
-	for _, list := range []string{"initContainers", "containers", "volumes"} {
-		if _, err := Names(pod, list); err != nil {
+	own := map[string][]string{}
+	for _, list := range lists {
+		var err error
+		if own[list], err = Names(pod, list); err != nil {
 			return nil, err
 		}
 	}
@@ -44,9 +52,7 @@ func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 	if _, err := jsontree.Ensure(merged, "spec"); err != nil {
 		return nil, err
 	}
-	patches := make([]jsontree.Object, len(s.files))
-	for i, file := range s.files {
-		patches[i] = file.patch
+	for _, file := range s.files {
 		var err error
 		// The merge consumes the patch that it is given.
 		merged, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(merged, jsontree.Clone(file.patch), podSchema)
@@ -54,36 +60,101 @@ func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 			return nil, fmt.Errorf("%s: %w", file.name, err)
 		}
 	}
-	if err := restoreOrder(merged, pod, patches, podSchema); err != nil {
-		return nil, err
+	dropNulls(merged, pod)
+	var specs []jsontree.Object
+	for _, file := range s.files {
+		specs = append(specs, jsontree.LookupObject(file.patch, "spec"))
 	}
-	if err := mergeSysctls(merged, s.sysctls); err != nil {
-		return nil, err
-	}
-	if err := s.setImages(merged, pod); err != nil {
-		return nil, err
-	}
-	return merged, nil
-}
-
-// setImages completes the containers of merged that pod does not have.
-func (s *Set) setImages(merged, pod jsontree.Object) error {
+	restoreOrder(jsontree.LookupObject(merged, "spec"), jsontree.LookupObject(pod, "spec"), specs, lists...)
 	for _, list := range []string{"initContainers", "containers"} {
-		existing, err := Names(pod, list)
+		elements, err := jsontree.LookupList(merged, "spec", list)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		containers, err := jsontree.LookupList(merged, "spec", list)
-		if err != nil {
-			return err
-		}
-		for _, element := range containers {
+		for _, element := range elements {
 			container, _ := element.(jsontree.Object)
 			name := jsontree.LookupString(container, "name")
-			if !slices.Contains(existing, name) && jsontree.LookupString(container, "image") == "" {
+			if !slices.Contains(own[list], name) && jsontree.LookupString(container, "image") == "" {
 				container["image"] = s.serverImage
 			}
 		}
 	}
+	return merged, mergeSysctls(merged, s.sysctls)
+}
+
+// dropNulls removes from what was merged the nulls that the original has not.
+// A null removes a field; where there was none, strategic merge leaves it, and
+// the API server reads that of a quantity as 0.
+func dropNulls(merged, original any) {
+	switch merged := merged.(type) {
+	case jsontree.Object:
+		before, _ := original.(jsontree.Object)
+		for key, value := range merged {
+			was, found := before[key]
+			if value == nil && !found {
+				delete(merged, key)
+			} else {
+				dropNulls(value, was)
+			}
+		}
+	case []any:
+		before, _ := original.([]any)
+		for _, element := range merged {
+			dropNulls(element, sameName(before, element))
+		}
+	}
+}
+
+// sameName returns the element with the name of another one, or nil.
+func sameName(elements []any, other any) jsontree.Object {
+	if i := indexOfName(elements, other); i >= 0 {
+		return elements[i].(jsontree.Object)
+	}
 	return nil
+}
+
+// indexOfName returns where the element with the name of another one is, or -1.
+func indexOfName(elements []any, other any) int {
+	object, _ := other.(jsontree.Object)
+	name := jsontree.LookupString(object, "name")
+	return slices.IndexFunc(elements, func(element any) bool {
+		object, _ := element.(jsontree.Object)
+		return name != "" && jsontree.LookupString(object, "name") == name
+	})
+}
+
+// elementOrder is the directive by which a patch states the order of a list.
+const elementOrder = "$setElementOrder/"
+
+// restoreOrder sorts lists of what was merged, and the environment of the
+// containers in them: first the original's elements in their order, then the
+// patches' in theirs. Strategic merge itself puts new elements first, and the
+// order of init containers is the order in which they start. A list whose order a
+// patch states itself is left alone.
+func restoreOrder(merged, original jsontree.Object, patches []jsontree.Object, lists ...string) {
+	for _, list := range lists {
+		elements, _ := merged[list].([]any)
+		own, _ := original[list].([]any)
+		order, stated := slices.Clone(own), false
+		for _, patch := range patches {
+			_, states := patch[elementOrder+list]
+			added, _ := patch[list].([]any)
+			order, stated = append(order, added...), stated || states
+		}
+		if !stated {
+			slices.SortStableFunc(elements, func(a, b any) int { return indexOfName(order, a) - indexOfName(order, b) })
+		}
+		for _, element := range elements {
+			var changes []jsontree.Object
+			for _, patch := range patches {
+				added, _ := patch[list].([]any)
+				if change := sameName(added, element); change != nil {
+					changes = append(changes, change)
+				}
+			}
+			if object, _ := element.(jsontree.Object); changes != nil && list != "env" {
+				restoreOrder(object, sameName(own, element), changes, "env")
+			}
+		}
+	}
 }

@@ -2,7 +2,6 @@ package patchset
 
 import (
 	"encoding/json"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -54,14 +53,13 @@ func write(t *testing.T, path, content string) {
 	}
 }
 
-func open(t *testing.T, dir string) (*Folder, *strings.Builder) {
+func open(t *testing.T, dir string) *Set {
 	t.Helper()
-	log := new(strings.Builder)
-	f, err := Open(dir, image, slog.New(slog.NewTextHandler(log, nil)))
+	set, err := Open(dir, image)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f, log
+	return set
 }
 
 // patch puts a spec into the frame of a patch.
@@ -69,27 +67,29 @@ func patch(spec string) string {
 	return "apiVersion: v1\nkind: Pod\nspec:\n" + spec
 }
 
-func object(t *testing.T, text string) jsontree.Object {
+func value(t *testing.T, text string) jsontree.Value {
 	t.Helper()
 	data, err := yaml.YAMLToJSONStrict([]byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var decoded jsontree.Object
-	if err := jsontree.Decode(strings.NewReader(string(data)), &decoded); err != nil {
+	decoded, err := jsontree.Parse(data)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return decoded
 }
 
-// applied returns the pod with the patches of a folder applied.
+func object(t *testing.T, text string) jsontree.Object {
+	t.Helper()
+	return value(t, text).Tree().(jsontree.Object)
+}
+
+// applied returns the pod with the patches of a folder applied. Applied to the
+// pod's outline they give the same difference.
 func applied(t *testing.T, pod, dir string) jsontree.Object {
 	t.Helper()
-	f, _ := open(t, dir)
-	set, err := f.Current()
-	if err != nil {
-		t.Fatal(err)
-	}
+	set := open(t, dir)
 	before := object(t, pod)
 	after, err := set.Apply(before)
 	if err != nil {
@@ -102,7 +102,31 @@ func applied(t *testing.T, pod, dir string) jsontree.Object {
 	if err != nil || !reflect.DeepEqual(again, after) {
 		t.Errorf("applied a second time the set gives another pod: %v", err)
 	}
+	outline, err := set.Outline(value(t, pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(outline, "metadata") // the review completes it
+	if metadata, found := before["metadata"]; found {
+		outline["metadata"] = metadata
+	}
+	patched, err := set.Apply(outline)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := jsontree.Diff(outline, patched), jsontree.Diff(before, after); !reflect.DeepEqual(got, want) {
+		t.Errorf("by its outline the pod is changed by\n%s\nand not by\n%s", encoded(t, got), encoded(t, want))
+	}
 	return after
+}
+
+func encoded(t *testing.T, value any) string {
+	t.Helper()
+	text, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // names returns the values of a key in a list at path.
@@ -156,7 +180,7 @@ func TestWrongFilesNameFileLineAndReason(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := folder(t, "10-whole.yaml", whole, "20-wrong.yaml", test.content)
-			_, err := Open(dir, image, slog.New(slog.DiscardHandler))
+			_, err := Open(dir, image)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got  %v\nwant %s", err, test.want)
 			}
@@ -174,7 +198,7 @@ func TestSetsThatLackSomething(t *testing.T) {
 		"no patch brings the volume imds-token":                  folder(t, "a.yaml", patch("  initContainers:\n  - name: imds-init\n  - name: imds-server\n")),
 		"volume imds-token has no projected serviceAccountToken": folder(t, "a.yaml", patch("  initContainers:\n  - name: imds-init\n  - name: imds-server\n  volumes:\n  - name: imds-token\n    emptyDir: {}\n")),
 	} {
-		if _, err := Open(dir, image, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Open(dir, image); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
@@ -354,8 +378,7 @@ func TestSysctlsOfSeveralFilesAreMerged(t *testing.T) {
 }
 
 func TestPodsOfUnexpectedShapeAreErrors(t *testing.T) {
-	f, _ := open(t, folder(t, "a.yaml", whole, "b.yaml", patch("  securityContext:\n    sysctls:\n    - name: a\n      value: b\n")))
-	set, _ := f.Current()
+	set := open(t, folder(t, "a.yaml", whole, "b.yaml", patch("  securityContext:\n    sysctls:\n    - name: a\n      value: b\n")))
 	for _, pod := range []string{
 		`{"spec":"x"}`,
 		`{"spec":{"initContainers":"x"}}`,
@@ -371,82 +394,69 @@ func TestPodsOfUnexpectedShapeAreErrors(t *testing.T) {
 			text, _ := json.Marshal(after)
 			t.Errorf("%s became %s", pod, text)
 		}
-	}
-}
-
-func TestChangedFilesAreReadAgain(t *testing.T) {
-	dir := folder(t, "a.yaml", whole)
-	f, log := open(t, dir)
-	first, err := f.Current()
-	if again, _ := f.Current(); err != nil || again != first {
-		t.Fatalf("an unchanged folder was read again: %v", err)
-	}
-	write(t, filepath.Join(dir, "b.yaml"), patch("  priorityClassName: changed\n"))
-	second, err := f.Current()
-	if err != nil || second == first || len(second.files) != 2 {
-		t.Fatalf("a new file is not in use: %v", err)
-	}
-	if err := os.Remove(filepath.Join(dir, "b.yaml")); err != nil {
-		t.Fatal(err)
-	}
-	if third, err := f.Current(); err != nil || len(third.files) != 1 {
-		t.Errorf("a removed file is still in use: %v", err)
-	}
-	if n := strings.Count(log.String(), "changed patches are in use"); n != 2 {
-		t.Errorf("reported %d times:\n%s", n, log)
-	}
-}
-
-func TestWrongChangeIsReportedOnceAndTheLastGoodSetStays(t *testing.T) {
-	dir := folder(t, "a.yaml", whole)
-	f, log := open(t, dir)
-	first, _ := f.Current()
-	for _, spoil := range []func(){
-		func() { write(t, filepath.Join(dir, "a.yaml"), "kind: [") },
-		func() { write(t, filepath.Join(dir, "a.yaml"), strings.Replace(whole, "imds-init", "imds", 1)) },
-		func() { os.Remove(filepath.Join(dir, "a.yaml")) },
-	} {
-		log.Reset()
-		spoil()
-		for range 3 {
-			if set, err := f.Current(); set != first || err == nil {
-				t.Errorf("got another set, or no reason: %v", err)
+		if outline, err := set.Outline(value(t, pod)); err == nil {
+			if after, err := set.Apply(outline); err == nil {
+				t.Errorf("by its outline %s became %s", pod, encoded(t, after))
 			}
 		}
-		if n := strings.Count(log.String(), "\n"); n != 1 {
-			t.Errorf("%d lines:\n%s", n, log)
-		}
-	}
-	write(t, filepath.Join(dir, "a.yaml"), whole)
-	if set, err := f.Current(); set == first || err != nil {
-		t.Errorf("the repaired file is not in use: %v", err)
 	}
 }
 
-// The kubelet shows a ConfigMap as links by way of ..data, which it swaps.
+// The kubelet shows a ConfigMap as links by way of ..data.
 func TestConfigMapVolume(t *testing.T) {
 	dir := t.TempDir()
-	version := func(name, content string) {
-		t.Helper()
-		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		write(t, filepath.Join(dir, name, "a.yaml"), content)
-		if err := os.Symlink(name, filepath.Join(dir, "..data_tmp")); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	version("..2026_1", whole)
-	if err := os.Symlink("..data/a.yaml", filepath.Join(dir, "a.yaml")); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, "..2026_1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	f, _ := open(t, dir)
-	first, _ := f.Current()
-	version("..2026_2", whole+"  priorityClassName: swapped\n")
-	if second, err := f.Current(); err != nil || second == first {
-		t.Errorf("the swapped ConfigMap is not in use: %v", err)
+	write(t, filepath.Join(dir, "..2026_1", "a.yaml"), whole)
+	for link, to := range map[string]string{"..data": "..2026_1", "a.yaml": "..data/a.yaml"} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if set := open(t, dir); len(set.files) != 1 {
+		t.Errorf("%d files", len(set.files))
+	}
+}
+
+// Only a field that is there can be taken away. The API server reads a quantity
+// that is null as 0.
+func TestNullOfAFieldThatIsNotThere(t *testing.T) {
+	dir := folder(t, "a.yaml", whole+`  affinity: {nodeAffinity: null, podAffinity: {}}
+`, "b.yaml", patch(`  initContainers:
+  - name: imds-server
+    resources:
+      limits: {cpu: null, memory: 32Mi}
+  - name: existing
+    resources: {limits: {cpu: null}}
+`))
+	pod := applied(t, `{spec: {initContainers: [{name: existing, resources: {limits: {cpu: "1", memory: null}}, own: null}]}}`, dir)
+	containers, _ := jsontree.LookupList(pod, "spec", "initContainers")
+	if got, want := encoded(t, containers), `[{"name":"existing","own":null,"resources":{"limits":{"memory":null}}},`+
+		`{"image":"`+image+`","name":"imds-init"},{"image":"`+image+`","name":"imds-server","resources":{"limits":{"memory":"32Mi"}}}]`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if got := encoded(t, jsontree.Lookup(pod, "spec", "affinity")); got != `{"podAffinity":{}}` {
+		t.Errorf("affinity: %s", got)
+	}
+}
+
+func TestOutlineIsBounded(t *testing.T) {
+	set := open(t, folder(t, "a.yaml", whole, "b.yaml", patch("  affinity: {podAffinity: {}}\n  containers:\n  - name: compute\n    tty: true\n")))
+	many := "[" + strings.Repeat(`{"name":"a"},`, 1000) + `{"name":"a"}]`
+	long := strings.Repeat("x", 70_000)
+	for pod, want := range map[string]string{
+		`{"spec":{"volumes":` + many + `}}`:                                    "spec.volumes has more than 1000 elements",
+		`{"spec":{"volumes":[{"name":"` + long + `"}]}}`:                       "spec.volumes[0] has no name",
+		`{"spec":{"affinity":{"nodeAffinity":"` + long + `"}}}`:                "more than 65536 bytes",
+		`{"spec":{"containers":[{"name":"compute","args":["` + long + `"]}]}}`: "more than 65536 bytes",
+	} {
+		if _, err := set.Outline(value(t, pod)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.60s: got %v, want %s", pod, err, want)
+		}
+	}
+	// What the patches do not name may be as large as it likes.
+	if _, err := set.Outline(value(t, `{"spec":{"containers":[{"name":"own","args":["`+long+`"]}],"future":"`+long+`"}}`)); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,0 +1,185 @@
+package annotation
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Value is what an annotation has: text, or, in a VM's template, which keeps
+// what its schema does not know, any other JSON.
+type Value struct {
+	// Text is the text, or the JSON.
+	Text string
+	// NotText says that Text is JSON.
+	NotText bool
+}
+
+type rule struct {
+	name    string
+	allowed string
+	valid   func(value string) bool
+	// strictest stands in for a value that is not understood, where the
+	// annotation protects; empty: it is left out.
+	strictest string
+}
+
+var rules = []rule{
+	{Enabled, `"true" or "false"`, isBool, ""},
+	{Network, "the name of a network in the VM's spec, 1 to 63 bytes", isShort, ""},
+	{BridgeName, `the name of a network interface, 1 to 15 bytes without "/", ":" or white space`, isInterfaceName, ""},
+	{TokenAudiences, "1 to 8 different audiences separated by commas, each 1 to 256 printable ASCII characters without spaces", isAudienceList, ""},
+	{TokenExpirationSeconds, "an integer from 600 to 4294967296", isIntegerBetween(600, 1<<32), ""},
+	{RequireHeader, `"true" or "false"`, isBool, "true"},
+	{HopLimit, "an integer from 1 to 255", isIntegerBetween(1, 255), "1"},
+}
+
+// redirectPort stays off the ports at which the services of a VM usually are.
+var redirectPort = rule{RedirectPort, "an integer from 1024 to 65535", isIntegerBetween(1024, 65535), ""}
+
+// Problem says what is wrong with an annotation whose name has Prefix, on an
+// object that a user writes; empty when all is well.
+func Problem(name string, value Value) string {
+	i := slices.IndexFunc(rules, func(r rule) bool { return r.name == name })
+	switch {
+	case i >= 0:
+		return rules[i].problem(value)
+	case name == RedirectPort || slices.Contains(OnPod(), name):
+		return fmt.Sprintf("annotation %s is written by the webhook: remove it", name)
+	default:
+		return fmt.Sprintf("annotation %s is not known: the nearest known name is %s", Quote(name), nearest(name))
+	}
+}
+
+// Strictest returns what stands in for a value of the annotation that is not
+// understood; empty when it is left out.
+func Strictest(name string) string {
+	return rules[slices.IndexFunc(rules, func(r rule) bool { return r.name == name })].strictest
+}
+
+// IsRedirectPort reports whether value is one that the webhook writes.
+func IsRedirectPort(value Value) bool { return redirectPort.problem(value) == "" }
+
+func (r rule) problem(value Value) string {
+	if value.NotText {
+		// So that "enabled: true" without quotes comes this far.
+		return fmt.Sprintf("annotation %s: %s is not a string: write it in quotes", r.name, value)
+	}
+	if !r.valid(value.Text) {
+		return fmt.Sprintf("annotation %s: %s is not allowed: want %s", r.name, value, r.allowed)
+	}
+	return ""
+}
+
+// maxQuoted is how many bytes of foreign text a message repeats.
+const maxQuoted = 63
+
+// Quote returns text of a tenant's for a message, cut at 63 bytes: it ends in
+// logs and on terminals.
+func Quote(text string) string {
+	if len(text) > maxQuoted {
+		return strconv.Quote(text[:maxQuoted]) + "..."
+	}
+	return strconv.Quote(text)
+}
+
+// String is the value for a message.
+func (v Value) String() string {
+	if !v.NotText {
+		return Quote(v.Text)
+	}
+	escaped := strconv.Quote(v.Text[:min(len(v.Text), maxQuoted)])
+	text := strings.ReplaceAll(escaped[1:len(escaped)-1], `\"`, `"`)
+	if len(v.Text) > maxQuoted {
+		text += "..."
+	}
+	return text
+}
+
+func isBool(value string) bool { return value == "true" || value == "false" }
+
+func isShort(value string) bool { return 1 <= len(value) && len(value) <= 63 }
+
+// isIntegerBetween takes decimal digits only: no sign, no space, no leading
+// zero, which another reader might take for octal.
+func isIntegerBetween(low, high uint64) func(string) bool {
+	return func(value string) bool {
+		number, err := strconv.ParseUint(value, 10, 64)
+		return err == nil && low <= number && number <= high &&
+			strconv.FormatUint(number, 10) == value
+	}
+}
+
+// isInterfaceName is the kernel's dev_valid_name (net/core/dev.c), which looks
+// at bytes and takes 0xa0 for white space.
+func isInterfaceName(value string) bool {
+	return 1 <= len(value) && len(value) <= 15 && value != "." && value != ".." &&
+		!slices.ContainsFunc([]byte(value), func(b byte) bool {
+			return b == '/' || b == ':' || b == ' ' || '\t' <= b && b <= '\r' || b == 0xa0
+		})
+}
+
+const maxAudiences = 8
+
+func isAudienceList(value string) bool {
+	// Not split before it is known to be short.
+	if strings.Count(value, ",") >= maxAudiences {
+		return false
+	}
+	audiences := Audiences(value)
+	for i, audience := range audiences {
+		if audience == "" || len(audience) > 256 || slices.Contains(audiences[:i], audience) {
+			return false
+		}
+		if strings.ContainsFunc(audience, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return false
+		}
+	}
+	return true
+}
+
+// Audiences splits a value of TokenAudiences, in the order in which the user
+// wrote them.
+func Audiences(value string) []string {
+	audiences := strings.Split(value, ",")
+	for i := range audiences {
+		audiences[i] = strings.TrimSpace(audiences[i])
+	}
+	return audiences
+}
+
+// nearest returns the annotation that a user may set whose name takes the
+// fewest edits to get from name.
+func nearest(name string) string {
+	// Annotation names have 63 characters at most, but a VM's template can
+	// carry longer ones; the distance takes time in proportion.
+	own := strings.TrimPrefix(name, Prefix)
+	own = own[:min(len(own), maxQuoted)]
+	best := slices.MinFunc(rules, func(a, b rule) int {
+		return editDistance(own, strings.TrimPrefix(a.name, Prefix)) -
+			editDistance(own, strings.TrimPrefix(b.name, Prefix))
+	})
+	return best.name
+}
+
+// editDistance is the Levenshtein distance in bytes.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			substitution := diagonal
+			if a[i] != b[j] {
+				substitution++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(substitution, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,117 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+)
+
+// gate bounds how many requests are read and reviewed at a time, and with it
+// the memory that they hold. Whoever waits gets in by how little time its host
+// has held a place lately: the API server, whose requests take milliseconds,
+// goes before everybody that sends slowly or much.
+type gate struct {
+	mu      sync.Mutex
+	free    int
+	waiting []*waiter // in the order of their arrival
+	used    map[string]time.Duration
+	since   time.Time // what used counts from
+}
+
+type waiter struct {
+	host  string
+	enter chan bool // true: a place; false: none
+}
+
+// maxWaiting is for what may hold a header, a stack and a stream's buffer each.
+const maxWaiting = 512
+
+// memory is how long a host's use counts, and maxHosts how many are remembered.
+const (
+	memory   = 10 * time.Second
+	maxHosts = 4096
+)
+
+var errBusy = errors.New("too many requests at a time: try again")
+
+func newGate(places int) *gate { return &gate{free: places, used: map[string]time.Duration{}} }
+
+// enter waits for a place, which leave gives back. It is errBusy when too many
+// wait, most of them from this host.
+func (g *gate) enter(ctx context.Context, host string) (leave func(), err error) {
+	w := &waiter{host: host, enter: make(chan bool, 1)}
+	g.mu.Lock()
+	if g.free > 0 {
+		g.free--
+		w.enter <- true
+	} else {
+		g.waiting = append(g.waiting, w)
+		if len(g.waiting) > maxWaiting {
+			g.turnAway()
+		}
+	}
+	g.mu.Unlock()
+
+	select {
+	case entered := <-w.enter:
+		if !entered {
+			return nil, errBusy
+		}
+	case <-ctx.Done():
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if i := slices.Index(g.waiting, w); i >= 0 {
+			g.waiting = slices.Delete(g.waiting, i, i+1)
+		} else if <-w.enter {
+			g.next()
+		}
+		return nil, ctx.Err()
+	}
+	begin := time.Now()
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.charge(host, time.Since(begin))
+		g.next()
+	}, nil
+}
+
+func (g *gate) charge(host string, held time.Duration) {
+	if now := time.Now(); now.Sub(g.since) > memory || len(g.used) >= maxHosts {
+		clear(g.used)
+		g.since = now
+	}
+	g.used[host] += held
+}
+
+// next gives a place that is free to who waits.
+func (g *gate) next() {
+	if len(g.waiting) == 0 {
+		g.free++
+		return
+	}
+	best := 0
+	for i, w := range g.waiting {
+		if g.used[w.host] < g.used[g.waiting[best].host] {
+			best = i
+		}
+	}
+	g.waiting[best].enter <- true
+	g.waiting = slices.Delete(g.waiting, best, best+1)
+}
+
+// turnAway refuses the newest of the host with the most that wait.
+func (g *gate) turnAway() {
+	count := map[string]int{}
+	last := 0
+	for i, w := range g.waiting {
+		count[w.host]++
+		if count[w.host] >= count[g.waiting[last].host] {
+			last = i
+		}
+	}
+	g.waiting[last].enter <- false
+	g.waiting = slices.Delete(g.waiting, last, last+1)
+}

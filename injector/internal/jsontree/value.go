@@ -1,0 +1,189 @@
+package jsontree
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"iter"
+	"slices"
+)
+
+// Value is the text of one valid JSON value inside a larger text. Nothing is
+// decoded, and no memory taken, before somebody asks. The empty Value is what
+// was looked up and is not there.
+type Value []byte
+
+// Parse returns text as a Value; it is an error when text is anything else than
+// one JSON value.
+func Parse(text []byte) (Value, error) {
+	if !json.Valid(text) {
+		err := json.Unmarshal(text, new(struct{}))
+		if err == nil {
+			err = errors.New("no valid JSON")
+		}
+		return nil, err
+	}
+	return Value(bytes.TrimSpace(text)), nil
+}
+
+// IsNull reports whether the value is null or not there.
+func (v Value) IsNull() bool { return len(v) == 0 || v[0] == 'n' }
+
+// IsTrue reports whether the value is true.
+func (v Value) IsTrue() bool { return len(v) != 0 && v[0] == 't' }
+
+// IsObject reports whether the value is an object.
+func (v Value) IsObject() bool { return len(v) != 0 && v[0] == '{' }
+
+// IsList reports whether the value is a list.
+func (v Value) IsList() bool { return len(v) != 0 && v[0] == '[' }
+
+// Text returns a string's text; false when the value is no string.
+func (v Value) Text() (string, bool) {
+	if len(v) == 0 || v[0] != '"' {
+		return "", false
+	}
+	return string(unquote(v)), true
+}
+
+// String returns a string's text; empty when the value is no string.
+func (v Value) String() string {
+	text, _ := v.Text()
+	return text
+}
+
+// Equal reports whether two values have the same text.
+func (v Value) Equal(other Value) bool { return bytes.Equal(v, other) }
+
+// Members returns the keys and values of an object; none of another value. A key
+// is valid until the next one.
+func (v Value) Members() iter.Seq2[[]byte, Value] {
+	return func(yield func([]byte, Value) bool) {
+		if !v.IsObject() {
+			return
+		}
+		for i := skipSpace(v, 1); v[i] != '}'; {
+			end := skipValue(v, i)
+			key := unquote(v[i:end])
+			i = skipSpace(v, skipSpace(v, end)+1) // the colon
+			end = skipValue(v, i)
+			if !yield(key, v[i:end:end]) {
+				return
+			}
+			i = skipComma(v, end)
+		}
+	}
+}
+
+// Elements returns the elements of a list; none of another value.
+func (v Value) Elements() iter.Seq[Value] {
+	return func(yield func(Value) bool) {
+		if !v.IsList() {
+			return
+		}
+		for i := skipSpace(v, 1); v[i] != ']'; {
+			end := skipValue(v, i)
+			if !yield(v[i:end:end]) {
+				return
+			}
+			i = skipComma(v, end)
+		}
+	}
+}
+
+// Get returns the value at path. Of two members with one key the last one
+// counts, as for the API server.
+func (v Value) Get(path ...string) Value {
+	for _, key := range path {
+		var found Value
+		for name, value := range v.Members() {
+			if string(name) == key {
+				found = value
+			}
+		}
+		v = found
+	}
+	return v
+}
+
+// Tree decodes the value. It takes up to fifty times the memory of the text: the
+// caller bounds that.
+func (v Value) Tree() any {
+	decoder := json.NewDecoder(bytes.NewReader(v))
+	decoder.UseNumber()
+	var tree any
+	if err := decoder.Decode(&tree); err != nil {
+		panic("jsontree: a Value that is no JSON: " + err.Error())
+	}
+	return tree
+}
+
+// unquote returns the text of a JSON string.
+func unquote(quoted []byte) []byte {
+	if slices.Contains(quoted, '\\') {
+		var text string
+		if err := json.Unmarshal(quoted, &text); err != nil {
+			panic("jsontree: a string that is no JSON: " + err.Error())
+		}
+		return []byte(text)
+	}
+	return quoted[1 : len(quoted)-1]
+}
+
+func skipSpace(text []byte, i int) int {
+	for text[i] == ' ' || text[i] == '\t' || text[i] == '\n' || text[i] == '\r' {
+		i++
+	}
+	return i
+}
+
+// skipComma returns where the next member or element begins, or the closing
+// bracket.
+func skipComma(text []byte, i int) int {
+	i = skipSpace(text, i)
+	if text[i] == ',' {
+		i = skipSpace(text, i+1)
+	}
+	return i
+}
+
+// skipValue returns the end of the value that begins at i.
+func skipValue(text []byte, i int) int {
+	depth := 0
+	for {
+		switch text[i] {
+		case '"':
+			i = skipString(text, i)
+		case '{', '[':
+			depth++
+			i++
+		case '}', ']':
+			depth--
+			i++
+		case ',', ':', ' ', '\t', '\n', '\r':
+			i++
+			continue
+		default: // a number, true, false or null
+			for i < len(text) && !endsScalar(text[i]) {
+				i++
+			}
+		}
+		if depth == 0 {
+			return i
+		}
+	}
+}
+
+func endsScalar(b byte) bool {
+	return b == ',' || b == '}' || b == ']' || b == ' ' || b == '\n' || b == '\t' || b == '\r'
+}
+
+// skipString returns the end of the string that begins at i.
+func skipString(text []byte, i int) int {
+	for i++; text[i] != '"'; i++ {
+		if text[i] == '\\' {
+			i++
+		}
+	}
+	return i + 1
+}

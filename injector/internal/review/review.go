@@ -1,0 +1,147 @@
+// Package review decides about VirtualMachines, VirtualMachineInstances and
+// virt-launcher pods. What a user writes is refused where it is wrong; what was
+// admitted once, and what a controller makes of it, is served, or told why not.
+package review
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/injector/internal/admission"
+	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+	"github.com/example/kubevirt-imds/injector/internal/patchset"
+)
+
+// Reviewer has one admission.Review for each kind of object.
+type Reviewer struct {
+	patches *patchset.Set
+	log     *slog.Logger
+}
+
+// New returns a Reviewer that applies the patches to pods.
+func New(patches *patchset.Set, log *slog.Logger) *Reviewer {
+	return &Reviewer{patches: patches, log: log}
+}
+
+// expect says that a request is none of those that the webhook's rules are for;
+// nil when it is one.
+func expect(request *admission.Request, resource string, operations ...string) *admission.Verdict {
+	if request.Resource == resource && request.SubResource == "" && slices.Contains(operations, request.Operation) {
+		return nil
+	}
+	verdict := admission.Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
+		strings.Join(operations, " and "), resource, request.Action()))
+	return &verdict
+}
+
+// subject is what is judged of a VM or an instance.
+type subject struct {
+	annotations annotations
+	// spec is that of a VirtualMachineInstance.
+	spec jsontree.Value
+}
+
+// judgement is what is to be said about a subject.
+type judgement struct {
+	wiring wiring
+	// changed says that an update changes the annotations.
+	changed  bool
+	refusals []string
+	warnings []string
+}
+
+// judge compares a subject with what it was, which is nothing at its creation.
+// Only what this very request brings in is refused: otherwise a rule of today
+// would stop every controller that updates an object of yesterday. And a change
+// of the networks is KubeVirt's to judge.
+func judge(request *admission.Request, now, old subject) judgement {
+	created := request.Operation == admission.Create
+	result := judgement{
+		wiring:  now.wiring(),
+		changed: !created && !now.annotations.equal(old.annotations),
+	}
+	refuses := !now.annotations.decline() && !request.IsByKubeVirt() && !(created && hasController(request.Object))
+	sort := func(problems, before []string, mayRefuse bool) {
+		for _, problem := range problems {
+			if refuses && mayRefuse && !slices.Contains(before, problem) {
+				result.refusals = append(result.refusals, problem)
+			} else {
+				result.warnings = append(result.warnings, problem)
+			}
+		}
+	}
+	before, wiringBefore := old.annotations.problems(), old.wiring().problems
+	if now.annotations.ask() && !old.annotations.ask() {
+		before = nil // what was wrong all the time begins to count
+	}
+	sort(now.annotations.problems(), before, true)
+	sort(result.wiring.problems, wiringBefore, created || result.changed)
+	result.warnings = append(result.warnings, result.wiring.warnings...)
+	if more := len(result.warnings) - maxProblems; more > 0 {
+		result.warnings = append(result.warnings[:maxProblems], fmt.Sprintf("and %d more", more))
+	}
+	return result
+}
+
+// maxProblems keeps a message readable and its size bounded: there are a few
+// names to get wrong, and as many unknown ones as an object has room for.
+const maxProblems = 12
+
+// join makes one message of problems.
+func join(problems []string) string {
+	if more := len(problems) - maxProblems; more > 0 {
+		problems = append(slices.Clone(problems[:maxProblems]), fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(problems, "; ")
+}
+
+// refuse denies the request and logs it.
+func (r *Reviewer) refuse(request *admission.Request, reason string) admission.Verdict {
+	r.log.Warn("refused", "what", request.Action(), "namespace", request.Namespace, "name", request.ObjectName(), "reason", reason)
+	return admission.Deny(reason)
+}
+
+// hasController reports whether a controller made the object.
+func hasController(object jsontree.Value) bool {
+	for owner := range object.Get("metadata", "ownerReferences").Elements() {
+		if owner.Get("controller").IsTrue() {
+			return true
+		}
+	}
+	return false
+}
+
+func isBeingDeleted(object jsontree.Value) bool {
+	return !object.Get("metadata", "deletionTimestamp").IsNull()
+}
+
+// outline returns the objects along path as far as they are there, with leaf in
+// the place of the last one. It is what a difference needs to have the right
+// paths; the rest of the object is not decoded.
+func outline(object jsontree.Value, leaf jsontree.Object, path ...string) jsontree.Object {
+	tree := jsontree.Object{}
+	level := tree
+	for i, key := range path {
+		object = object.Get(key)
+		switch {
+		case object == nil:
+			return tree
+		case object.IsNull():
+			level[key] = nil
+			return tree
+		case !object.IsObject():
+			level[key] = annotation.Value{NotText: true, Text: "not an object"}
+			return tree
+		case i == len(path)-1:
+			level[key] = leaf
+		default:
+			next := jsontree.Object{}
+			level[key] = next
+			level = next
+		}
+	}
+	return tree
+}

@@ -1,0 +1,121 @@
+package review
+
+import (
+	"fmt"
+
+	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/injector/internal/admission"
+	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+)
+
+// vm is what is looked at of a VirtualMachine.
+type vm struct {
+	metadata, template annotations
+	spec               jsontree.Value // of the instance to be
+}
+
+func readVM(object jsontree.Value) vm {
+	template := object.Get("spec", "template")
+	return vm{
+		metadata: readAnnotations(object.Get("metadata")),
+		template: readAnnotations(template.Get("metadata")),
+		spec:     template.Get("spec"),
+	}
+}
+
+func (v vm) subject() subject { return subject{v.metadata.over(v.template), v.spec} }
+
+// VirtualMachine is an admission.Review for the creation and update of
+// VirtualMachines. It carries the annotations from the VM's own metadata, where
+// people write them, to the template, from where KubeVirt copies them.
+func (r *Reviewer) VirtualMachine(request *admission.Request) (admission.Verdict, error) {
+	if verdict := expect(request, "virtualmachines", admission.Create, admission.Update); verdict != nil {
+		return *verdict, nil
+	}
+	object := request.Object
+	// A VM on its way out is updated to drop its finalizers.
+	if isBeingDeleted(object) {
+		return admission.Allow(), nil
+	}
+	now, old := readVM(object), readVM(request.OldObject)
+	if now.metadata.empty() && now.template.empty() && old.metadata.empty() {
+		return admission.Allow(), nil
+	}
+
+	path := []string{"spec", "template", "metadata", "annotations"}
+	before := outline(object, now.template.tree(), path...)
+	after := jsontree.Clone(before)
+	copied, err := copyToTemplate(object, after, now, old)
+	if err != nil {
+		return r.refuse(request, err.Error()), nil
+	}
+	judged := judge(request, now.subject(), old.subject())
+	if judged.refusals != nil {
+		return r.refuse(request, join(judged.refusals)), nil
+	}
+	warnings := append(copied, judged.warnings...)
+	if judged.changed && object.Get("status", "created").IsTrue() {
+		warnings = append(warnings, "the VM takes the changed imds.kubevirt.io/ annotations when it restarts")
+	}
+	patch := jsontree.Diff(before, after)
+	if patch != nil {
+		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
+	}
+	return admission.Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
+}
+
+// copyToTemplate sets the annotations of the VM's metadata on the template in
+// tree. Where both have one the metadata's wins, with a warning when somebody
+// wrote another into the template. An error means that there is no place for
+// annotations in the template.
+func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (warnings []string, err error) {
+	var template jsontree.Object
+	for _, name := range annotation.ByUser() {
+		wanted, isWanted := now.metadata.known[name]
+		before, wasWanted := old.metadata.known[name]
+		own, found := now.template.known[name]
+		switch {
+		case isWanted && own != wanted:
+			if template == nil {
+				if template, err = jsontree.Ensure(tree, "spec", "template", "metadata", "annotations"); err != nil {
+					return nil, err
+				}
+			}
+			if found && own != before {
+				warnings = append(warnings, fmt.Sprintf("%s: %s of metadata.annotations replaces %s of spec.template.metadata.annotations", name, wanted, own))
+			}
+			template[name] = wanted.Text
+		case !isWanted && wasWanted && found && own == before:
+			if ours, known := isOurCopy(object, name); ours {
+				delete(jsontree.LookupObject(tree, "spec", "template", "metadata", "annotations"), name)
+			} else if !known {
+				warnings = append(warnings, fmt.Sprintf("annotation %s stays in spec.template.metadata.annotations: remove it there too if the VM shall not have it any more", name))
+			}
+		}
+	}
+	return warnings, nil
+}
+
+// isOurCopy reports whether the webhook, and not the client, wrote this
+// annotation of the template, by the client's own statement of the VM: what
+// kubectl apply or a server-side apply leaves on the object. Without a statement
+// it is not known.
+func isOurCopy(object jsontree.Value, name string) (ours, known bool) {
+	for entry := range object.Get("metadata", "managedFields").Elements() {
+		if entry.Get("operation").String() == "Apply" {
+			known = true
+			if entry.Get("fieldsV1", "f:spec", "f:template", "f:metadata", "f:annotations", "f:"+name) != nil {
+				return false, true
+			}
+		}
+	}
+	if text, found := object.Get("metadata", "annotations", "kubectl.kubernetes.io/last-applied-configuration").Text(); found {
+		if applied, err := jsontree.Parse([]byte(text)); err == nil {
+			known = true
+			if applied.Get("spec", "template", "metadata", "annotations", name) != nil {
+				return false, true
+			}
+		}
+	}
+	return known, known
+}

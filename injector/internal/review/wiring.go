@@ -1,0 +1,294 @@
+package review
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+)
+
+// wiring is how the guest reaches IMDS, judged from the spec of its
+// VirtualMachineInstance: pods do not carry it.
+type wiring struct {
+	// redirectPort is the TCP port for imds-server in the pod of a VM whose pod
+	// network is bound by passt; 0 where the guest comes by a bridge.
+	redirectPort int
+	// bridge is the one that KubeVirt makes for the interface to be served.
+	bridge string
+	// problems are sentences that say why IMDS cannot work so.
+	problems []string
+	// warnings are sentences that say what the VM's owner may not expect.
+	warnings []string
+}
+
+func (w *wiring) problem(format string, args ...any) {
+	w.problems = append(w.problems, fmt.Sprintf(format, args...))
+}
+
+// iface is one network interface of a VM (kubevirt.io/api/core/v1.Interface).
+type iface struct {
+	name    string
+	binding string // a name of bindings
+	plugin  string // of a binding that is none of these
+	port80  bool   // the VM lists it
+}
+
+// The ways in which an interface is bound, by whatever spelling: a field of its
+// own, or a plugin of that name (KubeVirt 1.3 made plugins of slirp, macvtap
+// and passt, and 1.7 a field of passt again).
+const (
+	byBridge  = "bridge" // a bridge in the pod with the guest's tap on it
+	byPasst   = "passt"  // sockets of the pod
+	bySRIOV   = "sriov"
+	byMacvtap = "macvtap"
+	bySlirp   = "slirp"
+	byUnknown = "unknown"
+)
+
+var bindings = map[string]string{
+	"masquerade": byBridge, "bridge": byBridge, "managedTap": byBridge, "managedtap": byBridge, "l2bridge": byBridge,
+	"passtBinding": byPasst, "passt": byPasst,
+	"sriov": bySRIOV, "macvtap": byMacvtap, "slirp": bySlirp,
+}
+
+// passesThePod reports whether the interface passes the pod's network by, where
+// IMDS is: hardware, a device that QEMU takes as a whole, or user-mode networking.
+func (i iface) passesThePod() bool {
+	return i.binding == bySRIOV || i.binding == byMacvtap || i.binding == bySlirp
+}
+
+func (i iface) isPasst() bool { return i.binding == byPasst }
+
+// maxInterfaces is more than a machine has slots for, and maxNameLength more
+// than a network's name has.
+const (
+	maxInterfaces = 256
+	maxNameLength = 63
+)
+
+// The redirection takes the first port that the VM does not list. All are in the
+// kernel's range for outgoing connections (ip_local_port_range), which passt
+// leaves out when it binds all ports for the VM.
+const (
+	firstRedirectPort = 60080
+	lastRedirectPort  = 60999
+)
+
+// nics are the network interfaces of a VM that stay.
+type nics struct {
+	list    []iface
+	primary string // the network with the pod's default route; empty: none
+	names   []string
+	// listed says which ports from firstRedirectPort on the VM wants.
+	listed [lastRedirectPort - firstRedirectPort + 1]bool
+	none   bool // the VM has no interface, and wants none
+}
+
+func readNICs(spec jsontree.Value) nics {
+	var n nics
+	devices := spec.Get("domain", "devices")
+	for value := range devices.Get("interfaces").Elements() {
+		// What is being unplugged is no way to anywhere.
+		if len(n.list) == maxInterfaces || value.Get("state").String() == "absent" {
+			continue
+		}
+		n.list = append(n.list, n.read(value))
+	}
+	// Without a list KubeVirt adds an interface of its own.
+	n.none = len(n.list) == 0 && (string(devices.Get("autoattachPodInterface")) == "false" || !isEmpty(devices.Get("interfaces")))
+	for network := range spec.Get("networks").Elements() {
+		name := network.Get("name").String()
+		if len(n.names) < maxInterfaces && len(name) <= maxNameLength {
+			n.names = append(n.names, name)
+		}
+		if n.primary == "" && (network.Get("pod").IsObject() || network.Get("multus", "default").IsTrue()) {
+			n.primary = name
+		}
+	}
+	return n
+}
+
+func isEmpty(list jsontree.Value) bool {
+	for range list.Elements() {
+		return false
+	}
+	return true
+}
+
+func (n *nics) read(value jsontree.Value) iface {
+	i := iface{name: value.Get("name").String()}
+	for key, field := range value.Members() {
+		if binding := bindings[string(key)]; binding != "" && field.IsObject() {
+			i.binding = binding
+		}
+	}
+	if plugin := value.Get("binding", "name").String(); plugin != "" {
+		i.binding = bindings[plugin]
+		switch {
+		case i.binding != "":
+		case strings.Contains(strings.ToLower(plugin), "passt"):
+			i.binding = byPasst
+		default:
+			i.binding, i.plugin = byUnknown, plugin
+		}
+	}
+	for port := range value.Get("ports").Elements() {
+		number, err := strconv.Atoi(string(port.Get("port")))
+		switch {
+		case err != nil:
+		case number == 80:
+			i.port80 = true
+		case firstRedirectPort <= number && number <= lastRedirectPort:
+			n.listed[number-firstRedirectPort] = true
+		}
+	}
+	return i
+}
+
+// wiring judges a subject; the zero value when it does not ask for IMDS.
+func (s subject) wiring() wiring {
+	var w wiring
+	meant, _ := s.annotations.understood()
+	if !meant.ask() {
+		return w
+	}
+	n := readNICs(s.spec)
+	if n.none {
+		w.problem("the VM has no network interface, by which its guest could ask: add one, or remove %s", annotation.Enabled)
+		return w
+	}
+	if len(n.list) > 0 && !slices.ContainsFunc(n.list, func(i iface) bool { return !i.passesThePod() }) {
+		var found []string
+		for _, i := range n.list {
+			found = append(found, i.binding)
+		}
+		w.problem("IMDS cannot serve this VM: its interfaces are bound by %s only, which pass the pod's network by: use masquerade, bridge or passt for one of them, or remove %s",
+			strings.Join(slices.Compact(slices.Sorted(slices.Values(found))), ", "), annotation.Enabled)
+		return w
+	}
+	if n.isRedirected() {
+		w.redirect(n, meant)
+	} else {
+		w.join(n, meant)
+	}
+	return w
+}
+
+// isRedirected reports whether the guest's questions come by passt. That is a
+// matter of the pod network, since the guest's default route is there; a VM
+// without it sends them by any of its interfaces.
+func (n *nics) isRedirected() bool {
+	for _, i := range n.list {
+		if n.primary != "" && i.name == n.primary {
+			return i.isPasst()
+		}
+	}
+	return slices.ContainsFunc(n.list, iface.isPasst)
+}
+
+func (w *wiring) redirect(n nics, meant annotations) {
+	if free := slices.Index(n.listed[:], false); free >= 0 {
+		w.redirectPort = firstRedirectPort + free
+	} else {
+		w.problem("the VM's ports leave none for IMDS: leave out one from %d to %d", firstRedirectPort, lastRedirectPort)
+	}
+	if meant.has(annotation.HopLimit) {
+		// It would be a protection that is not there.
+		w.problem("annotation %s has no effect on a VM whose pod network is bound by passt, which sends the answers on with a TTL of its own: remove it, and consider %s", annotation.HopLimit, annotation.RequireHeader)
+	}
+	for _, name := range []string{annotation.BridgeName, annotation.Network} {
+		if meant.has(name) && meant.text(name) != n.primary {
+			w.problem("annotation %s has no effect on a VM whose pod network is bound by passt, where IMDS is on no bridge: remove it", name)
+		}
+	}
+	if others := n.named(func(i iface) bool { return !i.isPasst() }); others != "" {
+		w.warnings = append(w.warnings, "IMDS serves the guest by passt only, and not on its interfaces "+others)
+	}
+}
+
+func (w *wiring) join(n nics, meant annotations) {
+	for _, i := range n.list {
+		switch {
+		// Where the VM lists that port, passt would end, and the VM with it.
+		case i.isPasst() && i.port80:
+			w.problem("the interface %s uses passt and lists port 80, which IMDS needs in the pod: use passt for the pod network too, or another binding here, or leave out that port", annotation.Quote(i.name))
+		case i.binding == byUnknown:
+			w.warnings = append(w.warnings, fmt.Sprintf("IMDS does not know the binding plugin %s of the interface %s: it serves the guest there only if the plugin makes a bridge with a tap, and it takes port 80 of the pod",
+				annotation.Quote(i.plugin), annotation.Quote(i.name)))
+		}
+	}
+	if passt := n.named(iface.isPasst); passt != "" && len(w.problems) == 0 {
+		w.warnings = append(w.warnings, "IMDS takes port 80 from the VM on the interfaces that use passt: "+passt)
+	}
+	w.bridge = n.bridge(meant, w)
+}
+
+// bridge returns the name of the bridge for the interface to be served: the
+// annotation's, or else the pod network's, or else the first in the spec, so
+// that a migration's target takes the same one.
+func (n *nics) bridge(meant annotations, w *wiring) string {
+	wanted := meant.text(annotation.Network)
+	if wanted == "" {
+		return n.bridgeOf(n.first())
+	}
+	i := slices.IndexFunc(n.list, func(i iface) bool { return i.name == wanted })
+	switch {
+	case meant.has(annotation.BridgeName):
+		w.problem("annotations %s and %s both say what to serve: remove one", annotation.Network, annotation.BridgeName)
+	case !slices.Contains(n.names, wanted) || i < 0:
+		w.problem("annotation %s: %s is no network of the VM with an interface: want one of %s", annotation.Network, annotation.Quote(wanted), n.named(func(i iface) bool { return !i.isPasst() && !i.passesThePod() }))
+	case n.list[i].isPasst() || n.list[i].passesThePod():
+		w.problem("annotation %s: the interface %s is bound by %s, which makes no bridge in the pod: want one of %s", annotation.Network, annotation.Quote(wanted), n.list[i].binding,
+			n.named(func(i iface) bool { return !i.isPasst() && !i.passesThePod() }))
+	}
+	return n.bridgeOf(wanted)
+}
+
+// first returns the network to be served where nobody says which.
+func (n *nics) first() string {
+	first := ""
+	for _, i := range n.list {
+		if i.isPasst() || i.passesThePod() {
+			continue
+		}
+		if i.name == n.primary {
+			return n.primary
+		}
+		if first == "" {
+			first = i.name
+		}
+	}
+	if len(n.list) == 0 {
+		return n.primary // KubeVirt adds its interface
+	}
+	return first
+}
+
+// bridgeOf is how KubeVirt names a bridge (pkg/network/link/names.go and
+// pkg/network/namescheme/networknamescheme.go).
+func (n *nics) bridgeOf(network string) string {
+	if network == n.primary {
+		return "k6t-eth0"
+	}
+	sum := sha256.Sum256([]byte(network))
+	return "k6t-" + hex.EncodeToString(sum[:])[:11]
+}
+
+// named lists the names of some interfaces for a message.
+func (n *nics) named(is func(iface) bool) string {
+	var names []string
+	for _, i := range n.list {
+		if is(i) {
+			names = append(names, i.name)
+		}
+	}
+	if names == nil {
+		return ""
+	}
+	return annotation.Quote(strings.Join(names, ", "))
+}
