@@ -19,13 +19,14 @@ test *ARGS:
 fmt:
     go fmt ./...
 
-# check format, vet, staticcheck and the tidiness of go.mod, in both modules
+# check format, vet, staticcheck and the tidiness of go.mod, in each module
 lint:
     @test -z "$(gofmt -l .)" || { echo "not gofmt'ed; run: just fmt"; gofmt -l .; exit 1; }
     go vet ./...
     go tool staticcheck ./...
     go mod tidy -diff
     cd tools/e2e && go vet ./... && go tool -modfile=../../go.mod staticcheck ./... && go mod tidy -diff
+    cd tools/e2e/conditions && go vet ./... && go tool -modfile=../../../go.mod staticcheck ./... && go mod tidy -diff
     @test -z "$(go list -deps -f '{{{{ if not .Standard }}{{{{ .ImportPath }}{{{{ end }}' ./server/... | grep -v ^github.com/example/kubevirt-imds/)" || { echo "server/ is standard library only"; exit 1; }
 
 # look for known vulnerabilities (asks the Go vulnerability database)
@@ -72,6 +73,7 @@ kind-load cluster="kind": image
 # check all of it on a real Kubernetes, built from Go modules (root; once about 7 minutes); or: e2e guests, e2e kind
 e2e what='check' *ARGS:
     @case {{ what }} in check | guests | kind) ;; *) echo "just e2e {{ what }}: use check, guests or kind, and then options" >&2; exit 2 ;; esac
+    cd tools/e2e/conditions && go vet ./... && go test ./...
     cd tools/e2e && go vet ./... && go test ./... && {{ if what == "kind" { "./kind.sh" } else { "go run . " + what } }} {{ ARGS }}
 
 # compare the hot paths with a reference in the same run

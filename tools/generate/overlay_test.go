@@ -243,31 +243,47 @@ func TestReplicasSurviveADrain(t *testing.T) {
 
 func TestAPIServerAsksOnlyAboutWhoAsked(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, overlay string, r rendered) {
-		webhooks := map[string]admissionregistrationv1.MutatingWebhook{}
-		for _, webhook := range r.configuration.Webhooks {
-			webhooks[*webhook.ClientConfig.Service.Path] = webhook
-			if len(webhook.MatchConditions) == 0 {
-				t.Errorf("%s has no match condition: it stops everybody while it is down", webhook.Name)
+		const create, update = admissionregistrationv1.Create, admissionregistrationv1.Update
+		// The refusing ones come first: what the repairing ones then write is no
+		// change by a user. Again, where a later webhook may change what is looked
+		// at: KubeVirt's adds the default interface to an instance.
+		wants := []struct {
+			name, path      string
+			policy          admissionregistrationv1.FailurePolicyType
+			reinvocation    admissionregistrationv1.ReinvocationPolicyType
+			group, resource string
+			operations      []admissionregistrationv1.OperationType
+		}{
+			{"pod", contract.MutatePodPath, "Fail", "IfNeeded", "", "pods", []admissionregistrationv1.OperationType{create}},
+			{"virtualmachine", contract.MutateVirtualMachinePath, "Fail", "Never", "kubevirt.io", "virtualmachines", []admissionregistrationv1.OperationType{create, update}},
+			{"virtualmachineinstance", contract.MutateVirtualMachineInstancePath, "Fail", "IfNeeded", "kubevirt.io", "virtualmachineinstances", []admissionregistrationv1.OperationType{create, update}},
+			{"repair.virtualmachine", contract.MutateVirtualMachinePath, "Ignore", "Never", "kubevirt.io", "virtualmachines", []admissionregistrationv1.OperationType{create, update}},
+			{"repair.virtualmachineinstance", contract.MutateVirtualMachineInstancePath, "Ignore", "Never", "kubevirt.io", "virtualmachineinstances", []admissionregistrationv1.OperationType{update}},
+		}
+		if len(r.configuration.Webhooks) != len(wants) {
+			t.Fatalf("%d webhooks, want %d", len(r.configuration.Webhooks), len(wants))
+		}
+		for i, want := range wants {
+			webhook := r.configuration.Webhooks[i]
+			if name := want.name + "." + contract.AnnotationDomain; webhook.Name != name {
+				t.Errorf("webhook %d is %s, want %s", i, webhook.Name, name)
 			}
-			if *webhook.FailurePolicy != admissionregistrationv1.Fail || *webhook.SideEffects != admissionregistrationv1.SideEffectClassNone ||
-				!slices.Equal(webhook.AdmissionReviewVersions, []string{"v1"}) || *webhook.TimeoutSeconds > 5 {
+			if len(webhook.MatchConditions) == 0 {
+				t.Errorf("%s has no match condition: it is asked about everybody", webhook.Name)
+			}
+			if *webhook.ClientConfig.Service.Path != want.path || *webhook.FailurePolicy != want.policy || *webhook.ReinvocationPolicy != want.reinvocation ||
+				*webhook.SideEffects != admissionregistrationv1.SideEffectClassNone || !slices.Equal(webhook.AdmissionReviewVersions, []string{"v1"}) {
 				t.Errorf("%s: %+v", webhook.Name, webhook)
 			}
+			// What a webhook that does not answer holds up.
+			if seconds := *webhook.TimeoutSeconds; seconds > 5 || want.policy == admissionregistrationv1.Ignore && seconds > 1 {
+				t.Errorf("%s: a time-out of %d s", webhook.Name, seconds)
+			}
+			wantRule(t, webhook, []string{want.group}, []string{want.resource}, want.operations...)
 		}
-		pods := webhooks[contract.MutatePodPath]
-		if pods.ObjectSelector.MatchLabels["kubevirt.io"] != "virt-launcher" || *pods.ReinvocationPolicy != admissionregistrationv1.IfNeededReinvocationPolicy {
-			t.Errorf("%s: %+v", pods.Name, pods)
+		if selector := r.configuration.Webhooks[0].ObjectSelector.MatchLabels["kubevirt.io"]; selector != "virt-launcher" {
+			t.Errorf("pods are selected by kubevirt.io=%s", selector)
 		}
-		wantRule(t, pods, []string{""}, []string{"pods"}, admissionregistrationv1.Create)
-		wantRule(t, webhooks[contract.MutateVirtualMachinePath], []string{"kubevirt.io"}, []string{"virtualmachines"},
-			admissionregistrationv1.Create, admissionregistrationv1.Update)
-		// Again, since KubeVirt's own webhook adds the default interface. No update:
-		// KubeVirt updates instances all the time.
-		instances := webhooks[contract.MutateVirtualMachineInstancePath]
-		if *instances.ReinvocationPolicy != admissionregistrationv1.IfNeededReinvocationPolicy {
-			t.Errorf("%s: reinvocation policy %s", instances.Name, *instances.ReinvocationPolicy)
-		}
-		wantRule(t, instances, []string{"kubevirt.io"}, []string{"virtualmachineinstances"}, admissionregistrationv1.Create)
 	})
 }
 

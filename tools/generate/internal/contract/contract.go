@@ -25,7 +25,7 @@ const (
 )
 
 // Annotations. The first three are the webhook's to write, on the pod, and the
-// fourth on the VirtualMachineInstance.
+// next three on the VirtualMachineInstance.
 const (
 	AnnotationDomain = "imds.kubevirt.io"
 	AnnotationPrefix = AnnotationDomain + "/"
@@ -34,15 +34,21 @@ const (
 	VMName   = AnnotationPrefix + "vm-name"
 	VMIUID   = AnnotationPrefix + "vmi-uid"
 
-	RedirectPort = AnnotationPrefix + "redirect-port"
+	RedirectPort      = AnnotationPrefix + "redirect-port"
+	VerdictWiring     = "verdict." + AnnotationPrefix + "wiring"
+	VerdictBridgeName = "verdict." + AnnotationPrefix + "bridge-name"
 
 	Enabled                = AnnotationPrefix + "enabled"
+	Network                = AnnotationPrefix + "network"
 	BridgeName             = AnnotationPrefix + "bridge-name"
 	TokenAudiences         = AnnotationPrefix + "token-audiences"
 	TokenExpirationSeconds = AnnotationPrefix + "token-expiration-seconds"
 	RequireHeader          = AnnotationPrefix + "require-header"
 	HopLimit               = AnnotationPrefix + "hop-limit"
 )
+
+// UserAnnotations are those that a user may set.
+var UserAnnotations = []string{Enabled, Network, BridgeName, TokenAudiences, TokenExpirationSeconds, RequireHeader, HopLimit}
 
 // Sidecar is a container that the webhook adds to a VM's pod.
 type Sidecar struct {

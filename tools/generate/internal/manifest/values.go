@@ -16,6 +16,9 @@ func values(options Options) map[string]any {
 
 		"AnnotationDomain":       contract.AnnotationDomain,
 		"AnnotationPrefix":       contract.AnnotationPrefix,
+		"UserAnnotations":        contract.UserAnnotations,
+		"VerdictWiring":          contract.VerdictWiring,
+		"VerdictBridgeName":      contract.VerdictBridgeName,
 		"Enabled":                contract.Enabled,
 		"VMName":                 contract.VMName,
 		"VMIUID":                 contract.VMIUID,
