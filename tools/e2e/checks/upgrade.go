@@ -68,7 +68,7 @@ func (u *upgrade) goForward(t *suite.T) {
 	}
 	u.start(t, "idle", "masquerade")
 
-	t.Check(u.present.apply(ctx))
+	u.replace(t, u.present)
 	t.Check(u.awaitVersion(ctx, true))
 	if u.present.serverImage == u.earlier.serverImage {
 		t.Fatalf("both versions inject %s", u.present.serverImage)
@@ -123,7 +123,7 @@ func (u *upgrade) goBack(t *suite.T) {
 	t.Check(err)
 	u.expectServed(t, u.present, u.run(t, named.Name))
 
-	t.Check(u.earlier.apply(ctx))
+	u.replace(t, u.earlier)
 	t.Check(u.awaitVersion(ctx, false))
 	for binding := range bindings {
 		for _, made := range []string{"earlier", "later"} {
@@ -184,6 +184,15 @@ func (u *upgrade) makeEarlier(t *suite.T) {
 	t.Check(err)
 }
 
+// replace installs a version over the other one, and returns when that has ended: until then it answers who is still
+// connected.
+func (u *upgrade) replace(t *suite.T, in *installation) {
+	pods, err := in.webhookPods(t.Context())
+	t.Check(err)
+	t.Check(in.apply(t.Context()))
+	t.Check(in.awaitGone(t.Context(), pods))
+}
+
 // awaitVersion returns when the API server asks the version whose instances have a verdict, or the other one.
 func (u *upgrade) awaitVersion(ctx context.Context, verdict bool) error {
 	vmi := newInstance("asking", "masquerade", map[string]string{enabledAnnotation: "true"})
@@ -203,7 +212,7 @@ func (u *upgrade) awaitVersion(ctx context.Context, verdict bool) error {
 func (u *upgrade) start(t *suite.T, made, binding string) *instance {
 	vm := newVM(made+"-"+strings.ToLower(binding), binding, map[string]string{enabledAnnotation: "true"})
 	if binding != "passtBinding" { // where it is refused
-		vm.Annotations[prefix+"hop-limit"] = "2"
+		vm.Annotations[hopLimitAnnotation] = "2"
 	}
 	vm.Spec.RunStrategy = "Always"
 	_, err := createUndo(t.Context(), u.earlier, virtualMachinesPath, vm)

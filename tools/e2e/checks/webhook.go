@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -54,7 +53,7 @@ func (in *installation) awaitAdmission(ctx context.Context) error {
 			return err
 		}
 	}
-	pod, err := readPod(filepath.Join(in.launcherFolder(), "masquerade.pod.yaml"))
+	pod, err := in.readPod("masquerade")
 	if err != nil {
 		return err
 	}
