@@ -16,7 +16,7 @@ const (
 	largeCount = 80000
 	// largeRatio bounds the time of a write in units of the time of the same write of a kind that no webhook has.
 	// Both are made in turn, so that a busy machine slows both.
-	largeRatio = 2
+	largeRatio = 3
 	// largeRounds of writes are made, and the fastest of them counts.
 	largeRounds = 2
 )
