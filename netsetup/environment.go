@@ -10,15 +10,20 @@ import (
 // targetFromEnvironment reads whom to serve. The error names the variable, its
 // value and the remedy.
 func targetFromEnvironment(getenv func(string) string) (target, error) {
-	bridgeName, redirectPort := getenv("IMDS_BRIDGE_NAME"), getenv("IMDS_REDIRECT_PORT")
-	if err := validInterfaceName(bridgeName); err != nil {
-		return target{}, fmt.Errorf("IMDS_BRIDGE_NAME %q %w", bridgeName, err)
+	var t target
+	for name, into := range map[string]*string{"IMDS_BRIDGE_NAME": &t.bridgeName, "IMDS_PREFERRED_BRIDGE": &t.preferredBridge} {
+		*into = getenv(name)
+		if err := validInterfaceName(*into); err != nil {
+			return target{}, fmt.Errorf("%s %q %w", name, *into, err)
+		}
 	}
+	redirectPort := getenv("IMDS_REDIRECT_PORT")
 	port, err := parsePort(redirectPort)
 	if err != nil {
 		return target{}, fmt.Errorf("IMDS_REDIRECT_PORT %q %w", redirectPort, err)
 	}
-	return target{bridgeName: bridgeName, redirectPort: port}, nil
+	t.redirectPort = port
+	return t, nil
 }
 
 // lowestPort keeps the redirection off the ports at which the services of a VM

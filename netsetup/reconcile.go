@@ -14,15 +14,16 @@ import (
 // target says which of the VM's networks the guest asks by: by redirection
 // where there is a port for it, otherwise by a bridge.
 type target struct {
-	bridgeName   string // empty: found among those that are there
-	redirectPort uint16
+	bridgeName      string // empty: found among those that are there
+	preferredBridge string // taken of several; empty: none is preferred
+	redirectPort    uint16
 }
 
 func (t target) wiring(inv links.Inventory) wiring.Wiring {
 	if t.redirectPort != 0 {
 		return wiring.Redirect(t.redirectPort)
 	}
-	return wiring.Plan(inv.Links(), t.bridgeName)
+	return wiring.Plan(inv.Links(), t.bridgeName, t.preferredBridge)
 }
 
 // reconciler brings the pod's network to the wiring that it should have.

@@ -23,8 +23,11 @@ usage: imds-init [init] [--once]   wire, then wire again at every change of the
 Ending, it leaves the wiring in place.
 
 environment:
-  IMDS_BRIDGE_NAME   the VM's bridge; empty: the pod network's, otherwise the
-                     first k6t-* bridge with a guest
+  IMDS_BRIDGE_NAME   the VM's bridge; empty: the preferred one or the pod
+                     network's, otherwise the first k6t-* bridge with a guest
+  IMDS_PREFERRED_BRIDGE
+                     the bridge to take of several; others serve while it is not
+                     there
   IMDS_REDIRECT_PORT the server's port, 1024 to 65535, where the VM's pod network
                      is bound by passt: questions from inside the pod are
                      redirected to it, and no bridge is joined; empty: a bridge

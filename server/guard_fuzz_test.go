@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -51,19 +53,25 @@ func FuzzGuard(f *testing.F) {
 		"GET /v1/token HTTP/1.1\r\nHost: 169.254.169.254\r\nA: b\r\n Origin: folded\r\nSec-Fetch-Site: none\r\n\r\n",
 		"POST /v1/token HTTP/1.1\r\nHost: 169.254.169.254\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"GET //v1/../v1/%74oken?audience=%zz HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n",
+		"GET /v1/token HTTP/1.1\r\nHost: 169.254.169.254:080\r\nvia: 1.1 proxy\r\n\r\n",
+		"GET /v1/token HTTP/1.1\r\nHost: 169.254.169.254\r\nTrue-Client-IP: 1\r\n\r\n",
+		"GET /v1/token?aud=vault HTTP/1.1\r\nHost: fe80::a9fe:a9fe%eth0\r\n\r\n",
+		"GET /v1/identity HTTP/1.1\r\nHost: [fe80:0:0:0:0:0:a9fe:a9fe%25eth0]:80\r\n\r\n",
+		"GET /v1/identity HTTP/1.1\r\nHost: [::ffff:169.254.169.254]\r\n\r\n",
+		"GET http://[fe80::a9fe:a9fe%25eth0]/v1/token HTTP/1.1\r\nHost: 169.254.169.254.\r\n\r\n",
 		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 		"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03",
 	} {
 		f.Add([]byte(seed))
 	}
-	listen := netip.MustParseAddrPort("169.254.169.254:80")
+	listen := []netip.AddrPort{netip.MustParseAddrPort("169.254.169.254:80"), netip.MustParseAddrPort("[fe80::a9fe:a9fe]:80")}
 	volume := tokentest.NewVolume(f, freshToken())
 	quiet := slog.New(slog.DiscardHandler)
 	listeners := make(map[bool]pipeListener) // by whether the header is required
 	for _, requireHeader := range []bool{false, true} {
-		handler := api.NewHandler(api.Settings{Listen: []netip.AddrPort{listen}, RequireHeader: requireHeader},
+		handler := api.NewHandler(api.Settings{Listen: listen, RequireHeader: requireHeader},
 			token.NewSource(volume.TokenPath(), time.Now, quiet), refusals.NewLog(quiet, time.Now))
-		limit := conns.NewLimit(listen.Addr(), func(net.Addr, string) {})
+		limit := conns.NewLimit(listen[0].Addr(), func(net.Addr, string) {})
 		listeners[requireHeader] = make(pipeListener)
 		go newHTTPServer(handler, limit).Serve(listeners[requireHeader])
 	}
@@ -100,6 +108,18 @@ func exchange(t *testing.T, listener pipeListener, request []byte) int {
 	return response.StatusCode
 }
 
+var (
+	forbiddenHeader = regexp.MustCompile(`(?i)^(via|forwarded|cdn-loop|forwarded-for|x-real-ip|x-rewrite-url|proxy-connection|x-forwarded.*|x-original-.*|.*client-ip|.*-connecting-ip|origin|sec-fetch-site)$`)
+	ourHostIPv4     = regexp.MustCompile(`^169\.254\.169\.254(:0*80)?$`)
+	// hostIPv6 has the groups of the address with and without brackets.
+	hostIPv6 = regexp.MustCompile(`^(?:\[([0-9a-fA-F:.]+)(?:%[-.~\w]+)?\](?::0*80)?|([0-9a-fA-F:.]+)(?:%[-.~\w]+(?::0*80)?)?)$`)
+)
+
+func isOurHostIPv6(host string) bool {
+	groups := hostIPv6.FindStringSubmatch(host)
+	return groups != nil && strings.Contains(host, ":") && net.ParseIP(groups[1]+groups[2]).Equal(net.ParseIP("fe80::a9fe:a9fe"))
+}
+
 // whyRefuse reads from the bytes of a request why it must not be answered.
 func whyRefuse(request string, requireHeader bool) string {
 	head, _, _ := strings.Cut(strings.ReplaceAll(request, "\r\n", "\n"), "\n\n")
@@ -116,9 +136,10 @@ func whyRefuse(request string, requireHeader bool) string {
 	for _, line := range lines[1:] {
 		name, value, _ := strings.Cut(line, ":")
 		value = strings.Trim(value, " \t")
-		switch strings.ToLower(name) {
-		case "x-forwarded-for", "forwarded", "x-real-ip", "origin", "sec-fetch-site":
+		if forbiddenHeader.MatchString(name) {
 			return "it has the header " + name
+		}
+		switch strings.ToLower(name) {
 		case "host":
 			hosts = append(hosts, value)
 		case "metadata":
@@ -137,8 +158,15 @@ func whyRefuse(request string, requireHeader bool) string {
 		if protocol != "HTTP/1.0" {
 			return "it has no host"
 		}
-	case len(hosts) > 1 || hosts[0] != "169.254.169.254" && hosts[0] != "169.254.169.254:80":
+	case len(hosts) > 1 || !ourHostIPv4.MatchString(hosts[0]) && !isOurHostIPv6(hosts[0]):
 		return "the host is another"
+	}
+	_, query, _ := strings.Cut(target, "?")
+	for parameter := range strings.SplitSeq(query, "&") {
+		name, _, _ := strings.Cut(parameter, "=")
+		if decoded, err := url.QueryUnescape(name); parameter != "" && (err != nil || decoded != "audience") {
+			return "it has a parameter that does not exist"
+		}
 	}
 	if requireHeader && strings.Contains(target, "/v1/") && (len(metadata) != 1 || !strings.EqualFold(metadata[0], "true")) {
 		return "the header is not there"

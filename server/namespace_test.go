@@ -110,7 +110,11 @@ func ask() error { return askAt(imdsAddr, "169.254.169.254") }
 
 // askIPv6 does so over IPv6, with each Host that clients send.
 func askIPv6() error {
-	return errors.Join(askAt(imdsIPv6Addr, "[fe80::a9fe:a9fe]"), askAt(imdsIPv6Addr, "[fe80::a9fe:a9fe%eth0]"))
+	var errs []error
+	for _, host := range []string{"[fe80::a9fe:a9fe]", "[fe80::a9fe:a9fe%eth0]", "fe80::a9fe:a9fe%eth0", "[fe80:0:0:0:0:0:a9fe:a9fe]"} {
+		errs = append(errs, askAt(imdsIPv6Addr, host))
+	}
+	return errors.Join(errs...)
 }
 
 func askAt(addr netip.AddrPort, host string) error {

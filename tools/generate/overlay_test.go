@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
 	"github.com/example/kubevirt-imds/tools/generate/internal/render"
 )
@@ -265,7 +266,7 @@ func TestAPIServerAsksOnlyAboutWhoAsked(t *testing.T) {
 		}
 		for i, want := range wants {
 			webhook := r.configuration.Webhooks[i]
-			if name := want.name + "." + contract.AnnotationDomain; webhook.Name != name {
+			if name := want.name + "." + annotation.Domain; webhook.Name != name {
 				t.Errorf("webhook %d is %s, want %s", i, webhook.Name, name)
 			}
 			if len(webhook.MatchConditions) == 0 {

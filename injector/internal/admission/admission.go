@@ -28,8 +28,8 @@ type Request struct {
 	OldObject jsontree.Value
 }
 
-// maxName is more than any name, namespace or UID has, in bytes.
-const maxName = 512
+// maxText is more than any name, namespace, user or UID has, in bytes.
+const maxText = 4096
 
 // parse reads an AdmissionReview.
 func parse(body []byte) (*Request, error) {
@@ -37,35 +37,30 @@ func parse(body []byte) (*Request, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the body is not an AdmissionReview: %w", err)
 	}
-	if kind, version := review.Get("kind").String(), review.Get("apiVersion").String(); version != "admission.k8s.io/v1" || kind != "AdmissionReview" {
+	top := review.Fields("kind", "apiVersion", "request")
+	if kind, version := top["kind"].String(), top["apiVersion"].String(); version != "admission.k8s.io/v1" || kind != "AdmissionReview" {
 		return nil, fmt.Errorf(
 			"%s of %s is not supported: set admissionReviewVersions to v1 in the webhook's configuration, so that it gets an AdmissionReview of admission.k8s.io/v1",
 			annotation.Quote(kind), annotation.Quote(version))
 	}
-	request := new(Request)
-	for key, value := range review.Get("request").Members() {
-		field := map[string]*string{
-			"uid": &request.UID, "subResource": &request.SubResource, "namespace": &request.Namespace,
-			"name": &request.Name, "operation": &request.Operation,
-		}[string(key)]
-		switch {
-		case field != nil && len(value) <= maxName:
-			*field = value.String()
-		case field != nil:
-			return nil, fmt.Errorf("request.%s has more than %d bytes", key, maxName)
-		case string(key) == "resource":
-			if resource := value.Get("resource"); len(resource) <= maxName {
-				request.Resource = resource.String()
-			}
-		case string(key) == "userInfo":
-			if name := value.Get("username"); len(name) <= maxName {
-				request.Username = name.String()
-			}
-		case string(key) == "object":
-			request.Object = value
-		case string(key) == "oldObject":
-			request.OldObject = value
+	fields := top["request"].Fields("uid", "resource", "subResource", "namespace", "name", "operation", "userInfo", "object", "oldObject")
+	request := &Request{Object: fields["object"], OldObject: fields["oldObject"]}
+	for name, text := range map[string]struct {
+		value jsontree.Value
+		into  *string
+	}{
+		"uid":               {fields["uid"], &request.UID},
+		"namespace":         {fields["namespace"], &request.Namespace},
+		"operation":         {fields["operation"], &request.Operation},
+		"resource.resource": {fields["resource"].Get("resource"), &request.Resource},
+		"subResource":       {fields["subResource"], &request.SubResource},
+		"name":              {fields["name"], &request.Name},
+		"userInfo.username": {fields["userInfo"].Get("username"), &request.Username},
+	} {
+		if len(text.value) > maxText {
+			return nil, fmt.Errorf("request.%s has more than %d bytes", name, maxText)
 		}
+		*text.into = text.value.String()
 	}
 	if request.UID == "" {
 		return nil, errors.New("the AdmissionReview has no request with a uid")
@@ -92,7 +87,7 @@ func (r *Request) Action() string {
 func (r *Request) ObjectName() string {
 	metadata := r.Object.Get("metadata")
 	for _, name := range []jsontree.Value{metadata.Get("name"), metadata.Get("generateName")} {
-		if text := name.String(); text != "" && len(text) <= maxName {
+		if text := name.String(); text != "" && len(text) <= maxText {
 			return text
 		}
 	}

@@ -13,6 +13,12 @@ import (
 // json.Number (the number's own text) or nil.
 type Object = map[string]any
 
+// Encoded is JSON text that stands for a value in a tree which is not looked into.
+type Encoded string
+
+// MarshalJSON returns the text.
+func (e Encoded) MarshalJSON() ([]byte, error) { return []byte(e), nil }
+
 // Lookup returns the value at path, or nil where a key is missing or a level
 // is not an object.
 func Lookup(object Object, path ...string) any {

@@ -91,14 +91,28 @@ func (v Value) Elements() iter.Seq[Value] {
 	}
 }
 
-// Get returns the value at path. Of two members with one key the last one
-// counts, as for the API server.
+// Fields returns some members of an object, by their keys, in one pass.
+func (v Value) Fields(keys ...string) map[string]Value {
+	found := make(map[string]Value, len(keys))
+	for key, value := range v.Members() {
+		if i := slices.IndexFunc(keys, func(wanted string) bool { return wanted == string(key) }); i >= 0 {
+			found[keys[i]] = value
+			if len(found) == len(keys) {
+				break
+			}
+		}
+	}
+	return found
+}
+
+// Get returns the value at path. The API server sends no key twice.
 func (v Value) Get(path ...string) Value {
 	for _, key := range path {
 		var found Value
 		for name, value := range v.Members() {
 			if string(name) == key {
 				found = value
+				break
 			}
 		}
 		v = found
@@ -180,10 +194,15 @@ func endsScalar(b byte) bool {
 
 // skipString returns the end of the string that begins at i.
 func skipString(text []byte, i int) int {
-	for i++; text[i] != '"'; i++ {
-		if text[i] == '\\' {
-			i++
+	begin := i + 1
+	for end := begin; ; end++ {
+		end += bytes.IndexByte(text[end:], '"')
+		escapes := 0
+		for end-escapes > begin && text[end-escapes-1] == '\\' {
+			escapes++
+		}
+		if escapes%2 == 0 {
+			return end + 1
 		}
 	}
-	return i + 1
 }

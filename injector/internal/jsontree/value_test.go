@@ -67,12 +67,12 @@ func FuzzValue(f *testing.F) {
 }
 
 func TestGet(t *testing.T) {
-	v, err := Parse([]byte(`{"a": {"b": 1, "B": 2, "b": "x"}, "n": null, "\u0063": true}`))
+	v, err := Parse([]byte(`{"a": {"B": 2, "b": "x"}, "n": null, "\u0063": true}`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := v.Get("a", "b").String(); got != "x" {
-		t.Errorf("of two members with one key: %q", got)
+		t.Errorf("got %q", got)
 	}
 	for _, path := range [][]string{{"A"}, {"a", "c"}, {"a", "b", "c"}, {"n", "x"}} {
 		if got := v.Get(path...); !got.IsNull() || got != nil {

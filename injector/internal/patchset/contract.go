@@ -1,6 +1,7 @@
 package patchset
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -54,13 +55,25 @@ func (s *Set) prove() error {
 			return fmt.Errorf("the patches bring the container %s twice, to spec.initContainers and to spec.containers: keep one", name)
 		}
 	}
-	s.sidecars = map[string]jsontree.Object{}
-	for _, list := range []string{"initContainers", "containers"} {
+	s.added, s.additive = map[string][]addition{}, true
+	for _, file := range s.files {
+		s.additive = s.additive && s.onlyNames(file.patch)
+	}
+	for _, list := range lists {
+		for _, name := range s.named(list) {
+			if element, _ := jsontree.LookupList(pod, "spec", list); sameName(element, jsontree.Object{"name": name}) == nil {
+				s.additive = false // one patch takes away what another one brings
+			}
+		}
 		elements, _ := jsontree.LookupList(pod, "spec", list)
 		for _, element := range elements {
-			container, _ := element.(jsontree.Object)
-			if name := jsontree.LookupString(container, "name"); name == InitContainer || name == ServerContainer {
-				s.sidecars[name] = container
+			object, _ := element.(jsontree.Object)
+			if name := jsontree.LookupString(object, "name"); name != "compute" {
+				text, err := json.Marshal(object)
+				if err != nil {
+					return err
+				}
+				s.added[list] = append(s.added[list], addition{name, object, jsontree.Encoded(text)})
 			}
 		}
 	}

@@ -1,7 +1,7 @@
 package patchset
 
 import (
-	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -16,27 +16,29 @@ const (
 	maxName    = 253
 )
 
-// Outline returns the part of a pod that the patches are about, as Apply and a
-// difference need it: of containers and volumes that they do not name the name
-// alone. It is an error when that part is larger than any that KubeVirt makes.
-func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
-	o := outliner{left: maxDecoded}
+// Outline returns the part of a pod that the patches are about, as Apply, or Add
+// where they only add, and a difference need it: of containers and volumes that
+// they do not name the name alone. It is an error when that part is larger than any
+// that KubeVirt makes.
+func (s *Set) Outline(podMetadata, podSpec jsontree.Value, onlyAdds bool) (jsontree.Object, error) {
+	o := outliner{left: maxDecoded, onlyNames: onlyAdds}
 	tree := jsontree.Object{}
 	metadata, spec := jsontree.Object{}, jsontree.Object{}
 	for _, key := range []string{"labels", "annotations"} {
 		for _, file := range s.files {
 			for name := range jsontree.LookupObject(file.patch, "metadata", key) {
-				o.copyMember(metadata, pod.Get("metadata"), key, name)
+				o.copyMember(metadata, podMetadata, key, name)
 			}
 		}
 	}
 	tree["metadata"] = metadata
-	value := pod.Get("spec")
-	if !value.IsNull() && !value.IsObject() {
-		return nil, fmt.Errorf("spec is not an object")
-	}
-	if value != nil {
+	switch {
+	case podSpec.IsObject():
 		tree["spec"] = spec
+	case !podSpec.IsNull():
+		return nil, errors.New("spec is not an object")
+	case podSpec != nil:
+		tree["spec"] = nil
 	}
 	fields := map[string]bool{"securityContext": len(s.sysctls) > 0}
 	for _, file := range s.files {
@@ -44,7 +46,7 @@ func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
 			fields[name] = name[0] != '$'
 		}
 	}
-	for name, value := range value.Members() {
+	for name, value := range podSpec.Members() {
 		field := string(name)
 		switch {
 		case slices.Contains(lists, field):
@@ -56,9 +58,6 @@ func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
 		case fields[field]:
 			spec[field] = o.tree(value)
 		}
-	}
-	if value.IsNull() && value != nil {
-		tree["spec"] = nil
 	}
 	if o.left < 0 {
 		return nil, fmt.Errorf("what the patches change has more than %d bytes", maxDecoded)
@@ -77,7 +76,10 @@ func (s *Set) named(list string) []string {
 }
 
 // outliner decodes as long as there are bytes left to decode.
-type outliner struct{ left int }
+type outliner struct {
+	left      int
+	onlyNames bool
+}
 
 func (o *outliner) tree(value jsontree.Value) any {
 	if o.left -= len(value); o.left < 0 {
@@ -123,6 +125,8 @@ func (o *outliner) list(field string, value jsontree.Value, named []string) (any
 			return nil, fmt.Errorf("spec.%s[%d] has no name", field, len(list))
 		case len(list) == maxElements:
 			return nil, fmt.Errorf("spec.%s has more than %d elements", field, maxElements)
+		case o.onlyNames:
+			list = append(list, jsontree.Encoded(name))
 		case slices.Contains(named, name):
 			list = append(list, o.tree(element))
 		default:
@@ -132,21 +136,23 @@ func (o *outliner) list(field string, value jsontree.Value, named []string) (any
 	return list, nil
 }
 
-// IsIn reports whether the pod has both sidecars as the patches bring them: with
+// IsIn reports whether a pod has both sidecars as the patches bring them: with
 // their commands and rights. Their images are not compared: other webhooks
 // replace tags by digests and registries by mirrors. A pod that somebody made so
 // by hand has nothing that the webhook would not have given it.
-func (s *Set) IsIn(pod jsontree.Value) bool {
+func (s *Set) IsIn(initContainers, containers jsontree.Value) bool {
 	found := 0
-	for _, list := range []string{"initContainers", "containers"} {
-		for container := range pod.Get("spec", list).Elements() {
-			sidecar := s.sidecars[container.Get("name").String()]
-			if sidecar == nil {
+	sidecars := slices.Concat(s.added["initContainers"], s.added["containers"])
+	for _, list := range []jsontree.Value{initContainers, containers} {
+		for container := range list.Elements() {
+			name := container.Get("name").String()
+			i := slices.IndexFunc(sidecars, func(a addition) bool { return a.name == name })
+			if i < 0 || name != InitContainer && name != ServerContainer {
 				continue
 			}
 			for _, field := range []string{"command", "args", "securityContext"} {
 				value := container.Get(field)
-				if wanted := sidecar[field]; len(value) > maxDecoded || wanted == nil != value.IsNull() || wanted != nil && !holds(value.Tree(), wanted) {
+				if wanted := sidecars[i].tree[field]; len(value) > maxDecoded || wanted == nil != value.IsNull() || wanted != nil && !holds(value.Tree(), wanted) {
 					return false
 				}
 			}
@@ -156,7 +162,7 @@ func (s *Set) IsIn(pod jsontree.Value) bool {
 			found++
 		}
 	}
-	return found == len(s.sidecars)
+	return found == 2
 }
 
 // holds reports whether a value is as wanted, but for members that the API
@@ -174,8 +180,6 @@ func holds(value, wanted any) bool {
 	case []any:
 		list, _ := value.([]any)
 		return slices.EqualFunc(list, wanted, holds)
-	case json.Number:
-		return value == wanted
 	default:
 		return value == wanted
 	}

@@ -5,6 +5,7 @@ package patchset
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,8 +19,17 @@ type Set struct {
 	files       []file
 	sysctls     []sysctl
 	serverImage string
-	// sidecars are the two containers as the patches bring them, by name.
-	sidecars map[string]jsontree.Object
+	// added are the elements that the patches add to each of the lists.
+	added map[string][]addition
+	// additive says that the patches do nothing else to a pod without them.
+	additive bool
+}
+
+// addition is an element of a list that the patches bring.
+type addition struct {
+	name    string
+	tree    jsontree.Object
+	encoded jsontree.Encoded
 }
 
 // file is one patch as a tree, without what the Set applies itself.
@@ -80,6 +90,73 @@ func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 		}
 	}
 	return merged, mergeSysctls(merged, s.sysctls)
+}
+
+// Add is Apply for an outline of a pod to which the patches only add. The elements
+// are Encoded, but for those that are to be changed.
+func (s *Set) Add(outline jsontree.Object, toBeChanged bool) (jsontree.Object, error) {
+	pod := jsontree.Clone(outline)
+	for _, file := range s.files {
+		for key := range jsontree.LookupObject(file.patch, "metadata") {
+			members, err := jsontree.Ensure(pod, "metadata", key)
+			if err != nil {
+				return nil, err
+			}
+			maps.Copy(members, jsontree.LookupObject(file.patch, "metadata", key))
+		}
+	}
+	spec, err := jsontree.Ensure(pod, "spec")
+	if err != nil {
+		return nil, err
+	}
+	for list, additions := range s.added {
+		elements, _ := spec[list].([]any)
+		for _, added := range additions {
+			if toBeChanged {
+				elements = append(elements, jsontree.Clone(added.tree))
+			} else {
+				elements = append(elements, added.encoded)
+			}
+		}
+		spec[list] = elements
+	}
+	return pod, mergeSysctls(pod, s.sysctls)
+}
+
+// OnlyAdds reports whether the patches do nothing to a pod with these lists but to
+// add elements, labels, annotations and sysctls.
+func (s *Set) OnlyAdds(podLists map[string]jsontree.Value) bool {
+	if !s.additive {
+		return false
+	}
+	for list, additions := range s.added {
+		for element := range podLists[list].Elements() {
+			name := element.Get("name").String()
+			if slices.ContainsFunc(additions, func(a addition) bool { return a.name == name }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// onlyNames reports whether a patch has nothing but new elements of the lists,
+// labels and annotations.
+func (s *Set) onlyNames(patch jsontree.Object) bool {
+	for field := range jsontree.LookupObject(patch, "spec") {
+		added, _ := Names(patch, field)
+		if !slices.Contains(lists, field) || slices.ContainsFunc(added, func(name string) bool { return name == "compute" }) {
+			return false
+		}
+	}
+	for _, key := range []string{"labels", "annotations"} {
+		for name, value := range jsontree.LookupObject(patch, "metadata", key) {
+			if value == nil || name[0] == '$' {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // dropNulls removes from what was merged the nulls that the original has not.

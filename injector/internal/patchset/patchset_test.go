@@ -91,6 +91,10 @@ func applied(t *testing.T, pod, dir string) jsontree.Object {
 	t.Helper()
 	set := open(t, dir)
 	before := object(t, pod)
+	if before["metadata"] == nil {
+		before["metadata"] = jsontree.Object{}
+		pod = encoded(t, before)
+	}
 	after, err := set.Apply(before)
 	if err != nil {
 		t.Fatal(err)
@@ -102,14 +106,11 @@ func applied(t *testing.T, pod, dir string) jsontree.Object {
 	if err != nil || !reflect.DeepEqual(again, after) {
 		t.Errorf("applied a second time the set gives another pod: %v", err)
 	}
-	outline, err := set.Outline(value(t, pod))
+	outline, err := outlineOf(set, value(t, pod))
 	if err != nil {
 		t.Fatal(err)
 	}
-	delete(outline, "metadata") // the review completes it
-	if metadata, found := before["metadata"]; found {
-		outline["metadata"] = metadata
-	}
+	outline["metadata"] = before["metadata"] // the review completes it
 	patched, err := set.Apply(outline)
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +118,34 @@ func applied(t *testing.T, pod, dir string) jsontree.Object {
 	if got, want := jsontree.Diff(outline, patched), jsontree.Diff(before, after); !reflect.DeepEqual(got, want) {
 		t.Errorf("by its outline the pod is changed by\n%s\nand not by\n%s", encoded(t, got), encoded(t, want))
 	}
+	checkAdd(t, set, value(t, pod), jsontree.Diff(before, after))
 	return after
+}
+
+// checkAdd checks that Add, where it may be used, does what Apply does.
+func checkAdd(t *testing.T, set *Set, pod jsontree.Value, want []jsontree.Operation) {
+	t.Helper()
+	if !set.OnlyAdds(pod.Get("spec").Fields(lists...)) {
+		return
+	}
+	outline, err := set.Outline(pod.Get("metadata"), pod.Get("spec"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outline["metadata"] = pod.Get("metadata").Tree() // the review completes it
+	for _, toBeChanged := range []bool{false, true} {
+		added, err := set.Add(outline, toBeChanged)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := jsontree.Diff(outline, added); encoded(t, got) != encoded(t, want) {
+			t.Errorf("by addition the pod is changed by\n%s\nand not by\n%s", encoded(t, got), encoded(t, want))
+		}
+	}
+}
+
+func outlineOf(set *Set, pod jsontree.Value) (jsontree.Object, error) {
+	return set.Outline(pod.Get("metadata"), pod.Get("spec"), false)
 }
 
 func encoded(t *testing.T, value any) string {
@@ -394,7 +422,7 @@ func TestPodsOfUnexpectedShapeAreErrors(t *testing.T) {
 			text, _ := json.Marshal(after)
 			t.Errorf("%s became %s", pod, text)
 		}
-		if outline, err := set.Outline(value(t, pod)); err == nil {
+		if outline, err := outlineOf(set, value(t, pod)); err == nil {
 			if after, err := set.Apply(outline); err == nil {
 				t.Errorf("by its outline %s became %s", pod, encoded(t, after))
 			}
@@ -451,12 +479,12 @@ func TestOutlineIsBounded(t *testing.T) {
 		`{"spec":{"affinity":{"nodeAffinity":"` + long + `"}}}`:                "more than 65536 bytes",
 		`{"spec":{"containers":[{"name":"compute","args":["` + long + `"]}]}}`: "more than 65536 bytes",
 	} {
-		if _, err := set.Outline(value(t, pod)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := outlineOf(set, value(t, pod)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.60s: got %v, want %s", pod, err, want)
 		}
 	}
 	// What the patches do not name may be as large as it likes.
-	if _, err := set.Outline(value(t, `{"spec":{"containers":[{"name":"own","args":["`+long+`"]}],"future":"`+long+`"}}`)); err != nil {
+	if _, err := outlineOf(set, value(t, `{"spec":{"containers":[{"name":"own","args":["`+long+`"]}],"future":"`+long+`"}}`)); err != nil {
 		t.Error(err)
 	}
 }

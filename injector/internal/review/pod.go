@@ -16,8 +16,8 @@ func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
 	if verdict := expect(request, "pods", admission.Create); verdict != nil {
 		return *verdict, nil
 	}
-	pod := request.Object
-	metadata := pod.Get("metadata")
+	top := request.Object.Fields("metadata", "spec")
+	metadata, spec := top["metadata"], top["spec"]
 	found := readAnnotations(metadata)
 	// The short-lived pod by which KubeVirt gets a volume provisioned before the
 	// VM starts runs no guest.
@@ -26,23 +26,25 @@ func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
 		return admission.Allow(), nil
 	}
 
-	before, err := r.patches.Outline(pod)
+	fields := spec.Fields("initContainers", "containers", "volumes", "hostNetwork", "hostPID", "shareProcessNamespace")
+	onlyAdds := r.patches.OnlyAdds(fields)
+	before, err := r.patches.Outline(metadata, spec, onlyAdds)
 	if err != nil {
 		return admission.Verdict{}, err
 	}
 	before["metadata"] = outlineOfMetadata(metadata, found, before)
-	isInjected := found.text(annotation.Injected) == "true" && r.patches.IsIn(pod)
-	if reason := forbidden(pod, isInjected); reason != "" {
+	isInjected := found.text(annotation.Injected) == "true" && r.patches.IsIn(fields["initContainers"], fields["containers"])
+	if reason := forbidden(fields, isInjected); reason != "" {
 		return r.refuse(request, reason), nil
 	}
-	owner, isOwned := instanceOf(pod)
+	owner, isOwned := instanceOf(metadata)
 	if !isOwned {
 		return r.refuse(request, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
 	}
 	if isInjected {
 		// Another webhook may have changed the pod's QoS class since.
 		after := jsontree.Clone(before)
-		fitResources(pod, after, true)
+		fitResources(fields, after, true)
 		return admission.Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
 	}
 	meant, problems := found.understood()
@@ -56,12 +58,17 @@ func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
 
 	plain := jsontree.Clone(before)
 	takeAsMeant(plain, meant)
-	after, err := r.patches.Apply(plain)
+	after := plain
+	if onlyAdds {
+		after, err = r.patches.Add(plain, hasTokens(meant) || hasLimits(fields))
+	} else {
+		after, err = r.patches.Apply(plain)
+	}
 	if err == nil {
 		err = setTokens(after, meant)
 	}
 	if err == nil {
-		fitResources(pod, after, false)
+		fitResources(fields, after, false)
 		err = annotate(after, owner, port, problems)
 	}
 	if err != nil {
@@ -181,18 +188,18 @@ func annotate(pod jsontree.Object, owner instance, port string, problems []strin
 // forbidden says why the sidecars must not be in this pod; empty when they may.
 // Nothing that KubeVirt renders is refused here: these are pods that somebody
 // made to look like it.
-func forbidden(pod jsontree.Value, isInjected bool) string {
+func forbidden(spec map[string]jsontree.Value, isInjected bool) string {
 	if !isInjected {
 		// Merged into a container that is there already, the patches would give
 		// their capabilities to its image and command.
 		for _, list := range []string{"initContainers", "containers"} {
-			for container := range pod.Get("spec", list).Elements() {
+			for container := range spec[list].Elements() {
 				if name := container.Get("name").String(); name == patchset.InitContainer || name == patchset.ServerContainer {
 					return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
 				}
 			}
 		}
-		for volume := range pod.Get("spec", "volumes").Elements() {
+		for volume := range spec["volumes"].Elements() {
 			if volume.Get("name").String() == patchset.TokenVolume {
 				return fmt.Sprintf("the volume name %s is reserved for the IMDS sidecars: rename the pod's own volume", patchset.TokenVolume)
 			}
@@ -201,7 +208,7 @@ func forbidden(pod jsontree.Value, isInjected bool) string {
 	// With the node's network, imds-init would wire the node. In a shared
 	// process namespace the other containers reach the token by /proc.
 	for _, field := range []string{"hostNetwork", "hostPID", "shareProcessNamespace"} {
-		if pod.Get("spec", field).IsTrue() {
+		if spec[field].IsTrue() {
 			return fmt.Sprintf("spec.%s is true: IMDS needs a pod with namespaces of its own", field)
 		}
 	}
@@ -215,8 +222,8 @@ type instance struct {
 
 // instanceOf reads the pod's controller. The labels would not do: KubeVirt
 // cuts the name there, or puts the hostname in its place.
-func instanceOf(pod jsontree.Value) (instance, bool) {
-	for owner := range pod.Get("metadata", "ownerReferences").Elements() {
+func instanceOf(metadata jsontree.Value) (instance, bool) {
+	for owner := range metadata.Get("ownerReferences").Elements() {
 		group, _, _ := strings.Cut(owner.Get("apiVersion").String(), "/")
 		if !owner.Get("controller").IsTrue() || group != "kubevirt.io" || owner.Get("kind").String() != "VirtualMachineInstance" {
 			continue

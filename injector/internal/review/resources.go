@@ -38,6 +38,19 @@ func readQuantities(container jsontree.Value) quantities {
 	return quantities{read(resources.Get("requests")), read(resources.Get("limits"))}
 }
 
+// hasLimits reports whether every container of the pod has a limit on CPU, or
+// every one on memory. Without, fitResources changes nothing.
+func hasLimits(spec map[string]jsontree.Value) bool {
+	cpu, memory := true, true
+	for _, list := range []string{"initContainers", "containers"} {
+		for container := range spec[list].Elements() {
+			limits := container.Get("resources", "limits")
+			cpu, memory = cpu && limits.Get("cpu") != nil, memory && limits.Get("memory") != nil
+		}
+	}
+	return cpu || memory
+}
+
 // fitResources gives the sidecars requests and limits that the pod's own
 // containers show to be right. A Guaranteed pod, which KubeVirt wants for
 // dedicated CPUs, must stay one. In any other, a LimitRange that takes KubeVirt's
@@ -45,11 +58,14 @@ func readQuantities(container jsontree.Value) quantities {
 // no limit is a larger multiple of its request. What the pod does not show, such
 // as a LimitRange with nothing but a minimum, is for a patch file of the
 // operator's.
-func fitResources(pod jsontree.Value, tree jsontree.Object, isInjected bool) {
+func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInjected bool) {
+	if !hasLimits(spec) {
+		return
+	}
 	var own []quantities
 	compute := -1
 	for _, list := range []string{"initContainers", "containers"} {
-		for container := range pod.Get("spec", list).Elements() {
+		for container := range spec[list].Elements() {
 			switch container.Get("name").String() {
 			case patchset.InitContainer, patchset.ServerContainer:
 				continue

@@ -9,17 +9,21 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
+func hasTokens(meant annotations) bool {
+	return meant.has(annotation.TokenExpirationSeconds) || meant.has(annotation.TokenAudiences)
+}
+
 // setTokens sets the lifetime of the tokens in the pod's token volume and adds
 // one token per audience, with the lifetime of the default token, at
 // audiences/0, audiences/1 and so on.
 func setTokens(pod jsontree.Object, meant annotations) error {
+	if !hasTokens(meant) {
+		return nil
+	}
 	lifetime := meant.text(annotation.TokenExpirationSeconds)
 	var audiences []string
 	if meant.has(annotation.TokenAudiences) {
 		audiences = annotation.Audiences(meant.text(annotation.TokenAudiences))
-	}
-	if lifetime == "" && audiences == nil {
-		return nil
 	}
 	projected, err := patchset.TokenProjection(pod)
 	if err != nil {

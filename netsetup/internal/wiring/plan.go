@@ -38,11 +38,11 @@ func (w Wiring) Redirected() bool { return w.RedirectPort != 0 }
 func Redirect(port uint16) Wiring { return Wiring{RedirectPort: port} }
 
 // Plan decides from the links of the pod and the name of the bridge to use.
-// Where bridgeName is empty the pod network's bridge is taken or, for a VM
-// without a pod network, the bridge with a guest that was made first. A bridge
-// counts only once a guest's tap is its port: before that KubeVirt is still
+// Where bridgeName is empty the preferred bridge is taken if it is there, or else
+// the pod network's or, for a VM without a pod network, the bridge with a guest
+// that was made first. A bridge counts only once a guest's tap is its port: before that KubeVirt is still
 // making it, and would hand on the endpoint's MAC if it were the only port.
-func Plan(links []Link, bridgeName string) Wiring {
+func Plan(links []Link, bridgeName, preferred string) Wiring {
 	var joinable []Wiring
 	var guestless []string
 	for _, link := range links {
@@ -58,6 +58,9 @@ func Plan(links []Link, bridgeName string) Wiring {
 	}
 	if len(joinable) == 0 {
 		return Wiring{Waiting: missing(bridgeName, guestless)}
+	}
+	if i := slices.IndexFunc(joinable, func(w Wiring) bool { return w.Bridge.Name == preferred }); i >= 0 {
+		return joinable[i]
 	}
 	return slices.MinFunc(joinable, byPreference)
 }

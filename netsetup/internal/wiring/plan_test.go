@@ -67,20 +67,39 @@ func TestPlan(t *testing.T) {
 			"", Wiring{Bridge: Link{Index: 10, Name: "k6t-eth0", Kind: "bridge", MTU: 1500}, Guests: []string{"tap0"}, MTU: 9000}},
 	} {
 		t.Run(c.scenario, func(t *testing.T) {
-			if got := Plan(c.links, c.bridgeName); !reflect.DeepEqual(got, c.want) {
+			if got := Plan(c.links, c.bridgeName, ""); !reflect.DeepEqual(got, c.want) {
 				t.Errorf("Plan:\n got %+v\nwant %+v", got, c.want)
 			}
 		})
 	}
 }
 
+func TestPreferredBridge(t *testing.T) {
+	links := append([]Link{lo, second, secondTap, secondNIC}, bridged...)
+	for preferred, want := range map[string]string{
+		"":                 "k6t-eth0",
+		"k6t-eth0":         "k6t-eth0",
+		"k6t-16477688c0e":  "k6t-16477688c0e", // though the pod network's is there
+		"k6t-not-there":    "k6t-eth0",
+		"k6t-net1":         "k6t-eth0",
+		"k6t-16477688c0e ": "k6t-eth0",
+	} {
+		if got := Plan(links, "", preferred).Bridge.Name; got != want {
+			t.Errorf("preferring %q: %s, want %s", preferred, got, want)
+		}
+	}
+	if got := Plan(links, "k6t-eth0", "k6t-16477688c0e").Bridge.Name; got != "k6t-eth0" {
+		t.Errorf("the user's bridge gives way to the preferred one: %s", got)
+	}
+}
+
 // The kernel lists links in no promised order.
 func TestPlanDoesNotDependOnTheOrderOfTheLinks(t *testing.T) {
 	links := append([]Link{lo, second, secondTap, secondNIC}, bridged...)
-	want := Plan(links, "")
+	want := Plan(links, "", "")
 	for range 100 {
 		rand.Shuffle(len(links), func(i, j int) { links[i], links[j] = links[j], links[i] })
-		if got := Plan(links, ""); !reflect.DeepEqual(got, want) {
+		if got := Plan(links, "", ""); !reflect.DeepEqual(got, want) {
 			t.Fatalf("Plan of %v:\n got %+v\nwant %+v", links, got, want)
 		}
 	}

@@ -13,21 +13,10 @@ import (
 // proxy, a web page or a trick can make it send. Every request passes it, to
 // whatever path.
 type guard struct {
-	// hosts are the values of Host that name this server.
-	hosts []string
+	// listen are the addresses and ports of this server.
+	listen []netip.AddrPort
 	// requireHeader makes /v1/ want the header "Metadata: true".
 	requireHeader bool
-}
-
-func newGuard(listen []netip.AddrPort, requireHeader bool) guard {
-	g := guard{requireHeader: requireHeader}
-	for _, addr := range listen {
-		if addr.Port() == 80 {
-			g.hosts = append(g.hosts, strings.TrimSuffix(addr.String(), ":80"))
-		}
-		g.hosts = append(g.hosts, addr.String())
-	}
-	return g
 }
 
 // check returns the first reason to refuse a request, or nil.
@@ -55,14 +44,29 @@ func (g guard) checkMethod(r *http.Request) *problem {
 	return methodNotAllowed.because("the method %s is not served, use GET or HEAD", quote.Text(r.Method))
 }
 
-// checkForwarded refuses what came through a proxy: somebody else asks.
+// checkForwarded refuses what came through a proxy: somebody else may ask.
 func (g guard) checkForwarded(r *http.Request) *problem {
-	for _, name := range [...]string{"X-Forwarded-For", "Forwarded", "X-Real-Ip"} {
-		if _, present := r.Header[name]; present {
-			return forwardedRequest.because("the header %s says that a proxy sent this request; ask from inside the VM and without a proxy (curl --noproxy '*')", name)
+	for name := range r.Header {
+		if isProxyHeader(name) {
+			return forwardedRequest.because("the header %s says that a proxy sent this request; ask from inside the VM and without a proxy (curl --noproxy '*')", quote.Text(name))
 		}
 	}
 	return nil
+}
+
+// isProxyHeader tells whether a header is one that proxies add and that a client
+// adds for nobody but a proxy. Those of RFC 9110 (Via), 7239 (Forwarded) and 8586
+// (CDN-Loop) come first, then those of common programs and networks:
+// X-Forwarded-Host, X-Original-URL, True-Client-IP, CF-Connecting-IP and so on.
+func isProxyHeader(name string) bool {
+	switch name {
+	case "Via", "Forwarded", "Cdn-Loop", "Forwarded-For", "X-Real-Ip", "X-Rewrite-Url", "Proxy-Connection":
+		return true
+	}
+	return strings.HasPrefix(name, "X-Forwarded") ||
+		strings.HasPrefix(name, "X-Original-") ||
+		strings.HasSuffix(name, "Client-Ip") ||
+		strings.HasSuffix(name, "-Connecting-Ip")
 }
 
 // checkHost refuses names that somebody pointed at this address: a web page in
@@ -72,11 +76,19 @@ func (g guard) checkHost(r *http.Request) *problem {
 	if r.Host == "" && !r.ProtoAtLeast(1, 1) {
 		return nil
 	}
-	named := withoutZone(r.Host)
-	if slices.ContainsFunc(g.hosts, func(host string) bool { return strings.EqualFold(host, named) }) {
+	if named, ok := parseHost(r.Host); ok && slices.Contains(g.listen, named) {
 		return nil
 	}
-	return foreignHost.because("the host %s is not this service; ask for http://%s", quote.Text(r.Host), strings.Join(g.hosts, " or http://"))
+	return foreignHost.because("the host %s is not this service; ask for %s", quote.Text(r.Host), g.urls())
+}
+
+// urls lists the URLs of this server.
+func (g guard) urls() string {
+	var urls []string
+	for _, addr := range g.listen {
+		urls = append(urls, "http://"+strings.TrimSuffix(addr.String(), ":80"))
+	}
+	return strings.Join(urls, " or ")
 }
 
 // checkBrowser refuses what a web page asks for.

@@ -3,7 +3,6 @@ package api
 import (
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -27,6 +26,7 @@ var refusedAlways = map[string]struct {
 	"x-forwarded-for, in small":     {"GET PATH HTTP/1.1\r\nHost: HOST\r\nx-forwarded-for: 203.0.113.7\r\n\r\n", forwardedRequest, "proxy"},
 	"Forwarded":                     {"GET PATH HTTP/1.1\r\nHost: HOST\r\nForwarded: for=203.0.113.7\r\n\r\n", forwardedRequest, "proxy"},
 	"X-Real-IP":                     {"GET PATH HTTP/1.1\r\nHost: HOST\r\nX-Real-IP: 203.0.113.7\r\n\r\n", forwardedRequest, "proxy"},
+	"via, in small":                 {"GET PATH HTTP/1.1\r\nHost: HOST\r\nvia: 1.1 proxy\r\n\r\n", forwardedRequest, "proxy"},
 	"Host evil.example":             {"GET PATH HTTP/1.1\r\nHost: evil.example\r\n\r\n", foreignHost, "http://HOST"},
 	"Host with another port":        {"GET PATH HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n", foreignHost, "http://HOST"},
 	"Host without the port":         {"GET PATH HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", foreignHost, "http://HOST"},
@@ -137,53 +137,86 @@ func TestRequiredHeader(t *testing.T) {
 	}
 }
 
-func TestHostsThatNameTheServer(t *testing.T) {
-	tests := map[string][]string{
-		"169.254.169.254:80":    {"169.254.169.254", "169.254.169.254:80"},
-		"169.254.169.254:8080":  {"169.254.169.254:8080"},
-		"[fd00:ec2::254]:80":    {"[fd00:ec2::254]", "[fd00:ec2::254]:80"},
-		"[fe80::a9fe:a9fe]:443": {"[fe80::a9fe:a9fe]:443"},
-	}
-	for listen, want := range tests {
-		t.Run(listen, func(t *testing.T) {
-			if got := newGuard([]netip.AddrPort{netip.MustParseAddrPort(listen)}, false).hosts; !slices.Equal(got, want) {
-				t.Errorf("got hosts %q, want %q", got, want)
-			}
-		})
+// Headers that proxies add, each alone.
+func TestProxyHeaders(t *testing.T) {
+	for _, name := range []string{
+		"Via", "Forwarded", "CDN-Loop", // RFC 9110, 7239, 8586
+		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Server", // Apache, Traefik, Envoy
+		"X-Forwarded-Prefix", "X-Forwarded-Scheme", "X-Forwarded-Ssl", "X-Forwarded", "Forwarded-For",
+		"X-Real-IP", "X-Original-URI", "X-Original-Forwarded-For", // nginx
+		"X-Original-URL", "X-Original-Host", "X-Rewrite-URL", // IIS, Azure's Application Gateway
+		"Client-IP", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "Fastly-Client-IP", "CF-Connecting-IP", // load balancers, CDNs
+		"Proxy-Connection", // the client's, to a proxy that passes it on
+	} {
+		r := &http.Request{Header: http.Header{}}
+		r.Header.Set(name, "x")
+		if p := (guard{}).checkForwarded(r); p == nil || p.kind != forwardedRequest || !strings.Contains(strings.ToLower(p.Detail), strings.ToLower(name)) {
+			t.Errorf("%s: %+v, want it refused and named", name, p)
+		}
 	}
 }
 
-// The zone of a link-local address is the guest's business.
-func TestZoneInHost(t *testing.T) {
-	const ours = "[fe80::a9fe:a9fe]"
-	g := newGuard([]netip.AddrPort{netip.MustParseAddrPort("169.254.169.254:80"), netip.MustParseAddrPort("[fe80::a9fe:a9fe]:80")}, false)
-	for host, named := range map[string]bool{
-		"169.254.169.254":                     true,
-		"169.254.169.254:80":                  true,
-		ours:                                  true,
-		ours + ":80":                          true,
-		"[FE80::A9FE:A9FE]":                   true,
-		"[fe80::a9fe:a9fe%eth0]":              true,
-		"[fe80::a9fe:a9fe%25eth0]":            true,
-		"[FE80::A9FE:A9FE%25enp1s0.100]:80":   true,
-		"[fe80::a9fe:a9fe%4]":                 true,
-		"fe80::a9fe:a9fe":                     false,
-		ours + ":8080":                        false,
-		"[fe80::a9fe:a9fe%eth0]:8080":         false,
-		"[fe80::a9fe:a9fe%]":                  false,
-		"[fe80::a9fe:a9fe%eth0":               false,
-		"[fe80::a9fe:a9fe%eth0].evil.example": false,
-		"[fe80::a9fe:a9fe%eth0]evil.example":  false,
-		"[fe80::a9fe:a9fe%.evil.example/]":    false,
-		"[fe80::1%eth0]":                      false,
-		"169.254.169.254%eth0":                false,
-		"[::ffff:169.254.169.254]":            false,
-		"fe80::a9fe:a9fe%eth0.evil.example":   false,
-		"[fe80::.evil.example%eth0]":          false,
+// Headers of clients that are near to those of proxies.
+func TestNoProxyHeaders(t *testing.T) {
+	r := &http.Request{Header: http.Header{}}
+	for _, name := range []string{
+		"Connection", "Keep-Alive", "TE", "Upgrade", "Cache-Control", "Pragma", "Authorization", "User-Agent", "Accept-Encoding",
+		"X-Request-Id", "Traceparent", "Baggage", "X-B3-Traceid", "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", // tracing
+		"X-Ms-Client-Request-Id", "X-Client-SKU", "X-Client-Ver", "X-Goog-Api-Client", "Amz-Sdk-Request", "X-Aws-Ec2-Metadata-Token", // SDKs
 	} {
-		r := &http.Request{Method: http.MethodGet, Host: host, ProtoMajor: 1, ProtoMinor: 1}
-		if p := g.checkHost(r); (p == nil) != named {
-			t.Errorf("host %q: %+v, want it to be ours: %t", host, p, named)
+		r.Header.Set(name, "x")
+	}
+	if p := (guard{}).checkForwarded(r); p != nil {
+		t.Errorf("an honest client is refused: %+v", p)
+	}
+}
+
+// A Host is an address and a port, in whatever way a client writes them. Names,
+// and what some resolvers make an address of, are foreign.
+func TestHosts(t *testing.T) {
+	listen := []netip.AddrPort{netip.MustParseAddrPort("169.254.169.254:80"), netip.MustParseAddrPort("[fe80::a9fe:a9fe]:80")}
+	const others = "[fd00:ec2::254]:8080"
+	tests := map[string][]string{
+		"169.254.169.254:80": {
+			"169.254.169.254", "169.254.169.254:80", "169.254.169.254:080",
+		},
+		"[fe80::a9fe:a9fe]:80": {
+			"[fe80::a9fe:a9fe]", "[fe80::a9fe:a9fe]:80", "[FE80::A9FE:A9FE]",
+			"[fe80::a9fe:a9fe%eth0]", "[fe80::a9fe:a9fe%25eth0]", "[FE80::A9FE:A9FE%25enp1s0.100]:80", "[fe80::a9fe:a9fe%4]", // Python's http.client
+			"fe80::a9fe:a9fe%eth0", "fe80::a9fe:a9fe%25eth0", "fe80::a9fe:a9fe%4", "fe80::a9fe:a9fe%eth0:80", "fe80::a9fe:a9fe", // aiohttp 3.8
+			"[fe80:0:0:0:0:0:a9fe:a9fe]", "[fe80:0:0:0:0:0:a9fe:a9fe]:80", "[fe80:0:0:0:0:0:a9fe:a9fe%eth0]", // Java
+			"[fe80:0000:0000:0000:0000:0000:a9fe:a9fe]", "[fe80::0:a9fe:a9fe]", "[fe80::169.254.169.254]",
+		},
+		others: {others, "[FD00:EC2:0:0::254]:8080"},
+		"": {
+			"", " ", ":80", "[]", "[]:80", "[", "]", "%", "localhost", "evil.example", "evil.example:80", "metadata.google.internal",
+			"169.254.169.254.evil.example", "evil.example.169.254.169.254", "169-254-169-254.evil.example", "169.254.169.254:80.evil.example",
+			"169.254.169.254.", "169.254.169.254.:80", "2852039166", "0xa9fea9fe", "0xa9.0xfe.0xa9.0xfe", "0251.0376.0251.0376",
+			"169.254.43518", "169.254.169.0254", "169.254.169.254%eth0", "[169.254.169.254]", "[169.254.169.254]:80", "169.254.169.254/",
+			"169.254.169.254:8080", "169.254.169.254:0", "169.254.169.254:65616", "169.254.169.254:+80", "169.254.169.254:http", "169.254.169.254:80:80",
+			"169.254.169.253", "127.0.0.1", "0.0.0.0",
+			"[::ffff:169.254.169.254]", "::ffff:169.254.169.254", "[::ffff:a9fe:a9fe]:80", "[::169.254.169.254]", "[64:ff9b::169.254.169.254]",
+			"[fe80::a9fe:a9fe]:8080", "[fe80::a9fe:a9fe%eth0]:8080", "fe80::a9fe:a9fe%eth0:8080", "fe80::a9fe:a9fe:80",
+			"[fe80::a9fe:a9fe%]", "fe80::a9fe:a9fe%", "[fe80::a9fe:a9fe%eth0", "fe80::a9fe:a9fe]", "[[fe80::a9fe:a9fe]]", "[fe80::a9fe:a9fe]80",
+			"[fe80::a9fe:a9fe%eth0].evil.example", "[fe80::a9fe:a9fe%eth0]evil.example", "[fe80::a9fe:a9fe%.evil.example/]",
+			"[fe80::a9fe:a9fe%eth0%eth1]", "[fe80::a9fe:a9fe]%eth0", "[fe80::1%eth0]", "[fe80::.evil.example%eth0]", "fe80::a9fe:a9fe%a b",
+			"[fd00:ec2::254]", "[fd00:ec2::254%eth0]:8080", "fd00:ec2::254:8080",
+		},
+	}
+	g := guard{listen: append(listen, netip.MustParseAddrPort(others))}
+	for ours, hosts := range tests {
+		for _, host := range hosts {
+			r := &http.Request{Method: http.MethodGet, Host: host, ProtoMajor: 1, ProtoMinor: 1}
+			p := g.checkHost(r)
+			if (p == nil) != (ours != "") {
+				t.Errorf("host %q: %+v, want it to be ours: %t", host, p, ours != "")
+			}
+			if p != nil && !strings.HasSuffix(p.Detail, " is not this service; ask for http://169.254.169.254 or http://[fe80::a9fe:a9fe] or http://[fd00:ec2::254]:8080") {
+				t.Errorf("host %q: the detail is %s", host, p.Detail)
+			}
+			if named, ok := parseHost(host); ours != "" && (!ok || named != netip.MustParseAddrPort(ours)) {
+				t.Errorf("host %q names %s, want %s", host, named, ours)
+			}
 		}
 	}
 }

@@ -45,7 +45,7 @@ type Handler struct {
 // NewHandler returns the API for the tokens. What it refuses it adds to refused.
 func NewHandler(settings Settings, tokens *token.Source, refused *refusals.Log) *Handler {
 	return &Handler{
-		guard:    newGuard(settings.Listen, settings.RequireHeader),
+		guard:    guard{listen: settings.Listen, requireHeader: settings.RequireHeader},
 		identity: marshalLine(settings.Identity),
 		tokens:   tokens,
 		refused:  refused,
@@ -79,22 +79,41 @@ func abandonBody(w http.ResponseWriter) {
 // route answers, or returns what is wrong with the request. A path has to be
 // written exactly as here.
 func (h *Handler) route(w http.ResponseWriter, r *http.Request) *problem {
-	switch r.URL.EscapedPath() {
+	switch path := r.URL.EscapedPath(); path {
 	case "/healthz":
-		return h.health(w)
+		return h.health(w, r)
 	case "/v1/token":
 		return h.token(w, r)
 	case "/v1/identity":
-		write(w, http.StatusOK, mediaJSON, h.identity)
-		return nil
+		return h.whoAmI(w, r)
 	default:
-		return notFound.because("there is no %s here; ask for /healthz, /v1/token or /v1/identity", quote.Text(r.URL.EscapedPath()))
+		return noSuchPath(path)
 	}
+}
+
+// azureIdentity is where each DefaultAzureCredential of Azure's SDKs looks for an
+// identity of the VM. A 404 means to them that it is being set up: they ask again,
+// for 15 s (npm's @azure/identity) or 100 s (azidentity for Go). A 403 with the
+// word "unreachable" means that this is not Azure, and they go on to the next
+// credential at once: Docker Desktop answers so. After a 400 azidentity would not
+// go on if AZURE_CLIENT_ID is set. Elsewhere a 404 is right: the SDKs of AWS and
+// Google give up at it, and it is all that cloudbase-init and Ignition take for no.
+const azureIdentity = "/metadata/identity/"
+
+func noSuchPath(path string) *problem {
+	kind, why := notFound, ""
+	if strings.HasPrefix(path, azureIdentity) {
+		kind, why = otherCloud, "Azure's metadata service is unreachable from this VM, "
+	}
+	return kind.because("%sthere is no %s here; ask for /healthz, /v1/token or /v1/identity", why, quote.Text(path))
 }
 
 var healthy = []byte("OK")
 
-func (h *Handler) health(w http.ResponseWriter) *problem {
+func (h *Handler) health(w http.ResponseWriter, r *http.Request) *problem {
+	if p := checkNoQuery(r); p != nil {
+		return p
+	}
 	if _, err := h.tokens.Default(); err != nil {
 		return tokenUnavailable.because("%v", err)
 	}
@@ -102,8 +121,16 @@ func (h *Handler) health(w http.ResponseWriter) *problem {
 	return nil
 }
 
+func (h *Handler) whoAmI(w http.ResponseWriter, r *http.Request) *problem {
+	if p := checkNoQuery(r); p != nil {
+		return p
+	}
+	write(w, http.StatusOK, mediaJSON, h.identity)
+	return nil
+}
+
 func (h *Handler) token(w http.ResponseWriter, r *http.Request) *problem {
-	audience, p := parseAudience(r.URL.RawQuery)
+	audience, p := parseAudience(r)
 	if p != nil {
 		return p
 	}

@@ -50,7 +50,7 @@ func TestToken(t *testing.T) {
 	server := newTestServer(t, map[string]string{"token": jwt}, false)
 	document := fmt.Sprintf("{\"token\":%q,\"expirationTimestamp\":%q}\n", jwt, expires.Format(time.RFC3339))
 	wantAnswer(t, server.get(t, "/v1/token"), "application/json", document)
-	wantAnswer(t, server.get(t, "/v1/token?unknown=1&other"), "application/json", document)
+	wantAnswer(t, server.get(t, "/v1/token?"), "application/json", document)
 	wantAnswer(t, server.send(t, "GET /v1/token HTTP/1.1\r\nHost: HOST\r\nAccept: application/jwt\r\n\r\n"), "application/jwt", jwt)
 	wantAnswer(t, server.send(t, "GET /v1/token HTTP/1.1\r\nHost: HOST\r\nAccept: text/plain\r\n\r\n"), "text/plain", jwt)
 }
@@ -59,8 +59,9 @@ func TestTokenForAnAudience(t *testing.T) {
 	primary, vault, url := freshJWT(apiServer), freshJWT("vault"), freshJWT("https://iam.example/a?b=c&d=e f+g")
 	server := newTestServer(t, map[string]string{"token": primary, "audiences/0": vault, "audiences/1": url}, false)
 	for query, want := range map[string]string{
-		"audience=vault":     vault,
-		"x=y&audience=vault": vault,
+		"audience=vault":   vault,
+		"&audience=vault&": vault,
+		"%61udience=vault": vault,
 		"audience=https%3A%2F%2Fiam.example%2Fa%3Fb%3Dc%26d%3De+f%2Bg": url,
 		"audience=" + apiServer: primary,
 	} {
@@ -107,6 +108,67 @@ func TestInvalidQuery(t *testing.T) {
 				t.Errorf("the detail says not %q: %s", remedy, detail)
 			}
 		})
+	}
+}
+
+// Whoever writes audience in another way must not get the token of the API server.
+func TestUnknownParameters(t *testing.T) {
+	jwt := freshJWT(apiServer)
+	server := newTestServer(t, map[string]string{"token": jwt, "audiences/0": freshJWT("vault")}, false)
+	for query, name := range map[string]string{
+		"aud=vault":                        `"aud"`,
+		"Audience=vault":                   `"Audience"`,
+		"audience%20=vault":                `"audience "`,
+		"audience[]=vault":                 `"audience[]"`,
+		"resource=https://vault.example":   `"resource"`,
+		"audience=vault&expiration=60":     `"expiration"`,
+		"audience=vault&Audience=other":    `"Audience"`,
+		"b=1&a=2":                          `"a"`,
+		"vault":                            `"vault"`,
+		"=vault":                           `""`,
+		strings.Repeat("x", 1000) + "=1":   `"` + strings.Repeat("x", 100) + `"...`,
+		"%3Cscript%3E%0A=" + "1":           `"<script>\n"`,
+		"api-version=2018-02-01&audience=": `"api-version"`,
+	} {
+		for path, remedy := range map[string]string{
+			"/v1/token":    "/v1/token?audience=A",
+			"/v1/identity": "leave it out",
+			"/healthz":     "leave it out",
+		} {
+			t.Run(path+"?"+query[:min(len(query), 40)], func(t *testing.T) {
+				answer := server.get(t, path+"?"+query)
+				detail := answer.wantProblem(t, invalidQuery)
+				if path == "/v1/token" && !strings.Contains(detail, "there is no parameter "+name+";") {
+					t.Errorf("the detail names not the parameter %s: %s", name, detail)
+				}
+				if !strings.Contains(detail, remedy) {
+					t.Errorf("the detail says not %q: %s", remedy, detail)
+				}
+				if len(answer.body) > 600 || strings.Contains(answer.body, jwt[:20]) {
+					t.Errorf("the answer is too long, or has a token: %s", answer.body)
+				}
+			})
+		}
+	}
+	server.get(t, "/healthz?audience=vault").wantProblem(t, invalidQuery)
+	server.get(t, "/v1/identity?%zz").wantProblem(t, invalidQuery)
+}
+
+// What makes the SDKs of Azure go on at once, see azureIdentity. tools/e2e/sdk
+// shows that it does.
+func TestAzureIsUnreachable(t *testing.T) {
+	server := newTestServer(t, map[string]string{"token": freshJWT(apiServer)}, true)
+	for _, request := range []string{
+		"/metadata/identity/oauth2/token",
+		"/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https%3A%2F%2Fvault.azure.net",
+		"/metadata/identity/info?api-version=2018-02-01",
+	} {
+		if detail := server.get(t, request).wantProblem(t, otherCloud); !strings.Contains(detail, "unreachable") {
+			t.Errorf("%s: the detail says not that Azure is unreachable: %s", request, detail)
+		}
+	}
+	for _, request := range []string{"/metadata/instance?api-version=2021-02-01", "/metadata/identity", "/metadata", "/x/metadata/identity/"} {
+		server.get(t, request).wantProblem(t, notFound)
 	}
 }
 
@@ -197,7 +259,7 @@ func TestHEADHasTheHeadersOfGET(t *testing.T) {
 	}
 }
 
-// A body is of no use here: it is answered like a request without, and ends the
+// A body is not read, so it must not seem to have said something. It ends the
 // connection.
 func TestRequestBodyEndsTheConnection(t *testing.T) {
 	server := newTestServer(t, map[string]string{"token": freshJWT(apiServer)}, false)
@@ -205,8 +267,9 @@ func TestRequestBodyEndsTheConnection(t *testing.T) {
 		request string
 		status  int
 	}{
-		"GET with a length":        {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\n\r\nhello", 200},
-		"GET in chunks":            {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 200},
+		"GET with the parameter":   {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 14\r\n\r\naudience=vault", 400},
+		"GET with a length":        {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\n\r\nhello", 400},
+		"GET in chunks":            {"GET /v1/token HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 400},
 		"POST of 10 GB":            {"POST /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 10000000000\r\n\r\n", 405},
 		"POST of what never comes": {"POST /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\n\r\n", 405},
 		"POST with 100-continue":   {"POST /v1/token HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", 405},

@@ -27,6 +27,7 @@ var (
 	browserRequest   = kind{"browser-request", http.StatusForbidden, "Request of a browser"}
 	headerRequired   = kind{"header-required", http.StatusForbidden, "Header required"}
 	notFound         = kind{"not-found", http.StatusNotFound, "Not found"}
+	otherCloud       = kind{"other-cloud", http.StatusForbidden, "Path of another cloud"}
 	invalidQuery     = kind{"invalid-query", http.StatusBadRequest, "Invalid query"}
 	unknownAudience  = kind{"unknown-audience", http.StatusNotFound, "Unknown audience"}
 	tokenUnavailable = kind{"token-unavailable", http.StatusServiceUnavailable, "Token unavailable"}

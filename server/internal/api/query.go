@@ -1,24 +1,27 @@
 package api
 
 import (
+	"maps"
+	"net/http"
 	"net/url"
+	"slices"
 
 	"github.com/example/kubevirt-imds/server/internal/quote"
 )
 
-// parseAudience returns the audience that a query asks for, empty if it asks for
-// none. A query that cannot be parsed is refused, or whoever asks for an audience
-// would get the default token.
-func parseAudience(query string) (string, *problem) {
-	if query == "" {
-		return "", nil
-	}
-	values, err := url.ParseQuery(query)
-	if err != nil {
-		return "", invalidQuery.because("the query %s is malformed; escape what is special in it (curl -G --data-urlencode audience=A)", quote.Text(query))
+// parseAudience returns the audience that a request asks for, empty if it asks for
+// none. Every other parameter is refused, or whoever misspells audience would get
+// the token for the API server.
+func parseAudience(r *http.Request) (string, *problem) {
+	values, p := parseQuery(r)
+	if p != nil {
+		return "", p
 	}
 	audiences, asked := values["audience"]
+	delete(values, "audience")
 	switch {
+	case len(values) > 0:
+		return "", invalidQuery.because("there is no parameter %s; the only one is audience (/v1/token?audience=A), leave it out for the default token", firstName(values))
 	case !asked:
 		return "", nil
 	case len(audiences) > 1:
@@ -28,4 +31,31 @@ func parseAudience(query string) (string, *problem) {
 	default:
 		return audiences[0], nil
 	}
+}
+
+// checkNoQuery refuses all parameters: nobody shall think that one had an effect.
+func checkNoQuery(r *http.Request) *problem {
+	values, p := parseQuery(r)
+	if p == nil && len(values) > 0 {
+		p = invalidQuery.because("there is no parameter %s; this path has none, leave it out", firstName(values))
+	}
+	return p
+}
+
+// parseQuery returns the parameters of a request. In a body (curl -X GET -d
+// audience=A) they would go unseen.
+func parseQuery(r *http.Request) (url.Values, *problem) {
+	if r.ContentLength != 0 {
+		return nil, invalidQuery.because("the request has a body, which is not read; write parameters into the URL (curl -G --data-urlencode audience=A)")
+	}
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, invalidQuery.because("the query %s is malformed; escape what is special in it (curl -G --data-urlencode audience=A)", quote.Text(r.URL.RawQuery))
+	}
+	return values, nil
+}
+
+// firstName quotes one of the parameters, the same each time.
+func firstName(values url.Values) string {
+	return quote.Text(slices.Min(slices.Collect(maps.Keys(values))))
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"time"
 )
@@ -12,11 +13,12 @@ import (
 // claims is what the server needs to know of a JWT.
 type claims struct {
 	expires   time.Time
+	notBefore time.Time // zero if the token does not say
 	audiences []string
 }
 
-// latestExpiry is the last second that RFC 3339 can write: 9999-12-31T23:59:59Z.
-const latestExpiry = 253402300799
+// latestDate is the last second that RFC 3339 can write: 9999-12-31T23:59:59Z.
+const latestDate = 253402300799
 
 // parseJWT reads the compact serialization of a signed JWT (RFC 7519, RFC 7515
 // section 3.1). It does not check the signature: the server has no key, the
@@ -61,27 +63,33 @@ func parsePayload(payload []byte) (claims, error) {
 	if err := json.Unmarshal(payload, &members); err != nil {
 		return claims{}, errors.New("its payload is not a JSON object")
 	}
-	expires, err := parseExpiry(members["exp"])
+	expires, err := parseDate(members, "exp")
 	if err != nil {
 		return claims{}, err
+	}
+	var notBefore time.Time
+	if _, present := members["nbf"]; present {
+		if notBefore, err = parseDate(members, "nbf"); err != nil {
+			return claims{}, err
+		}
 	}
 	audiences, err := parseAudiences(members["aud"])
 	if err != nil {
 		return claims{}, err
 	}
-	return claims{expires: expires, audiences: audiences}, nil
+	return claims{expires: expires, notBefore: notBefore, audiences: audiences}, nil
 }
 
-// parseExpiry reads a NumericDate (RFC 7519 section 2): seconds since 1970, with
-// a fraction perhaps, which is cut off so that no token is said to live longer
-// than it does.
-func parseExpiry(member json.RawMessage) (time.Time, error) {
+// parseDate reads a claim that is a NumericDate (RFC 7519 section 2): seconds since
+// 1970, with a fraction perhaps, which is cut off so that no token is said to live
+// longer than it does.
+func parseDate(members map[string]json.RawMessage, name string) (time.Time, error) {
 	var seconds *float64
-	if json.Unmarshal(member, &seconds) != nil || seconds == nil {
-		return time.Time{}, errors.New(`its payload has no "exp" that is a number`)
+	if json.Unmarshal(members[name], &seconds) != nil || seconds == nil {
+		return time.Time{}, fmt.Errorf("its payload has no %q that is a number", name)
 	}
-	if *seconds < 0 || *seconds > latestExpiry {
-		return time.Time{}, errors.New(`the "exp" of its payload is not between the years 1970 and 9999`)
+	if *seconds < 0 || *seconds > latestDate {
+		return time.Time{}, fmt.Errorf("the %q of its payload is not between the years 1970 and 9999", name)
 	}
 	return time.Unix(int64(math.Floor(*seconds)), 0).UTC(), nil
 }

@@ -18,6 +18,7 @@ func TestParseJWT(t *testing.T) {
 		expires   int64
 		audiences []string
 	}{
+		"a time to begin":             {`{"aud":"a","nbf":1700000000,"exp":1800000000}`, exp, []string{"a"}},
 		"audience is an array":        {`{"aud":["a","b"],"exp":1800000000}`, exp, []string{"a", "b"}},
 		"audience is a string":        {`{"aud":"a","exp":1800000000}`, exp, []string{"a"}},
 		"expiry with a fraction":      {`{"aud":"a","exp":1800000000.999}`, exp, []string{"a"}},
@@ -76,6 +77,9 @@ func TestParseJWTRefuses(t *testing.T) {
 		"audience is a number":         {payload(`{"aud":1,"exp":1800000000}`), `"aud"`},
 		"an audience is a number":      {payload(`{"aud":["a",1],"exp":1800000000}`), `"aud"`},
 		"an audience is null":          {payload(`{"aud":["a",null],"exp":1800000000}`), `"aud"`},
+		"not before is null":           {payload(`{"aud":"a","exp":1800000000,"nbf":null}`), `"nbf"`},
+		"not before is a string":       {payload(`{"aud":"a","exp":1800000000,"nbf":"1"}`), `"nbf"`},
+		"not before is after 9999":     {payload(`{"aud":"a","exp":1800000000,"nbf":1e300}`), "9999"},
 		"only another spelling of exp": {payload(`{"aud":"a","Exp":1800000000}`), `"exp"`},
 	}
 	for name, test := range tests {
@@ -128,7 +132,7 @@ func FuzzParseJWT(f *testing.F) {
 				t.Errorf("accepted with the part %q, which is not base64url", part)
 			}
 		}
-		if seconds := token.expires.Unix(); seconds < 0 || seconds > latestExpiry {
+		if seconds := token.expires.Unix(); seconds < 0 || seconds > latestDate {
 			t.Errorf("accepted with an expiry at %d", seconds)
 		}
 		if len(token.audiences) == 0 {

@@ -154,6 +154,29 @@ func TestTokenExpiresWhileTheServerRuns(t *testing.T) {
 	}
 }
 
+// A token that the API server has just made is served though the node's clock is
+// somewhat behind; one that is not valid for a while is not, and says so once.
+func TestTokenThatIsNotValidYet(t *testing.T) {
+	issued := time.Now().Truncate(time.Second)
+	jwt := tokentest.Encode(`{"alg":"none"}`, fmt.Sprintf(`{"aud":%q,"nbf":%d,"exp":%d}`, apiServer, issued.Unix(), issued.Add(time.Hour).Unix()), "signature")
+	volume := tokentest.NewVolume(t, map[string]string{"token": jwt})
+	now := issued.Add(-5*time.Minute - time.Second)
+	source, log := newTestSource(volume.TokenPath(), func() time.Time { return now })
+
+	reason := "not valid before " + issued.UTC().Format(time.RFC3339)
+	wantUnavailable(t, source, reason)
+	now = now.Add(time.Second / 2)
+	wantUnavailable(t, source, reason)
+	if _, err := source.ForAudience(apiServer); err == nil || !strings.Contains(err.Error(), reason) {
+		t.Errorf("got error %v, want that it is not valid yet", err)
+	}
+	if lines := strings.Count(log.String(), "\n"); lines != 1 {
+		t.Errorf("logged %d lines for one state, want 1:\n%s", lines, log)
+	}
+	now = issued.Add(-5 * time.Minute)
+	wantDefault(t, source, jwt)
+}
+
 func TestMissingTokenIsNotServedFromMemory(t *testing.T) {
 	jwt := freshJWT(apiServer)
 	volume := tokentest.NewVolume(t, map[string]string{"token": jwt})

@@ -41,11 +41,20 @@ func (t *Token) isFor(audience string) bool {
 	return slices.Contains(t.audiences, audience)
 }
 
-// validAt returns an error if the token has expired by now. RFC 7519 section
+// clockSkew is how far the node's clock may be behind that of the API server,
+// which stamps "nbf" with its own time: a token that the API server accepts is not
+// kept back for that. Kubernetes allows its nodes as much: it dates the kubelet's
+// certificates back by five minutes.
+const clockSkew = 5 * time.Minute
+
+// validAt returns an error if the token is not valid by now. RFC 7519 section
 // 4.1.4: it is not valid on its expiry either.
 func (t *Token) validAt(now time.Time) error {
-	if now.Before(t.expires) {
-		return nil
+	if !now.Before(t.expires) {
+		return fmt.Errorf("the token expired at %s by the node's clock; the kubelet renews it, see the events of the pod", t.expires.Format(time.RFC3339))
 	}
-	return fmt.Errorf("the token expired at %s by the node's clock; the kubelet renews it, see the events of the pod", t.expires.Format(time.RFC3339))
+	if now.Add(clockSkew).Before(t.notBefore) {
+		return fmt.Errorf("the token is not valid before %s, and by the node's clock that is to come; set the node's clock", t.notBefore.Format(time.RFC3339))
+	}
+	return nil
 }

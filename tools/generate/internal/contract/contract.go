@@ -1,5 +1,5 @@
 // Package contract is the one source of what the generated manifests state:
-// names, ports, paths, annotations and resources. The binaries have constants of
+// names, ports, paths and resources; the annotations are in injector/annotation. The binaries have constants of
 // their own, since they share no code; the tests of tools/generate run them on
 // the rendered manifests to show that both say the same.
 package contract
@@ -24,50 +24,23 @@ const (
 	MutateVirtualMachineInstancePath = "/mutate-virtualmachineinstance"
 )
 
-// Annotations. The first three are the webhook's to write, on the pod, and the
-// next three on the VirtualMachineInstance.
-const (
-	AnnotationDomain = "imds.kubevirt.io"
-	AnnotationPrefix = AnnotationDomain + "/"
-
-	Injected = AnnotationPrefix + "injected"
-	VMName   = AnnotationPrefix + "vm-name"
-	VMIUID   = AnnotationPrefix + "vmi-uid"
-
-	RedirectPort      = AnnotationPrefix + "redirect-port"
-	VerdictWiring     = "verdict." + AnnotationPrefix + "wiring"
-	VerdictBridgeName = "verdict." + AnnotationPrefix + "bridge-name"
-
-	Enabled                = AnnotationPrefix + "enabled"
-	Network                = AnnotationPrefix + "network"
-	BridgeName             = AnnotationPrefix + "bridge-name"
-	TokenAudiences         = AnnotationPrefix + "token-audiences"
-	TokenExpirationSeconds = AnnotationPrefix + "token-expiration-seconds"
-	RequireHeader          = AnnotationPrefix + "require-header"
-	HopLimit               = AnnotationPrefix + "hop-limit"
-)
-
-// UserAnnotations are those that a user may set.
-var UserAnnotations = []string{Enabled, Network, BridgeName, TokenAudiences, TokenExpirationSeconds, RequireHeader, HopLimit}
-
 // Sidecar is a container that the webhook adds to a VM's pod.
 type Sidecar struct {
 	// Name is the container's name and that of its binary in the image.
 	Name string
 	// UID is its user and its group.
 	UID int
-	// CPU and Memory are both requested and the limit: a pod with dedicated
-	// CPUs stays Guaranteed.
-	CPU, Memory string
+	// Requests and Limits are for a pod that is not Guaranteed.
+	Requests, Limits Resources
 }
 
-// The two sidecars. What they are given was measured under these limits: with
-// less CPU imds-init wires a guest in 190 ms instead of 8, and a flood by the
-// guest comes near the liveness probe's 5 s; imds-init peaks at 5 MB, imds-server
-// with a probe beside it at 13 MB, and up to 8 MB of socket buffers come on top.
+// Resources are quantities as Kubernetes writes them.
+type Resources struct{ CPU, Memory string }
+
+// The two sidecars. What they are given was measured under these limits.
 var (
-	Init   = Sidecar{Name: "imds-init", UID: 0, CPU: "50m", Memory: "16Mi"}
-	Server = Sidecar{Name: "imds-server", UID: 65532, CPU: "50m", Memory: "32Mi"}
+	Init   = Sidecar{Name: "imds-init", UID: 0, Requests: Resources{"5m", "8Mi"}, Limits: Resources{"200m", "16Mi"}}
+	Server = Sidecar{Name: "imds-server", UID: 65532, Requests: Resources{"5m", "8Mi"}, Limits: Resources{"200m", "32Mi"}}
 )
 
 // Where imds-server finds its token, and where it listens.

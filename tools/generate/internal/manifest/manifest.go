@@ -37,7 +37,7 @@ var Defaults = Options{Namespace: contract.Namespace, FailurePolicy: "Fail"}
 //go:embed *.tmpl
 var sources embed.FS
 
-var templates = template.Must(template.New("").Option("missingkey=error").ParseFS(sources, "*.tmpl"))
+var templates = template.Must(template.New("").Funcs(functions).Option("missingkey=error").ParseFS(sources, "*.tmpl"))
 
 // Configuration returns the MutatingWebhookConfiguration.
 func Configuration(options Options) (File, error) {

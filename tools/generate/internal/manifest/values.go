@@ -1,6 +1,26 @@
 package manifest
 
-import "github.com/example/kubevirt-imds/tools/generate/internal/contract"
+import (
+	"fmt"
+	"slices"
+	"text/template"
+
+	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
+)
+
+// functions name an annotation by what is behind its prefix.
+var functions = template.FuncMap{
+	"annotation": func(name string) (string, error) { return known(annotation.Prefix + name) },
+	"verdict":    func(name string) (string, error) { return known(annotation.VerdictPrefix + name) },
+}
+
+func known(name string) (string, error) {
+	if !slices.Contains(annotation.All(), name) {
+		return "", fmt.Errorf("no annotation %s", name)
+	}
+	return name, nil
+}
 
 // values is what the templates may name.
 func values(options Options) map[string]any {
@@ -14,20 +34,10 @@ func values(options Options) map[string]any {
 		"MutateVirtualMachinePath":         contract.MutateVirtualMachinePath,
 		"MutateVirtualMachineInstancePath": contract.MutateVirtualMachineInstancePath,
 
-		"AnnotationDomain":       contract.AnnotationDomain,
-		"AnnotationPrefix":       contract.AnnotationPrefix,
-		"UserAnnotations":        contract.UserAnnotations,
-		"VerdictWiring":          contract.VerdictWiring,
-		"VerdictBridgeName":      contract.VerdictBridgeName,
-		"Enabled":                contract.Enabled,
-		"VMName":                 contract.VMName,
-		"VMIUID":                 contract.VMIUID,
-		"RedirectPort":           contract.RedirectPort,
-		"BridgeName":             contract.BridgeName,
-		"TokenAudiences":         contract.TokenAudiences,
-		"TokenExpirationSeconds": contract.TokenExpirationSeconds,
-		"RequireHeader":          contract.RequireHeader,
-		"HopLimit":               contract.HopLimit,
+		"AnnotationDomain":   annotation.Domain,
+		"AnnotationPrefix":   annotation.Prefix,
+		"UserAnnotations":    annotation.ByUser(),
+		"VerdictAnnotations": annotation.Verdict(),
 
 		"Init":         contract.Init,
 		"Server":       contract.Server,
