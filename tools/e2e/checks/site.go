@@ -18,9 +18,8 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
 )
 
-// tenant is the namespace of the VMs.
 const (
-	tenant     = "kubevirt-imds-e2e"
+	tenant     = "kubevirt-imds-e2e" // the namespace of the VMs
 	namespaces = "/api/v1/namespaces"
 )
 

@@ -25,8 +25,6 @@ const (
 	wiringAnnotation  = "verdict." + prefix + "wiring"
 	networkAnnotation = prefix + "network"
 	migrationJobName  = "kubevirt.io/migrationJobName"
-	masqueradeBridge  = "istio.io/reroute-virtual-interfaces"
-	masqueradeBridges = "traffic.sidecar.istio.io/kubevirtInterfaces"
 )
 
 // bindings of the VMs that an upgrade finds, with the verdict of this version's webhook.
@@ -300,8 +298,8 @@ func (u *upgrade) render(t *suite.T, vmi *instance) *corev1.Pod {
 	pod := launcherPod(t, u.site, "masquerade")
 	delete(pod.Annotations, enabledAnnotation)
 	if firstInterface(vmi)["masquerade"] == nil {
-		delete(pod.Annotations, masqueradeBridge)
-		delete(pod.Annotations, masqueradeBridges)
+		delete(pod.Annotations, "istio.io/reroute-virtual-interfaces")
+		delete(pod.Annotations, "traffic.sidecar.istio.io/kubevirtInterfaces")
 	}
 	maps.Copy(pod.Annotations, vmi.Annotations)
 	pod.Annotations["kubevirt.io/domain"] = vmi.Name
