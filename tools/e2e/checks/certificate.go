@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"time"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -52,28 +51,18 @@ func (in *installation) servedCertificates(ctx context.Context, pods []corev1.Po
 	return serials, nil
 }
 
-// awaitOtherCertificates asks the pods again and again, which do not tell by themselves, until none shows the
-// certificate that it showed before.
+// awaitOtherCertificates returns when no pod shows the certificate that it showed before.
 func (in *installation) awaitOtherCertificates(ctx context.Context, pods []corev1.Pod, before map[string]string) error {
-	const pause = 100 * time.Millisecond
-	deadline := time.Now().Add(patience)
-	for {
+	return kube.Poll(ctx, patience, func(ctx context.Context) (string, error) {
 		now, err := in.servedCertificates(ctx, pods)
 		if err != nil {
-			return err
+			return "", err
 		}
-		same := 0
 		for name, serial := range now {
 			if serial == before[name] {
-				same++
+				return "pod " + name + " still serves the old certificate", nil
 			}
 		}
-		if same == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%d of %d pods still serve the old certificate", same, len(pods))
-		}
-		time.Sleep(pause)
-	}
+		return "", nil
+	})
 }

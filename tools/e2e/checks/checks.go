@@ -39,7 +39,7 @@ func Run(ctx context.Context, options Options) (err error) {
 		choice = append(choice, certManager, manual)
 		s, err = openSite(ctx, options.Cluster, options.Out)
 	} else {
-		s, err = openForeignSite(ctx, options.Kubeconfig)
+		s, err = openForeignSite(ctx, reaching(options.Kubeconfig), nil)
 	}
 	if err != nil {
 		return err
@@ -48,6 +48,16 @@ func Run(ctx context.Context, options Options) (err error) {
 	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
 
 	results := suite.New(options.Out, options.Filter, suite.ByProof)
+	s.check(ctx, choice, results, options)
+	if s.cluster != nil && ctx.Err() == nil {
+		results.Run(ctx, "upgrade", upgradeChecks(ctx, s, options.Out))
+		results.Run(ctx, "kubeconfig", foreignChecks(s))
+	}
+	return results.Finish()
+}
+
+// check installs each overlay, does the checks that are selected, and deletes it.
+func (s *site) check(ctx context.Context, choice []overlay, results *suite.Suite, options Options) {
 	installations := selectInstallations(ctx, s, choice, results)
 	for i, in := range installations {
 		in.run(ctx, results)
@@ -62,7 +72,6 @@ func Run(ctx context.Context, options Options) (err error) {
 			break
 		}
 	}
-	return results.Finish()
 }
 
 // selectInstallations returns an installation of each overlay of which at least one check is to be run.

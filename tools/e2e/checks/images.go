@@ -22,14 +22,14 @@ var images = []struct {
 	{"kubevirt-imds-webhook", "/imds-webhook", map[string]string{"imds-webhook": "./injector"}},
 }
 
-// loadImages builds the images and gives them to the node.
-func (s *site) loadImages(ctx context.Context, out io.Writer) error {
+// loadImages builds the images of a repository and gives them to the node, with a tag.
+func (s *site) loadImages(ctx context.Context, out io.Writer, repository, tag string) error {
 	begin := time.Now()
 	for _, made := range images {
-		fmt.Fprintf(out, "building the image %s\n", made.name)
-		root := filepath.Join(s.folder, "images", made.name)
+		fmt.Fprintf(out, "building the image %s:%s\n", made.name, tag)
+		root := filepath.Join(s.folder, "images", tag, made.name)
 		for program, folder := range made.programs {
-			err := cluster.RunGo(ctx, s.repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w",
+			err := cluster.RunGo(ctx, repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w",
 				"-o", filepath.Join(root, program), folder)
 			if err != nil {
 				return err
@@ -39,8 +39,8 @@ func (s *site) loadImages(ctx context.Context, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		// What a container runtime takes a name without registry and tag for.
-		name := "docker.io/library/" + made.name + ":latest"
+		// What a container runtime takes a name without registry for; one without a tag is latest.
+		name := "docker.io/library/" + made.name + ":" + tag
 		_, err = image.Write(archive, name, image.Config{User: "65532:65532", Entrypoint: []string{made.entrypoint}}, os.DirFS(root))
 		if err := errors.Join(err, archive.Close()); err != nil {
 			return err

@@ -66,7 +66,7 @@ func (in *installation) refusesInstance(t *suite.T) {
 func (in *installation) leavesInstanceAlone(t *suite.T) {
 	for _, annotations := range []map[string]string{
 		{"example.org/owner": "team-a"},
-		{enabledAnnotation: "false", redirectAnnotation: "22", prefix + "hop-limit": "none"},
+		{enabledAnnotation: "false", redirectAnnotation: "22", hopLimitAnnotation: "none"},
 	} {
 		stored, err := kube.DryRun(t.Context(), in.api, instancesPath, newInstance("not-asked", "masquerade", annotations))
 		t.Check(err)

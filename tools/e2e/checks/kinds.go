@@ -3,7 +3,8 @@ package checks
 import (
 	"context"
 	_ "embed"
-	"time"
+
+	"github.com/example/kubevirt-imds/tools/e2e/kube"
 )
 
 //go:embed kinds.yaml
@@ -18,13 +19,10 @@ func (s *site) makeKinds(ctx context.Context) error {
 		return err
 	}
 	// A kind is established a moment before its objects can be listed, and nothing tells when they can.
-	const pause = 50 * time.Millisecond
-	deadline := time.Now().Add(patience)
-	for {
-		_, err := takeSnapshot(ctx, s.api)
-		if err == nil || time.Now().After(deadline) {
-			return err
+	return kube.Poll(ctx, patience, func(ctx context.Context) (string, error) {
+		if _, err := s.takeSnapshot(ctx); err != nil {
+			return err.Error(), nil
 		}
-		time.Sleep(pause)
-	}
+		return "", nil
+	})
 }

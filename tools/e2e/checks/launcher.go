@@ -2,6 +2,7 @@ package checks
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ const (
 
 	prefix             = "imds.kubevirt.io/"
 	enabledAnnotation  = prefix + "enabled"
+	hopLimitAnnotation = prefix + "hop-limit"
 	injectedAnnotation = prefix + "injected"
 )
 
@@ -32,22 +34,76 @@ func (s *site) launcherFolder() string {
 
 // launcherPod reads the virt-launcher pod of a case.
 func launcherPod(t *suite.T, s *site, name string) *corev1.Pod {
-	pod, err := readPod(filepath.Join(s.launcherFolder(), name+".pod.yaml"))
+	pod, err := s.readPod(name)
 	t.Check(err)
 	return pod
 }
 
-func readPod(path string) (*corev1.Pod, error) {
-	content, err := os.ReadFile(path)
+func (s *site) readPod(name string) (*corev1.Pod, error) {
+	tree, err := s.readCase(name)
+	if err != nil {
+		return nil, err
+	}
+	content, err := json.Marshal(tree)
 	if err != nil {
 		return nil, err
 	}
 	pod := new(corev1.Pod)
-	if err := yaml.Unmarshal(content, pod); err != nil {
+	if err := json.Unmarshal(content, pod); err != nil {
 		return nil, err
 	}
 	pod.Namespace = tenant
 	return pod, nil
+}
+
+// readCase reads the object of a case: NAME.pod.yaml or NAME.pod.json is all of it, NAME.yaml a JSON merge patch for
+// another one, or for base.
+func (s *site) readCase(name string) (map[string]any, error) {
+	whole, err := filepath.Glob(filepath.Join(s.launcherFolder(), name+".pod.*"))
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(s.launcherFolder(), name+".yaml")
+	if len(whole) > 0 {
+		path = whole[0]
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var tree map[string]any
+	if err := yaml.Unmarshal(content, &tree); err != nil || len(whole) > 0 || name == "base" {
+		return tree, err
+	}
+	from, given := tree["from"].(string)
+	if !given {
+		from = "base"
+	}
+	base, err := s.readCase(from)
+	if err != nil {
+		return nil, err
+	}
+	change, _ := tree["object"].(map[string]any)
+	return merge(base, change), nil
+}
+
+// merge applies a JSON merge patch (RFC 7386) to an object.
+func merge(object, change map[string]any) map[string]any {
+	if object == nil {
+		object = map[string]any{}
+	}
+	for name, value := range change {
+		switch value := value.(type) {
+		case nil:
+			delete(object, name)
+		case map[string]any:
+			member, _ := object[name].(map[string]any)
+			object[name] = merge(member, value)
+		default:
+			object[name] = value
+		}
+	}
+	return object
 }
 
 // podsPath is where the pods of the VMs are.

@@ -9,25 +9,43 @@ import (
 
 // outageChecks are about VMs while no replica of the webhook runs.
 func outageChecks(in *installation) []suite.Check {
-	return []suite.Check{
+	all := []suite.Check{
 		{Name: "outage/not-asked", Proves: "without the webhook, pods, VMs and instances that did not ask are created", Run: in.admitsOthersAlone},
 		{Name: "outage/asked", Proves: "without the webhook, those that asked are refused, and the message names it", Run: in.refusesAlone},
+		{Name: "outage/changes", Proves: "without the webhook, a VM that asked is stopped, labelled, given a finalizer, and declines", Run: in.changesAlone},
 		{Name: "outage/deletion", Proves: "without the webhook, a VM that asked can be deleted, finalizers and all", Run: in.deletesAlone},
-		{Name: "outage/end", Proves: "once the webhook is back, it admits", Run: in.recovers},
 	}
+	if in.cluster != nil { // where KubeVirt runs, an instance is a VM that starts
+		all = append(all, suite.Check{
+			Name: "outage/instance", Proves: "without the webhook, KubeVirt writes the status of an instance that asked, labels it, deletes it", Run: in.runsOnAlone})
+	}
+	if in.once {
+		all = append(all, suite.Check{
+			Name: "outage/large", Proves: "creating and updating a VM with 80,000 annotations that did not ask takes at most 3 times as long as without a webhook", Run: in.writesLarge})
+	}
+	return append(all, suite.Check{Name: "outage/end", Proves: "once the webhook is back, it admits", Run: in.recovers})
 }
 
-// leaving is a VM that asked while the webhook was there, and that a finalizer holds.
-const leaving = "leaving"
+// leaving is a VM, and an instance, that asked while the webhook was there. A finalizer holds the VM.
+const (
+	leaving          = "leaving"
+	holdingFinalizer = "kubevirt-imds.example/hold"
+)
 
 // beginOutage scales the webhook to zero.
 func (in *installation) beginOutage(ctx context.Context) error {
 	vm := newVM(leaving, "masquerade", map[string]string{enabledAnnotation: "true"})
-	vm.Finalizers = []string{"kubevirt-imds.example/hold"}
+	vm.Finalizers = []string{holdingFinalizer}
+	vm.Spec.RunStrategy = "Manual" // KubeVirt, where it runs, starts nothing
 	if _, err := kube.Create(ctx, in.api, virtualMachinesPath, vm); err != nil {
 		return err
 	}
 	in.undo = append(in.undo, in.deleteLeaving)
+	if in.cluster != nil {
+		if _, err := createUndo(ctx, in, instancesPath, newInstance(leaving, "masquerade", vm.Annotations)); err != nil {
+			return err
+		}
+	}
 	pods, err := in.webhookPods(ctx)
 	if err != nil {
 		return err
@@ -57,6 +75,38 @@ func (in *installation) refusesAlone(t *suite.T) {
 	expectRefusal(t, err, "virtualmachineinstance.imds.kubevirt.io", webhook+"."+namespace+".svc")
 }
 
+// changesAlone makes each change by a write of its own: a condition may let one pass and not the next.
+func (in *installation) changesAlone(t *suite.T) {
+	t.Check(in.outage())
+	for _, change := range []any{
+		map[string]any{"spec": map[string]any{"runStrategy": "Halted"}},
+		map[string]any{"metadata": map[string]any{"labels": map[string]any{"example.org/tier": "db"}}},
+		map[string]any{"metadata": map[string]any{"annotations": map[string]any{"example.org/owner": "team-a"}}},
+		map[string]any{"metadata": map[string]any{"finalizers": []string{holdingFinalizer, holdingFinalizer + "-longer"}}},
+		map[string]any{"metadata": map[string]any{"annotations": map[string]any{enabledAnnotation: "false"}}},
+	} {
+		if err := in.api.Patch(t.Context(), virtualMachinesPath+"/"+leaving, kube.MergePatch, change); err != nil {
+			t.Errorf("%v: %v", change, err)
+		}
+	}
+}
+
+// runsOnAlone writes what KubeVirt's controllers write: instances have no status of their own in the API.
+func (in *installation) runsOnAlone(t *suite.T) {
+	t.Check(in.outage())
+	path := instancesPath + "/" + leaving
+	for _, change := range []any{
+		map[string]any{"status": map[string]any{"phase": "Running", "nodeName": "node1"}},
+		map[string]any{"metadata": map[string]any{"labels": map[string]any{"kubevirt.io/nodeName": "node1"}}},
+		map[string]any{"metadata": map[string]any{"annotations": map[string]any{"kubevirt.io/nonroot": "true"}}},
+	} {
+		if err := in.api.Patch(t.Context(), path, kube.MergePatch, change); err != nil {
+			t.Errorf("%v: %v", change, err)
+		}
+	}
+	t.Check(in.api.Delete(t.Context(), path))
+}
+
 func (in *installation) deletesAlone(t *suite.T) {
 	t.Check(in.outage())
 	t.Check(in.deleteLeaving(t.Context()))
@@ -80,7 +130,5 @@ func (in *installation) deleteLeaving(ctx context.Context) error {
 func (in *installation) recovers(t *suite.T) {
 	t.Check(in.outage())
 	t.Check(in.scale(t.Context(), in.replicas))
-	t.Check(in.awaitRollout(t.Context()))
-	_, err := in.admit(t.Context(), launcherPod(t, in.site, "masquerade"))
-	t.Check(err)
+	t.Check(in.awaitAdmission(t.Context()))
 }

@@ -21,11 +21,12 @@ var certManager = overlay{
 	name:    "cert-manager",
 	certify: playCertManager,
 	renew:   renewByCertManager,
-	runsPod: true,
+	once:    true,
 }
 
 const (
-	certManagerPath  = "/apis/cert-manager.io/v1/namespaces/" + namespace
+	certManagerGroup = "cert-manager.io"
+	certManagerPath  = "/apis/" + certManagerGroup + "/v1/namespaces/" + namespace
 	injectAnnotation = "cert-manager.io/inject-ca-from"
 )
 

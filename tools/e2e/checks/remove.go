@@ -16,7 +16,7 @@ func (in *installation) remove() suite.Check {
 		}
 		_, err := in.kubectl(ctx, "delete", "-k", in.path(), "--timeout="+patience.String())
 		t.Check(err)
-		after, err := takeSnapshot(ctx, in.api)
+		after, err := in.takeSnapshot(ctx)
 		t.Check(err)
 		if left := after.less(in.before); len(left) > 0 {
 			t.Errorf("left behind:\n%s", strings.Join(left, "\n"))

@@ -16,7 +16,7 @@ import (
 
 // runningPodChecks are about one VM's pod that a kubelet runs, and the guest in it.
 func runningPodChecks(in *installation) []suite.Check {
-	if !in.runsPod {
+	if !in.once {
 		return nil
 	}
 	onVM := func(name, proves string, check func(*suite.T, *VM)) suite.Check {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,17 +18,30 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
 )
 
-// tenant is the namespace of the VMs.
-const tenant = "kubevirt-imds-e2e"
+const (
+	tenant     = "kubevirt-imds-e2e" // the namespace of the VMs
+	namespaces = "/api/v1/namespaces"
+)
 
 // site is where the product is installed and checked: a cluster with KubeVirt's kinds and the product's images.
 type site struct {
-	api *kube.Client
-	// command is of a program that reaches the API by KUBECONFIG.
-	command    func(ctx context.Context, name string, args ...string) *exec.Cmd
+	api        *kube.Client
+	command    commander
 	cluster    *cluster.Cluster // nil: one that was there before, whose nodes cannot be looked into
 	repository string
 	folder     string // for what is made here; it has a copy of the manifests
+}
+
+// commander makes the command of a program that reaches the API by KUBECONFIG.
+type commander func(ctx context.Context, name string, args ...string) *exec.Cmd
+
+// reaching is the commander for a kubeconfig.
+func reaching(kubeconfig string) commander {
+	return func(ctx context.Context, name string, args ...string) *exec.Cmd {
+		command := exec.CommandContext(ctx, name, args...)
+		command.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
+		return command
+	}
 }
 
 // openSite makes the site in a cluster that is there for this alone.
@@ -38,12 +50,12 @@ func openSite(ctx context.Context, c *cluster.Cluster, out io.Writer) (*site, er
 	if err := s.open(ctx, c.DialContext); err != nil {
 		return nil, err
 	}
-	err := s.loadImages(ctx, out)
+	err := s.loadImages(ctx, out, s.repository, "latest")
 	if err == nil {
 		err = s.makeKinds(ctx)
 	}
 	if err == nil {
-		err = s.makeTenant(ctx)
+		err = s.makeNamespace(ctx, tenant)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.close(ctx))
@@ -51,24 +63,21 @@ func openSite(ctx context.Context, c *cluster.Cluster, out io.Writer) (*site, er
 	return s, nil
 }
 
-// openForeignSite makes the site in a cluster that was there before, with the kinds and the images in it.
-func openForeignSite(ctx context.Context, kubeconfig string) (*site, error) {
-	s := &site{command: func(ctx context.Context, name string, args ...string) *exec.Cmd {
-		command := exec.CommandContext(ctx, name, args...)
-		command.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
-		return command
-	}}
-	if err := s.open(ctx, nil); err != nil {
+// openForeignSite makes the site in a cluster that was there before, with the kinds and the images in it. The command
+// and the dialer, which may be nil, are of who reaches it.
+func openForeignSite(ctx context.Context, command commander, dial dialer) (*site, error) {
+	s := &site{command: command}
+	if err := s.open(ctx, dial); err != nil {
 		return nil, err
 	}
-	if err := s.makeTenant(ctx); err != nil {
+	if err := s.makeNamespace(ctx, tenant); err != nil {
 		return nil, errors.Join(err, s.close(ctx))
 	}
 	return s, nil
 }
 
 // open connects to the API, finds the repository and copies its manifests.
-func (s *site) open(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error)) error {
+func (s *site) open(ctx context.Context, dial dialer) error {
 	config, err := s.kubectl(ctx, "config", "view", "--raw", "--minify", "--flatten", "--output=json")
 	if err != nil {
 		return err
@@ -98,13 +107,13 @@ func copyManifests(to, from string) error {
 	return os.RemoveAll(filepath.Join(to, "manual", "tls"))
 }
 
-// makeTenant makes the namespace of the VMs.
-func (s *site) makeTenant(ctx context.Context) error {
-	if _, err := kube.Create(ctx, s.api, "/api/v1/namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: tenant}}); err != nil {
+// makeNamespace makes a namespace in which pods can be created.
+func (s *site) makeNamespace(ctx context.Context, name string) error {
+	if _, err := kube.Create(ctx, s.api, namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
 		return err
 	}
 	// Before its ServiceAccount is there, the API server takes no pod.
-	_, err := kube.Await(ctx, s.api, accountsPath, "default", patience, func(*corev1.ServiceAccount) string { return "" })
+	_, err := kube.Await(ctx, s.api, namespaces+"/"+name+"/serviceaccounts", "default", patience, func(*corev1.ServiceAccount) string { return "" })
 	return err
 }
 
@@ -112,7 +121,7 @@ func (s *site) makeTenant(ctx context.Context) error {
 func (s *site) close(ctx context.Context) error {
 	err := os.RemoveAll(s.folder)
 	if s.cluster == nil {
-		err = errors.Join(err, s.api.Delete(ctx, "/api/v1/namespaces/"+tenant))
+		err = errors.Join(err, s.api.Delete(ctx, namespaces+"/"+tenant))
 	}
 	return err
 }

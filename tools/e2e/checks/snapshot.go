@@ -11,28 +11,35 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
 )
 
-// snapshot is every object in the cluster, as collection/namespace/name.
+// snapshot is the objects in the cluster, as collection/namespace/name.
 type snapshot map[string]bool
 
 // passing are objects that come and go by themselves.
 var passing = []string{"events", "leases"}
 
-func takeSnapshot(ctx context.Context, api *kube.Client) (snapshot, error) {
-	collections, err := listCollections(ctx, api)
+// takeSnapshot lists all objects or, in a cluster that others use meanwhile, those of the product and of the checks.
+func (s *site) takeSnapshot(ctx context.Context) (snapshot, error) {
+	collections, err := listCollections(ctx, s.api)
 	if err != nil {
 		return nil, err
 	}
 	all := snapshot{}
 	for _, collection := range collections {
-		list, err := kube.Get[metav1.PartialObjectMetadataList](ctx, api, collection)
+		list, err := kube.Get[metav1.PartialObjectMetadataList](ctx, s.api, collection)
 		if err != nil {
 			return nil, err
 		}
 		for _, item := range list.Items {
-			all[collection+" "+item.Namespace+"/"+item.Name] = true
+			if s.cluster != nil || isOurs(item) {
+				all[collection+" "+item.Namespace+"/"+item.Name] = true
+			}
 		}
 	}
 	return all, nil
+}
+
+func isOurs(item metav1.PartialObjectMetadata) bool {
+	return item.Namespace == namespace || item.Namespace == tenant || item.Labels["app.kubernetes.io/part-of"] == "kubevirt-imds"
 }
 
 // less returns what is in s and not in other, sorted.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"path/filepath"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -58,7 +57,7 @@ func (in *installation) startVM(ctx context.Context) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	pod, err := readPod(filepath.Join(in.launcherFolder(), "dedicated-cpus.pod.yaml"))
+	pod, err := in.readPod("dedicated-cpus")
 	if err != nil {
 		return nil, err
 	}

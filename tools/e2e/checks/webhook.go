@@ -3,6 +3,7 @@ package checks
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -34,6 +35,44 @@ func (in *installation) awaitRollout(ctx context.Context) error {
 		return fmt.Sprintf("of %d replicas %d are updated, %d available; %d in all", want, s.UpdatedReplicas, s.AvailableReplicas, s.Replicas)
 	})
 	return err
+}
+
+// awaitAdmission returns when all replicas are of the newest template and the API server reaches them by the Service.
+// The Deployment does not tell that: its EndpointSlice is written later, then kube-proxy takes it in, and by no event.
+// A replica itself has no such excuse: it serves when it says that it is ready.
+func (in *installation) awaitAdmission(ctx context.Context) error {
+	if err := in.awaitRollout(ctx); err != nil {
+		return err
+	}
+	if in.cluster != nil {
+		pods, err := in.webhookPods(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := in.servedCertificates(ctx, pods); err != nil {
+			return err
+		}
+	}
+	pod, err := in.readPod("masquerade")
+	if err != nil {
+		return err
+	}
+	return kube.Poll(ctx, patience, func(ctx context.Context) (string, error) {
+		stored, err := in.admit(ctx, pod)
+		switch {
+		case isUnreached(err):
+			return err.Error(), nil
+		case err == nil && len(sidecars(stored)) == 0:
+			return "the API server does not know the configuration yet", nil
+		}
+		return "", err
+	})
+}
+
+// isUnreached says whether an error is the API server's that it did not reach a webhook.
+func isUnreached(err error) bool {
+	var refused *kube.Error
+	return errors.As(err, &refused) && strings.Contains(refused.Status.Message, "failed calling webhook")
 }
 
 // webhookPods are the webhook's pods that are not on their way out.

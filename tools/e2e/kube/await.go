@@ -57,6 +57,26 @@ func Await[T any](ctx context.Context, c *Client, collection, name string, limit
 	}
 }
 
+// Poll asks again and again until nothing is lacking: for what no event tells. It fails when the limit has passed, and
+// then says what was lacking last. An error ends it at once.
+func Poll(ctx context.Context, limit time.Duration, ask func(context.Context) (lacking string, err error)) error {
+	const pause = 50 * time.Millisecond
+	deadline := time.After(limit)
+	for {
+		lacking, err := ask(ctx)
+		if lacking == "" || err != nil {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-deadline:
+			return fmt.Errorf("not within %s: %s", limit, lacking)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // AwaitGone returns when there is no object of a name in a collection any more, or another one of that name.
 func AwaitGone(ctx context.Context, c *Client, collection, name string, limit time.Duration) error {
 	timeout := fmt.Errorf("%s/%s is still there after %s", collection, name, limit)
