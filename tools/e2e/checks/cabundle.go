@@ -55,7 +55,7 @@ func (in *installation) deletesConfiguration(t *suite.T) {
 	t.Check(err)
 	t.Check(ready)
 	in.admitsAgain(t)
-	t.Check(in.awaitRollout(ctx))
+	t.Check(in.awaitAdmission(ctx))
 }
 
 // admitsAgain asks again and again, since no event tells when the API server uses a configuration, until a pod that

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -52,6 +53,9 @@ func (in *installation) awaitAdmission(ctx context.Context) error {
 		if _, err := in.servedCertificates(ctx, pods); err != nil {
 			return err
 		}
+		if err := in.awaitService(ctx); err != nil {
+			return err
+		}
 	}
 	pod, err := in.readPod("masquerade")
 	if err != nil {
@@ -66,6 +70,22 @@ func (in *installation) awaitAdmission(ctx context.Context) error {
 			return "the API server does not know the configuration yet", nil
 		}
 		return "", err
+	})
+}
+
+// awaitService returns when a new connection to the Service leads to a replica. The API server's own connections do not
+// tell that: those that are open stay so when the Service has no endpoint.
+func (in *installation) awaitService(ctx context.Context) error {
+	service, err := kube.Get[corev1.Service](ctx, in.api, "/api/v1/namespaces/"+namespace+"/services/"+webhook)
+	if err != nil {
+		return err
+	}
+	return kube.Poll(ctx, patience, func(ctx context.Context) (string, error) {
+		connection, err := in.cluster.DialContext(ctx, "tcp", net.JoinHostPort(service.Spec.ClusterIP, "443"))
+		if err != nil {
+			return err.Error(), nil
+		}
+		return "", connection.Close()
 	})
 }
 
