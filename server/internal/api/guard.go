@@ -24,6 +24,7 @@ func (g guard) check(r *http.Request) *problem {
 	checks := [...]func(*http.Request) *problem{
 		g.checkMethod,
 		g.checkForwarded,
+		g.checkScheme,
 		g.checkHost,
 		g.checkBrowser,
 		g.checkHeader,
@@ -58,15 +59,27 @@ func (g guard) checkForwarded(r *http.Request) *problem {
 // adds for nobody but a proxy. Those of RFC 9110 (Via), 7239 (Forwarded) and 8586
 // (CDN-Loop) come first, then those of common programs and networks:
 // X-Forwarded-Host, X-Original-URL, True-Client-IP, CF-Connecting-IP and so on.
+//
+// Some proxies write an underscore for a hyphen, and some leave a hyphen out.
 func isProxyHeader(name string) bool {
+	name = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 	switch name {
 	case "Via", "Forwarded", "Cdn-Loop", "Forwarded-For", "X-Real-Ip", "X-Rewrite-Url", "Proxy-Connection":
 		return true
 	}
 	return strings.HasPrefix(name, "X-Forwarded") ||
 		strings.HasPrefix(name, "X-Original-") ||
-		strings.HasSuffix(name, "Client-Ip") ||
+		strings.HasSuffix(name, "Client-Ip") || strings.HasSuffix(name, "-Clientip") ||
 		strings.HasSuffix(name, "-Connecting-Ip")
+}
+
+// checkScheme refuses the URL of another service, in the form that a client sends
+// to a proxy.
+func (g guard) checkScheme(r *http.Request) *problem {
+	if r.URL.Scheme == "" || r.URL.Scheme == "http" {
+		return nil
+	}
+	return foreignHost.because("the scheme %s is not served; ask for %s", quote.Text(r.URL.Scheme), g.urls())
 }
 
 // checkHost refuses names that somebody pointed at this address: a web page in

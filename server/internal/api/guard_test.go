@@ -137,6 +137,17 @@ func TestRequiredHeader(t *testing.T) {
 	}
 }
 
+// A request names http, or nothing.
+func TestOtherSchemes(t *testing.T) {
+	server := newTestServer(t, map[string]string{"token": freshJWT(apiServer)}, false)
+	for _, url := range []string{"mailto:/v1/token", "https://HOST/v1/token", "ftp://HOST/v1/token"} {
+		answer := server.send(t, "GET "+url+" HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\n\r\n")
+		if answer.StatusCode != 403 {
+			t.Errorf("%s: got status %d: %s", url, answer.StatusCode, answer.body)
+		}
+	}
+}
+
 // Headers that proxies add, each alone.
 func TestProxyHeaders(t *testing.T) {
 	for _, name := range []string{
@@ -145,7 +156,7 @@ func TestProxyHeaders(t *testing.T) {
 		"X-Forwarded-Prefix", "X-Forwarded-Scheme", "X-Forwarded-Ssl", "X-Forwarded", "Forwarded-For",
 		"X-Real-IP", "X-Original-URI", "X-Original-Forwarded-For", // nginx
 		"X-Original-URL", "X-Original-Host", "X-Rewrite-URL", // IIS, Azure's Application Gateway
-		"Client-IP", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "Fastly-Client-IP", "CF-Connecting-IP", // load balancers, CDNs
+		"Client-IP", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "Fastly-Client-IP", "X-Azure-ClientIP", "X_Forwarded_For", "CF-Connecting-IP", // load balancers, CDNs
 		"Proxy-Connection", // the client's, to a proxy that passes it on
 	} {
 		r := &http.Request{Header: http.Header{}}
