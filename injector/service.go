@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/injector/internal/admission"
-	"github.com/example/kubevirt-imds/injector/internal/certificate"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 	"github.com/example/kubevirt-imds/injector/internal/review"
 )
@@ -70,14 +69,14 @@ const (
 type service struct {
 	webhook, health                 *http.Server
 	webhookListener, healthListener net.Listener
-	publication                     *publication
+	publisher                       *publisher
 	draining                        *atomic.Bool
 	timing                          timing
 	log                             *slog.Logger
 }
 
 // listen opens both listeners.
-func listen(opts options, certificates *certificate.Source, publication *publication, patches *patchset.Set, timing timing, log *slog.Logger) (*service, error) {
+func listen(opts options, certificates *certificateSource, publisher *publisher, patches *patchset.Set, timing timing, log *slog.Logger) (*service, error) {
 	reviews := http.NewServeMux()
 	server, reviewer := admission.NewServer(log), review.New(patches, log)
 	reviews.Handle("POST /mutate-pod", server.Handler(reviewer.Pod))
@@ -86,12 +85,12 @@ func listen(opts options, certificates *certificate.Source, publication *publica
 
 	draining := new(atomic.Bool)
 	s := &service{
-		webhook:     newServer(closing(reviews, draining), timing, log),
-		health:      newServer(healthHandler(certificates, publication, draining), timing, log),
-		publication: publication,
-		draining:    draining,
-		timing:      timing,
-		log:         log,
+		webhook:   newServer(closing(reviews, draining), timing, log),
+		health:    newServer(healthHandler(certificates, publisher, draining), timing, log),
+		publisher: publisher,
+		draining:  draining,
+		timing:    timing,
+		log:       log,
 	}
 	s.webhook.ConnState = (&connections{open: map[net.Conn]connection{}}).track
 	s.webhook.HTTP2 = &http.HTTP2Config{
@@ -102,7 +101,7 @@ func listen(opts options, certificates *certificate.Source, publication *publica
 	}
 	s.webhook.TLSConfig = &tls.Config{
 		MinVersion:     tls.VersionTLS13,
-		GetCertificate: certificates.Get,
+		GetCertificate: certificates.get,
 		// A resumed session would go on with a certificate that was renewed.
 		SessionTicketsDisabled: true,
 	}
@@ -131,6 +130,33 @@ func closing(handler http.Handler, draining *atomic.Bool) http.Handler {
 	})
 }
 
+// healthHandler answers the kubelet. /healthz says that the process is alive.
+// /readyz says whether the API server can be sent here; a renewed certificate that
+// is not in use is named, but does not make a replica unready: it works with the
+// last good one, and all replicas would be gone at once.
+func healthHandler(certificates *certificateSource, publisher *publisher, draining *atomic.Bool) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "OK")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if draining.Load() {
+			http.Error(w, "draining", http.StatusServiceUnavailable)
+			return
+		}
+		refused, unused := certificates.status(time.Now())
+		if err := errors.Join(refused, publisher.status()); err != nil {
+			http.Error(w, errors.Join(err, unused).Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "OK")
+		if unused != nil {
+			fmt.Fprintf(w, "the last good certificate stays in use: %v\n", unused)
+		}
+	})
+	return mux
+}
+
 func newServer(handler http.Handler, timing timing, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,
@@ -152,7 +178,7 @@ func (s *service) run(ctx context.Context) error {
 	defer s.webhook.Close()
 	publishing, giveUp := context.WithCancel(ctx)
 	var publisher sync.WaitGroup
-	publisher.Go(func() { s.publication.run(publishing) })
+	publisher.Go(func() { s.publisher.run(publishing) })
 	defer publisher.Wait()
 	defer giveUp()
 

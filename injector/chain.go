@@ -1,4 +1,4 @@
-package certificate
+package main
 
 import (
 	"crypto/tls"
@@ -16,8 +16,8 @@ type chain struct {
 	roots       *x509.CertPool      // nil: what the API server trusts is not known
 }
 
-// parse reads a chain, its key and, unless it is empty, what the API server trusts.
-func parse(certificates, key, ca []byte) (*chain, error) {
+// parseChain reads a chain, its key and, unless it is empty, what the API server trusts.
+func parseChain(certificates, key, ca []byte) (*chain, error) {
 	pair, err := tls.X509KeyPair(certificates, key)
 	if err != nil {
 		if position := positionOfKey(certificates, key); position > 1 {
