@@ -55,15 +55,28 @@ func TestLookups(t *testing.T) {
 		t.Errorf("in nothing: %q", got)
 	}
 	for _, path := range [][]string{{"none"}, {"a", "n"}, {"a", "none", "deeper"}} {
-		if got, err := LookupList(object, path...); got != nil || err != nil {
-			t.Errorf("%v: %v, %v", path, got, err)
+		if got := LookupList(object, path...); got != nil {
+			t.Errorf("%v: %v", path, got)
 		}
 	}
-	if got, err := LookupList(object, "a", "l"); len(got) != 1 || err != nil {
-		t.Errorf("list: %v, %v", got, err)
+	if got := LookupList(object, "a", "l"); len(got) != 1 {
+		t.Errorf("list: %v", got)
 	}
-	if _, err := LookupList(object, "a", "b"); err == nil || err.Error() != "a.b is not a list" {
-		t.Errorf("list where a string is: %v", err)
+	if got := LookupList(object, "a", "b"); got != nil {
+		t.Errorf("list where a string is: %v", got)
+	}
+}
+
+func TestNamed(t *testing.T) {
+	list := []any{Value(`{"name":"a","x":1}`), Object{"name": "b"}, Value(`{"name":"b"}`), Value(`"c"`), Object{"name": ""}, nil}
+	for name, want := range map[string]int{"a": 0, "b": 1, "c": -1, "": -1} {
+		if got := IndexOf(list, name); got != want {
+			t.Errorf("%q is at %d, want %d", name, got, want)
+		}
+	}
+	Named(list, "a")["x"] = "changed"
+	if got, _ := json.Marshal(list[0]); string(got) != `{"name":"a","x":"changed"}` || Named(list, "c") != nil {
+		t.Errorf("got %s", got)
 	}
 }
 

@@ -3,7 +3,6 @@ package jsontree
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"iter"
 	"slices"
 )
@@ -17,14 +16,13 @@ type Value []byte
 // one JSON value.
 func Parse(text []byte) (Value, error) {
 	if !json.Valid(text) {
-		err := json.Unmarshal(text, new(struct{}))
-		if err == nil {
-			err = errors.New("no valid JSON")
-		}
-		return nil, err
+		return nil, json.Unmarshal(text, new(struct{})) // says why
 	}
 	return Value(bytes.TrimSpace(text)), nil
 }
+
+// MarshalJSON returns the text.
+func (v Value) MarshalJSON() ([]byte, error) { return v, nil }
 
 // IsNull reports whether the value is null or not there.
 func (v Value) IsNull() bool { return len(v) == 0 || v[0] == 'n' }
@@ -51,9 +49,6 @@ func (v Value) String() string {
 	text, _ := v.Text()
 	return text
 }
-
-// Equal reports whether two values have the same text.
-func (v Value) Equal(other Value) bool { return bytes.Equal(v, other) }
 
 // Members returns the keys and values of an object; none of another value. A key
 // is valid until the next one.
@@ -130,6 +125,28 @@ func (v Value) Tree() any {
 		panic("jsontree: a Value that is no JSON: " + err.Error())
 	}
 	return tree
+}
+
+// Part decodes what wanted names of an object, as far as it is there: of a member
+// that wanted has an object for, what that names; of another one a string. What is
+// neither stays text.
+func (v Value) Part(wanted Object) any {
+	if wanted == nil || !v.IsObject() {
+		if text, isText := v.Text(); isText {
+			return text
+		} else if v.IsNull() {
+			return nil
+		}
+		return v
+	}
+	part := Object{}
+	for key, value := range v.Members() {
+		if below, found := wanted[string(key)]; found {
+			below, _ := below.(Object)
+			part[string(key)] = value.Part(below)
+		}
+	}
+	return part
 }
 
 // unquote returns the text of a JSON string.

@@ -117,19 +117,6 @@ func isVerdict(name string) bool {
 	return name != annotation.RedirectPort && slices.Contains(annotation.Verdict(), name)
 }
 
-// tree returns the known annotations as the members of an object.
-func (a annotations) tree() jsontree.Object {
-	tree := jsontree.Object{}
-	for name, value := range a.known {
-		if value.NotText {
-			tree[name] = value // differs from every text
-		} else {
-			tree[name] = value.Text
-		}
-	}
-	return tree
-}
-
 // understood returns what a user's annotations mean where they cannot be refused
 // any more: a value that is not understood is left out, or as strict as can be
 // where it protects. The problems say which.

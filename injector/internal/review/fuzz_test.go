@@ -14,7 +14,6 @@ import (
 
 	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/admission"
-	"github.com/example/kubevirt-imds/injector/internal/jsonfuzz"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
@@ -81,12 +80,12 @@ var known = slices.Concat(annotation.All(), []string{annotation.Prefix + "other"
 // duplicate keys nor bytes that are no UTF-8.
 func mutated(t *testing.T, text []byte, seed uint64) (object jsontree.Object, value jsontree.Value) {
 	t.Helper()
-	object = jsonfuzz.Decode(text)
+	object = decode(text)
 	if object == nil {
 		return nil, nil
 	}
 	if seed != 0 {
-		jsonfuzz.Mutate(object, seed, known...)
+		mutate(object, seed, known...)
 	}
 	encoded, err := json.Marshal(object)
 	if err != nil {
@@ -129,7 +128,7 @@ func checkReview(t *testing.T, review admission.Review, resource string, input, 
 	if verdict.Patch == nil {
 		return
 	}
-	after := jsonfuzz.Patched(t, before, verdict.Patch)
+	after := patchedBy(t, before, verdict.Patch)
 	encoded, err := json.Marshal(after)
 	if err != nil {
 		t.Fatal(err)
@@ -203,8 +202,7 @@ func clearAnnotations(object jsontree.Object, names []string, path ...string) {
 }
 
 func hasSidecars(pod jsontree.Object) bool {
-	names, _ := patchset.Names(pod, "initContainers")
-	return slices.Contains(names, patchset.InitContainer)
+	return jsontree.IndexOf(jsontree.LookupList(pod, "spec", "initContainers"), patchset.InitContainer) >= 0
 }
 
 // removeInjection takes the sidecars and their volume out of a patched pod,
@@ -216,9 +214,12 @@ func removeInjection(t *testing.T, pod jsontree.Object) {
 		"initContainers": {patchset.InitContainer, patchset.ServerContainer},
 		"volumes":        {patchset.TokenVolume},
 	} {
-		all, err := patchset.Names(pod, list)
-		if err != nil || len(all) < len(names) || !slices.Equal(all[len(all)-len(names):], names) {
-			t.Fatalf("%s are %q, %v", list, all, err)
+		var all []string
+		for _, element := range jsontree.LookupList(pod, "spec", list) {
+			all = append(all, jsontree.Name(element))
+		}
+		if len(all) < len(names) || !slices.Equal(all[len(all)-len(names):], names) {
+			t.Fatalf("%s are %q", list, all)
 		}
 		spec[list] = spec[list].([]any)[:len(all)-len(names)]
 	}
@@ -231,11 +232,9 @@ func clearPod(pod jsontree.Object) {
 	clearAnnotations(pod, annotation.All(), "metadata", "annotations")
 	spec := jsontree.LookupObject(pod, "spec")
 	for _, list := range []string{"initContainers", "containers"} {
-		elements, _ := jsontree.LookupList(spec, list)
-		for _, element := range elements {
-			container, _ := element.(jsontree.Object)
-			if name := jsontree.LookupString(container, "name"); name == patchset.InitContainer || name == patchset.ServerContainer {
-				delete(container, "resources")
+		for _, element := range jsontree.LookupList(spec, list) {
+			if patchset.IsSidecar(jsontree.Name(element)) {
+				delete(element.(jsontree.Object), "resources")
 			}
 		}
 	}

@@ -34,7 +34,7 @@ func (r *Reviewer) Instance(request *admission.Request) (admission.Verdict, erro
 	}
 
 	verdict := verdictOf(now.annotations, judged.wiring)
-	before := outline(object, found.tree(), "metadata", "annotations")
+	before := object.Part(verdictPart).(jsontree.Object)
 	after := jsontree.Clone(before)
 	written := jsontree.LookupObject(after, "metadata", "annotations")
 	for _, name := range annotation.Verdict() {
@@ -59,6 +59,8 @@ func (r *Reviewer) Instance(request *admission.Request) (admission.Verdict, erro
 	}
 	return admission.Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, nil
 }
+
+var verdictPart = annotationsAt(annotation.Verdict(), "metadata", "annotations")
 
 func withoutVerdict(s subject) subject {
 	return subject{s.annotations.without(annotation.Verdict()...), s.spec}

@@ -27,12 +27,10 @@ func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
 	}
 
 	fields := spec.Fields("initContainers", "containers", "volumes", "hostNetwork", "hostPID", "shareProcessNamespace")
-	onlyAdds := r.patches.OnlyAdds(fields)
-	before, err := r.patches.Outline(metadata, spec, onlyAdds)
+	before, err := r.patches.Outline(metadata, spec)
 	if err != nil {
 		return admission.Verdict{}, err
 	}
-	before["metadata"] = outlineOfMetadata(metadata, found, before)
 	isInjected := found.text(annotation.Injected) == "true" && r.patches.IsIn(fields["initContainers"], fields["containers"])
 	if reason := forbidden(fields, isInjected); reason != "" {
 		return r.refuse(request, reason), nil
@@ -58,12 +56,7 @@ func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
 
 	plain := jsontree.Clone(before)
 	takeAsMeant(plain, meant)
-	after := plain
-	if onlyAdds {
-		after, err = r.patches.Add(plain, hasTokens(meant) || hasLimits(fields))
-	} else {
-		after, err = r.patches.Apply(plain)
-	}
+	after, err := r.patches.Apply(plain)
 	if err == nil {
 		err = setTokens(after, meant)
 	}
@@ -131,27 +124,6 @@ func isMasqueraded(metadata jsontree.Value) bool {
 	return false
 }
 
-// outlineOfMetadata adds this project's annotations to those that the patches
-// name.
-func outlineOfMetadata(metadata jsontree.Value, found annotations, before jsontree.Object) any {
-	tree := outline(metadata, found.tree(), "annotations")
-	named := jsontree.LookupObject(before, "metadata")
-	for key, value := range named {
-		members, _ := value.(jsontree.Object)
-		own, _ := tree[key].(jsontree.Object)
-		if own == nil || members == nil {
-			tree[key] = value
-			continue
-		}
-		for name, value := range members {
-			if _, found := own[name]; !found {
-				own[name] = value
-			}
-		}
-	}
-	return tree
-}
-
 // takeAsMeant puts what a user's annotations are taken for in their place: the
 // sidecars read them by the downward API. The patches, which are the operator's,
 // come after.
@@ -194,7 +166,7 @@ func forbidden(spec map[string]jsontree.Value, isInjected bool) string {
 		// their capabilities to its image and command.
 		for _, list := range []string{"initContainers", "containers"} {
 			for container := range spec[list].Elements() {
-				if name := container.Get("name").String(); name == patchset.InitContainer || name == patchset.ServerContainer {
+				if name := container.Get("name").String(); patchset.IsSidecar(name) {
 					return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
 				}
 			}

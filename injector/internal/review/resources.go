@@ -12,43 +12,61 @@ import (
 // guaranteedCPU is both request and limit of a sidecar in a Guaranteed pod:
 // measured, it wires a guest in some milliseconds more than without a limit, and
 // answers the liveness probe within its time under any flood by the guest.
-var guaranteedCPU = resource.MustParse("50m")
+const guaranteedCPU = "50m"
 
-// quantities of one container, by "cpu" and "memory".
+// quantities are the resources of the pod's own containers.
 type quantities struct {
-	requests, limits map[string]resource.Quantity
+	// guaranteed is the rule of the kubelet's QoS classes.
+	guaranteed bool
+	shown      map[string]*shown // by "cpu" and "memory"
 }
 
-func readQuantities(container jsontree.Value) quantities {
-	read := func(values jsontree.Value) map[string]resource.Quantity {
-		found := map[string]resource.Quantity{}
-		for _, name := range []string{"cpu", "memory"} {
-			value := values.Get(name)
-			text, isText := value.Text()
-			if !isText {
-				text = string(value)
-			}
-			if quantity, err := resource.ParseQuantity(text); err == nil && len(text) <= maxNameLength {
-				found[name] = quantity
-			}
-		}
-		return found
-	}
-	resources := container.Get("resources")
-	return quantities{read(resources.Get("requests")), read(resources.Get("limits"))}
+// shown is what all of the pod's own containers say about a resource.
+type shown struct {
+	missing bool              // in one of them, the request or the limit
+	least   resource.Quantity // the least request, but for that of compute
+	ratio   float64           // the largest of a limit to its request
 }
 
-// hasLimits reports whether every container of the pod has a limit on CPU, or
-// every one on memory. Without, fitResources changes nothing.
-func hasLimits(spec map[string]jsontree.Value) bool {
-	cpu, memory := true, true
+func readQuantities(spec map[string]jsontree.Value) quantities {
+	q := quantities{guaranteed: true, shown: map[string]*shown{"cpu": {ratio: 1}, "memory": {ratio: 1}}}
 	for _, list := range []string{"initContainers", "containers"} {
 		for container := range spec[list].Elements() {
-			limits := container.Get("resources", "limits")
-			cpu, memory = cpu && limits.Get("cpu") != nil, memory && limits.Get("memory") != nil
+			if !patchset.IsSidecar(jsontree.Name(container)) {
+				q.add(container)
+			}
 		}
 	}
-	return cpu || memory
+	return q
+}
+
+func (q *quantities) add(container jsontree.Value) {
+	resources := container.Get("resources")
+	for name, s := range q.shown {
+		request, hasRequest := readQuantity(resources.Get("requests", name))
+		limit, _ := readQuantity(resources.Get("limits", name))
+		q.guaranteed = q.guaranteed && !limit.IsZero() && (!hasRequest || request.Cmp(limit) == 0)
+		if request.IsZero() || limit.IsZero() {
+			s.missing = true
+			continue
+		}
+		s.ratio = max(s.ratio, limit.AsApproximateFloat64()/request.AsApproximateFloat64())
+		if jsontree.Name(container) != "compute" && (s.least.IsZero() || request.Cmp(s.least) < 0) {
+			s.least = request
+		}
+	}
+}
+
+func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
+	text, isText := value.Text()
+	if !isText {
+		text = string(value)
+	}
+	if len(text) > maxNameLength {
+		return resource.Quantity{}, false
+	}
+	quantity, err := resource.ParseQuantity(text)
+	return quantity, err == nil
 }
 
 // fitResources gives the sidecars requests and limits that the pod's own
@@ -59,66 +77,33 @@ func hasLimits(spec map[string]jsontree.Value) bool {
 // as a LimitRange with nothing but a minimum, is for a patch file of the
 // operator's.
 func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInjected bool) {
-	if !hasLimits(spec) {
-		return
-	}
-	var own []quantities
-	compute := -1
-	for _, list := range []string{"initContainers", "containers"} {
-		for container := range spec[list].Elements() {
-			switch container.Get("name").String() {
-			case patchset.InitContainer, patchset.ServerContainer:
-				continue
-			case "compute":
-				compute = len(own)
-			}
-			own = append(own, readQuantities(container))
-		}
-	}
-	guaranteed := areGuaranteed(own)
-	if isInjected && !guaranteed {
+	own := readQuantities(spec)
+	if !own.guaranteed && (isInjected || own.shown["cpu"].missing && own.shown["memory"].missing) {
 		return
 	}
 	for _, list := range []string{"initContainers", "containers"} {
-		elements, _ := jsontree.LookupList(tree, "spec", list)
-		for _, element := range elements {
-			container, _ := element.(jsontree.Object)
-			if name := jsontree.LookupString(container, "name"); name != patchset.InitContainer && name != patchset.ServerContainer {
+		for _, name := range []string{patchset.InitContainer, patchset.ServerContainer} {
+			container := jsontree.Named(jsontree.LookupList(tree, "spec", list), name)
+			if container == nil {
 				continue
 			}
 			requests, errRequests := jsontree.Ensure(container, "resources", "requests")
 			limits, errLimits := jsontree.Ensure(container, "resources", "limits")
-			if errRequests != nil || errLimits != nil {
-				continue
-			}
-			if guaranteed {
+			switch {
+			case errRequests != nil || errLimits != nil:
+			case own.guaranteed:
 				guarantee(requests, limits)
-				continue
-			}
-			for _, name := range []string{"cpu", "memory"} {
-				raise(name, requests, limits, own, compute)
-			}
-		}
-	}
-}
-
-// areGuaranteed is the rule of the kubelet's QoS classes.
-func areGuaranteed(containers []quantities) bool {
-	for _, container := range containers {
-		for _, name := range []string{"cpu", "memory"} {
-			limit := container.limits[name]
-			request, found := container.requests[name]
-			if limit.IsZero() || found && request.Cmp(limit) != 0 {
-				return false
+			default:
+				own.shown["cpu"].raise("cpu", requests, limits)
+				own.shown["memory"].raise("memory", requests, limits)
 			}
 		}
 	}
-	return len(containers) > 0
 }
 
 func guarantee(requests, limits jsontree.Object) {
 	if requests["cpu"] != limits["cpu"] || limits["cpu"] == nil {
-		requests["cpu"], limits["cpu"] = guaranteedCPU.String(), guaranteedCPU.String()
+		requests["cpu"], limits["cpu"] = guaranteedCPU, guaranteedCPU
 	}
 	if limits["memory"] != nil {
 		requests["memory"] = limits["memory"]
@@ -127,37 +112,25 @@ func guarantee(requests, limits jsontree.Object) {
 	}
 }
 
-// raise raises a sidecar's request to what the pod's own containers show, all of
-// which have a limit where a LimitRange or a quota asks for one.
-func raise(name string, requests, limits jsontree.Object, own []quantities, compute int) {
+// raise raises a sidecar's request, and a limit that is then below it, to what the
+// pod's own containers show, all of which have a limit where a LimitRange or a quota
+// asks for one.
+func (s *shown) raise(name string, requests, limits jsontree.Object) {
 	request, errRequest := resource.ParseQuantity(jsontree.LookupString(requests, name))
 	limit, errLimit := resource.ParseQuantity(jsontree.LookupString(limits, name))
-	if errRequest != nil || errLimit != nil {
-		return // the operator's patches leave it out
+	if s.missing || errRequest != nil || errLimit != nil {
+		return // in the sidecar, the operator's patches leave it out
+	}
+	byRatio := resource.NewMilliQuantity(int64(math.Ceil(float64(limit.MilliValue())/s.ratio)), limit.Format)
+	if name == "memory" {
+		byRatio = resource.NewQuantity(int64(math.Ceil(float64(limit.Value())/s.ratio)), limit.Format)
 	}
 	wanted := request
-	least, ratio := resource.Quantity{}, 1.0
-	for i, container := range own {
-		has, most := container.requests[name], container.limits[name]
-		if has.IsZero() || most.IsZero() {
-			return
+	for _, least := range []resource.Quantity{s.least, *byRatio} {
+		if least.Cmp(wanted) > 0 {
+			wanted = least
+			requests[name] = wanted.String()
 		}
-		ratio = max(ratio, most.AsApproximateFloat64()/has.AsApproximateFloat64())
-		if i != compute && (least.IsZero() || has.Cmp(least) < 0) {
-			least = has
-		}
-	}
-	byRatio := resource.NewMilliQuantity(int64(math.Ceil(float64(limit.MilliValue())/ratio)), limit.Format)
-	if name == "memory" {
-		byRatio = resource.NewQuantity(int64(math.Ceil(float64(limit.Value())/ratio)), limit.Format)
-	}
-	for _, shown := range []resource.Quantity{least, *byRatio} {
-		if shown.Cmp(wanted) > 0 {
-			wanted = shown
-		}
-	}
-	if wanted.Cmp(request) > 0 {
-		requests[name] = wanted.String()
 	}
 	if wanted.Cmp(limit) > 0 {
 		limits[name] = wanted.String()

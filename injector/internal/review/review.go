@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
@@ -118,30 +117,15 @@ func isBeingDeleted(object jsontree.Value) bool {
 	return !object.Get("metadata", "deletionTimestamp").IsNull()
 }
 
-// outline returns the objects along path as far as they are there, with leaf in
-// the place of the last one. It is what a difference needs to have the right
-// paths; the rest of the object is not decoded.
-func outline(object jsontree.Value, leaf jsontree.Object, path ...string) jsontree.Object {
-	tree := jsontree.Object{}
-	level := tree
-	for i, key := range path {
-		object = object.Get(key)
-		switch {
-		case object == nil:
-			return tree
-		case object.IsNull():
-			level[key] = nil
-			return tree
-		case !object.IsObject():
-			level[key] = annotation.Value{NotText: true, Text: "not an object"}
-			return tree
-		case i == len(path)-1:
-			level[key] = leaf
-		default:
-			next := jsontree.Object{}
-			level[key] = next
-			level = next
-		}
+// annotationsAt returns what to decode of an object to change some of its annotations
+// at path.
+func annotationsAt(names []string, path ...string) jsontree.Object {
+	part := jsontree.Object{}
+	for _, name := range names {
+		part[name] = nil
 	}
-	return tree
+	for _, key := range slices.Backward(path) {
+		part = jsontree.Object{key: part}
+	}
+	return part
 }

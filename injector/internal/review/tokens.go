@@ -9,15 +9,11 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-func hasTokens(meant annotations) bool {
-	return meant.has(annotation.TokenExpirationSeconds) || meant.has(annotation.TokenAudiences)
-}
-
 // setTokens sets the lifetime of the tokens in the pod's token volume and adds
 // one token per audience, with the lifetime of the default token, at
 // audiences/0, audiences/1 and so on.
 func setTokens(pod jsontree.Object, meant annotations) error {
-	if !hasTokens(meant) {
+	if !meant.has(annotation.TokenExpirationSeconds) && !meant.has(annotation.TokenAudiences) {
 		return nil
 	}
 	lifetime := meant.text(annotation.TokenExpirationSeconds)
@@ -29,10 +25,7 @@ func setTokens(pod jsontree.Object, meant annotations) error {
 	if err != nil {
 		return err
 	}
-	sources, err := jsontree.LookupList(projected, "sources")
-	if err != nil {
-		return err
-	}
+	sources := jsontree.LookupList(projected, "sources")
 	var seconds any
 	for _, element := range sources {
 		source, _ := element.(jsontree.Object)

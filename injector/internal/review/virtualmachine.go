@@ -42,8 +42,7 @@ func (r *Reviewer) VirtualMachine(request *admission.Request) (admission.Verdict
 		return admission.Allow(), nil
 	}
 
-	path := []string{"spec", "template", "metadata", "annotations"}
-	before := outline(object, now.template.tree(), path...)
+	before := object.Part(templatePart).(jsontree.Object)
 	after := jsontree.Clone(before)
 	copied, err := copyToTemplate(object, after, now, old)
 	if err != nil {
@@ -63,6 +62,8 @@ func (r *Reviewer) VirtualMachine(request *admission.Request) (admission.Verdict
 	}
 	return admission.Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
 }
+
+var templatePart = annotationsAt(annotation.ByUser(), "spec", "template", "metadata", "annotations")
 
 // copyToTemplate sets the annotations of the VM's metadata on the template in
 // tree. Where both have one the metadata's wins, with a warning when somebody

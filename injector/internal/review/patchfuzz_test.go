@@ -1,33 +1,37 @@
-package patchset
+package review
 
 import (
 	"encoding/json"
 	"os"
+	"slices"
 	"testing"
 
 	"sigs.k8s.io/yaml"
 
-	"github.com/example/kubevirt-imds/injector/internal/jsonfuzz"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
 // FuzzPatch holds for whatever patch file there is beside the declared ones: it
 // is refused with a reason, or gives a set that can be applied. Nothing panics.
 func FuzzPatch(f *testing.F) {
-	var declared []string
+	var declared []patchset.File
+	patch := func(spec string) string { return "apiVersion: v1\nkind: Pod\nspec:\n" + spec }
 	for _, name := range []string{"10-imds-init.yaml", "20-imds-server.yaml"} {
 		text, err := os.ReadFile("../../../kustomize/sidecar/" + name)
 		if err != nil {
 			f.Fatal(err)
 		}
-		declared = append(declared, string(text))
+		declared = append(declared, patchset.File{Name: name, Content: text})
 	}
-	seeds := append([]string{
+	seeds := []string{
 		patch("  $setElementOrder/initContainers:\n  - name: imds-server\n  initContainers:\n  - name: imds-server\n"),
 		patch("  containers:\n  - name: compute\n    $patch: delete\n"),
 		patch("  affinity: {$patch: replace, podAffinity: {}}\n  volumes:\n  - name: a\n    $retainKeys: [name, emptyDir]\n    emptyDir: {}\n"),
 		"apiVersion: v1\nkind: Pod\nmetadata: {annotations: {a: null}, labels: }\n",
-	}, declared...)
+		"apiVersion: v1\nkind: Pod\nmetadata: {annotations: {'': a}, labels: {'': b}}\n",
+		string(declared[0].Content), string(declared[1].Content),
+	}
 	for _, seed := range seeds {
 		f.Add(seed, uint64(0))
 		f.Add(seed, uint64(1))
@@ -38,7 +42,7 @@ func FuzzPatch(f *testing.F) {
 			if err := yaml.Unmarshal([]byte(text), &mutated); err != nil || mutated == nil {
 				return
 			}
-			jsonfuzz.Mutate(mutated, seed, "", "$patch", "delete", "replace", "merge", "$retainKeys",
+			mutate(mutated, seed, "", "$patch", "delete", "replace", "merge", "$retainKeys",
 				"$setElementOrder/initContainers", "$setElementOrder/volumes", "$deleteFromPrimitiveList/volumes",
 				"name", "env", "containers", "initContainers", "volumes", "imds-init", "compute", "sysctls", "securityContext")
 			encoded, err := json.Marshal(mutated)
@@ -47,16 +51,19 @@ func FuzzPatch(f *testing.F) {
 			}
 			text = string(encoded)
 		}
-		set := &Set{serverImage: image}
-		for _, text := range append(declared, text) {
-			if set.add("fuzz", []byte(text)) != nil {
-				return
-			}
-		}
-		if set.prove() != nil {
+		set, err := patchset.Parse(slices.Concat(declared, []patchset.File{{Name: "fuzz", Content: []byte(text)}}), "registry.example/server:v1")
+		if err != nil {
 			return
 		}
+		pod, err := jsontree.Parse([]byte(`{"initContainers": [{"name": "a", "env": [{"name": "b"}]}], "volumes": [{"name": "c"}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		outline, err := set.Outline(nil, pod)
+		if err != nil {
+			t.Fatal(err)
+		}
 		// An error is as good as a pod here.
-		_, _ = set.Apply(object(t, "spec: {initContainers: [{name: a, env: [{name: b}]}], volumes: [{name: c}]}"))
+		_, _ = set.Apply(outline)
 	})
 }
