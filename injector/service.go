@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 	"github.com/example/kubevirt-imds/injector/internal/review"
 )
@@ -78,10 +77,10 @@ type service struct {
 // listen opens both listeners.
 func listen(opts options, certificates *certificateSource, publisher *publisher, patches *patchset.Set, timing timing, log *slog.Logger) (*service, error) {
 	reviews := http.NewServeMux()
-	server, reviewer := admission.NewServer(log), review.New(patches, log)
-	reviews.Handle("POST /mutate-pod", server.Handler(reviewer.Pod))
-	reviews.Handle("POST /mutate-virtualmachine", server.Handler(reviewer.VirtualMachine))
-	reviews.Handle("POST /mutate-virtualmachineinstance", server.Handler(reviewer.Instance))
+	admission, reviewer := newAdmission(log), review.New(patches, log)
+	reviews.Handle("POST /mutate-pod", admission.handler(reviewer.Pod))
+	reviews.Handle("POST /mutate-virtualmachine", admission.handler(reviewer.VirtualMachine))
+	reviews.Handle("POST /mutate-virtualmachineinstance", admission.handler(reviewer.Instance))
 
 	draining := new(atomic.Bool)
 	s := &service{

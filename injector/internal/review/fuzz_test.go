@@ -13,7 +13,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
@@ -100,7 +99,7 @@ func mutated(t *testing.T, text []byte, seed uint64) (object jsontree.Object, va
 // checkReview holds for each review of each object: it does not panic; an object
 // that is refused has a reason and no patch; a patched one is not patched again;
 // and nothing is touched but what without leaves out.
-func checkReview(t *testing.T, review admission.Review, resource string, input, oldInput []byte, seed uint64, without func(t *testing.T, before, after jsontree.Object)) {
+func checkReview(t *testing.T, review Func, resource string, input, oldInput []byte, seed uint64, without func(t *testing.T, before, after jsontree.Object)) {
 	t.Helper()
 	before, value := mutated(t, input, seed)
 	if before == nil {
@@ -110,9 +109,9 @@ func checkReview(t *testing.T, review admission.Review, resource string, input, 
 	if seed == 0 {
 		_, old = mutated(t, oldInput, 0)
 	}
-	request := &admission.Request{Resource: resource, Operation: admission.Create, Object: value, OldObject: old}
+	request := &Request{Resource: resource, Operation: Create, Object: value, OldObject: old}
 	if old != nil && resource != "pods" {
-		request.Operation = admission.Update
+		request.Operation = Update
 	}
 	untouched := slices.Clone(value)
 	verdict, err := review(request)

@@ -4,24 +4,23 @@ import (
 	"strconv"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// Instance is an admission.Review for the creation and update of
+// Instance is an Func for the creation and update of
 // VirtualMachineInstances, whoever made them. It leaves its verdict, how the
 // guest reaches IMDS, on the instance: the review of the pod acts on that.
-func (r *Reviewer) Instance(request *admission.Request) (admission.Verdict, error) {
-	if verdict := expect(request, "virtualmachineinstances", admission.Create, admission.Update); verdict != nil {
+func (r *Reviewer) Instance(request *Request) (Verdict, error) {
+	if verdict := expect(request, "virtualmachineinstances", Create, Update); verdict != nil {
 		return *verdict, nil
 	}
 	object := request.Object
 	if isBeingDeleted(object) {
-		return admission.Allow(), nil
+		return Allow(), nil
 	}
 	found := readAnnotations(object.Get("metadata"))
 	if found.empty() || found.decline() {
-		return admission.Allow(), nil
+		return Allow(), nil
 	}
 
 	// Ours when the API server asks again because of a change by another
@@ -57,7 +56,7 @@ func (r *Reviewer) Instance(request *admission.Request) (admission.Verdict, erro
 		r.log.Info("virtual machine instance judged", "namespace", request.Namespace, "vmi", request.ObjectName(),
 			"wiring", verdict[annotation.Wiring], "bridge", verdict[annotation.PreferredBridge], "port", verdict[annotation.RedirectPort], "reason", verdict[annotation.Reason])
 	}
-	return admission.Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, nil
+	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, nil
 }
 
 var verdictPart = annotationsAt(annotation.Verdict(), "metadata", "annotations")
@@ -67,8 +66,8 @@ func withoutVerdict(s subject) subject {
 }
 
 // wasWritten reports whether this request brings the annotation in.
-func wasWritten(request *admission.Request, name string, value annotation.Value) bool {
-	return request.Operation == admission.Create || readAnnotations(request.OldObject.Get("metadata")).known[name] != value
+func wasWritten(request *Request, name string, value annotation.Value) bool {
+	return request.Operation == Create || readAnnotations(request.OldObject.Get("metadata")).known[name] != value
 }
 
 // verdictOf returns the annotations that an instance is to have.

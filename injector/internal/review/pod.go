@@ -5,15 +5,14 @@ import (
 	"strings"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// Pod is an admission.Review for the creation of pods. It decides from the pod
+// Pod is an Func for the creation of pods. It decides from the pod
 // alone, so that no cache can be behind.
-func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
-	if verdict := expect(request, "pods", admission.Create); verdict != nil {
+func (r *Reviewer) Pod(request *Request) (Verdict, error) {
+	if verdict := expect(request, "pods", Create); verdict != nil {
 		return *verdict, nil
 	}
 	top := request.Object.Fields("metadata", "spec")
@@ -23,13 +22,13 @@ func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
 	// VM starts runs no guest.
 	isEphemeral := metadata.Get("annotations", "kubevirt.io/ephemeral-provisioning") != nil
 	if metadata.Get("labels", "kubevirt.io").String() != "virt-launcher" || !found.has(annotation.Enabled) || found.decline() || isEphemeral {
-		return admission.Allow(), nil
+		return Allow(), nil
 	}
 
 	fields := spec.Fields("initContainers", "containers", "volumes", "hostNetwork", "hostPID", "shareProcessNamespace")
 	before, err := r.patches.Outline(metadata, spec)
 	if err != nil {
-		return admission.Verdict{}, err
+		return Verdict{}, err
 	}
 	isInjected := found.text(annotation.Injected) == "true" && r.patches.IsIn(fields["initContainers"], fields["containers"])
 	if reason := forbidden(fields, isInjected); reason != "" {
@@ -43,7 +42,7 @@ func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
 		// Another webhook may have changed the pod's QoS class since.
 		after := jsontree.Clone(before)
 		fitResources(fields, after, true)
-		return admission.Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
+		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
 	}
 	meant, problems := found.understood()
 	port, why := reachedBy(metadata, meant)
@@ -65,23 +64,23 @@ func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
 		err = annotate(after, owner, port, problems)
 	}
 	if err != nil {
-		return admission.Verdict{}, err
+		return Verdict{}, err
 	}
 	r.log.Info("pod injected", "namespace", request.Namespace, "vm", owner.name, "pod", request.ObjectName(), "redirectPort", port, "warnings", join(problems))
-	return admission.Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
+	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
 }
 
 // leave writes on a pod why it has no IMDS.
-func (r *Reviewer) leave(request *admission.Request, owner instance, before jsontree.Object, reason string) (admission.Verdict, error) {
+func (r *Reviewer) leave(request *Request, owner instance, before jsontree.Object, reason string) (Verdict, error) {
 	after := jsontree.Clone(before)
 	annotations, err := jsontree.Ensure(after, "metadata", "annotations")
 	if err != nil {
-		return admission.Verdict{}, err
+		return Verdict{}, err
 	}
 	annotations[annotation.NotInjected] = reason
 	delete(annotations, annotation.Injected)
 	r.log.Warn("pod not injected", "namespace", request.Namespace, "vm", owner.name, "pod", request.ObjectName(), "reason", reason)
-	return admission.Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: []string{"IMDS is not injected: " + reason}}, nil
+	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: []string{"IMDS is not injected: " + reason}}, nil
 }
 
 // reachedBy returns the port of the redirection, 0 where the guest comes by a

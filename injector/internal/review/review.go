@@ -9,12 +9,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// Reviewer has one admission.Review for each kind of object.
+// Reviewer has one Func for each kind of object.
 type Reviewer struct {
 	patches *patchset.Set
 	log     *slog.Logger
@@ -27,12 +26,12 @@ func New(patches *patchset.Set, log *slog.Logger) *Reviewer {
 
 // expect says that a request is none of those that the webhook's rules are for;
 // nil when it is one.
-func expect(request *admission.Request, resource string, operations ...string) *admission.Verdict {
+func expect(request *Request, resource string, operations ...string) *Verdict {
 	if request.Resource == resource && request.SubResource == "" && slices.Contains(operations, request.Operation) {
 		return nil
 	}
-	verdict := admission.Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
-		strings.Join(operations, " and "), resource, request.Action()))
+	verdict := Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
+		strings.Join(operations, " and "), resource, request.action()))
 	return &verdict
 }
 
@@ -56,13 +55,13 @@ type judgement struct {
 // Only what this very request brings in is refused: otherwise a rule of today
 // would stop every controller that updates an object of yesterday. And a change
 // of the networks is KubeVirt's to judge.
-func judge(request *admission.Request, now, old subject) judgement {
-	created := request.Operation == admission.Create
+func judge(request *Request, now, old subject) judgement {
+	created := request.Operation == Create
 	result := judgement{
 		wiring:  now.wiring(),
 		changed: !created && !now.annotations.equal(old.annotations),
 	}
-	refuses := !now.annotations.decline() && !request.IsByKubeVirt() && !(created && hasController(request.Object))
+	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && hasController(request.Object))
 	sort := func(problems, before []string, mayRefuse bool) {
 		for _, problem := range problems {
 			if refuses && mayRefuse && !slices.Contains(before, problem) {
@@ -98,9 +97,9 @@ func join(problems []string) string {
 }
 
 // refuse denies the request and logs it.
-func (r *Reviewer) refuse(request *admission.Request, reason string) admission.Verdict {
-	r.log.Warn("refused", "what", request.Action(), "namespace", request.Namespace, "name", request.ObjectName(), "reason", reason)
-	return admission.Deny(reason)
+func (r *Reviewer) refuse(request *Request, reason string) Verdict {
+	r.log.Warn("refused", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "reason", reason)
+	return Deny(reason)
 }
 
 // hasController reports whether a controller made the object.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
@@ -25,21 +24,21 @@ func readVM(object jsontree.Value) vm {
 
 func (v vm) subject() subject { return subject{v.metadata.over(v.template), v.spec} }
 
-// VirtualMachine is an admission.Review for the creation and update of
+// VirtualMachine is an Func for the creation and update of
 // VirtualMachines. It carries the annotations from the VM's own metadata, where
 // people write them, to the template, from where KubeVirt copies them.
-func (r *Reviewer) VirtualMachine(request *admission.Request) (admission.Verdict, error) {
-	if verdict := expect(request, "virtualmachines", admission.Create, admission.Update); verdict != nil {
+func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
+	if verdict := expect(request, "virtualmachines", Create, Update); verdict != nil {
 		return *verdict, nil
 	}
 	object := request.Object
 	// A VM on its way out is updated to drop its finalizers.
 	if isBeingDeleted(object) {
-		return admission.Allow(), nil
+		return Allow(), nil
 	}
 	now, old := readVM(object), readVM(request.OldObject)
 	if now.metadata.empty() && now.template.empty() && old.metadata.empty() {
-		return admission.Allow(), nil
+		return Allow(), nil
 	}
 
 	before := object.Part(templatePart).(jsontree.Object)
@@ -60,7 +59,7 @@ func (r *Reviewer) VirtualMachine(request *admission.Request) (admission.Verdict
 	if patch != nil {
 		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
 	}
-	return admission.Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
+	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
 }
 
 var templatePart = annotationsAt(annotation.ByUser(), "spec", "template", "metadata", "annotations")

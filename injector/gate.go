@@ -1,4 +1,4 @@
-package admission
+package main
 
 import (
 	"context"
@@ -25,13 +25,12 @@ type waiter struct {
 	enter chan bool // true: a place; false: none
 }
 
-// maxWaiting is for what may hold a header, a stack and a stream's buffer each.
-const maxWaiting = 512
-
-// memory is how long a host's use counts, and maxHosts how many are remembered.
 const (
-	memory   = 10 * time.Second
-	maxHosts = 4096
+	// maxWaiting is for what may hold a header, a stack and a stream's buffer each.
+	maxWaiting = 512
+	// useCounts is how long a host's use counts, and maxHosts how many are remembered.
+	useCounts = 10 * time.Second
+	maxHosts  = 4096
 )
 
 var errBusy = errors.New("too many requests at a time: try again")
@@ -43,14 +42,12 @@ func newGate(places int) *gate { return &gate{free: places, used: map[string]tim
 func (g *gate) enter(ctx context.Context, host string) (leave func(), err error) {
 	w := &waiter{host: host, enter: make(chan bool, 1)}
 	g.mu.Lock()
+	g.waiting = append(g.waiting, w)
 	if g.free > 0 {
 		g.free--
-		w.enter <- true
-	} else {
-		g.waiting = append(g.waiting, w)
-		if len(g.waiting) > maxWaiting {
-			g.turnAway()
-		}
+		g.next()
+	} else if len(g.waiting) > maxWaiting {
+		g.turnAway()
 	}
 	g.mu.Unlock()
 
@@ -73,45 +70,43 @@ func (g *gate) enter(ctx context.Context, host string) (leave func(), err error)
 	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.charge(host, time.Since(begin))
+		now := time.Now()
+		if now.Sub(g.since) > useCounts || len(g.used) >= maxHosts {
+			clear(g.used)
+			g.since = now
+		}
+		g.used[host] += now.Sub(begin)
 		g.next()
 	}, nil
 }
 
-func (g *gate) charge(host string, held time.Duration) {
-	if now := time.Now(); now.Sub(g.since) > memory || len(g.used) >= maxHosts {
-		clear(g.used)
-		g.since = now
-	}
-	g.used[host] += held
-}
-
 // next gives a place that is free to who waits.
 func (g *gate) next() {
-	if len(g.waiting) == 0 {
-		g.free++
-		return
-	}
 	best := 0
 	for i, w := range g.waiting {
 		if g.used[w.host] < g.used[g.waiting[best].host] {
 			best = i
 		}
 	}
-	g.waiting[best].enter <- true
-	g.waiting = slices.Delete(g.waiting, best, best+1)
+	g.answer(best, true)
 }
 
 // turnAway refuses the newest of the host with the most that wait.
 func (g *gate) turnAway() {
-	count := map[string]int{}
-	last := 0
+	count, last := map[string]int{}, 0
 	for i, w := range g.waiting {
-		count[w.host]++
-		if count[w.host] >= count[g.waiting[last].host] {
+		if count[w.host]++; count[w.host] >= count[g.waiting[last].host] {
 			last = i
 		}
 	}
-	g.waiting[last].enter <- false
-	g.waiting = slices.Delete(g.waiting, last, last+1)
+	g.answer(last, false)
+}
+
+func (g *gate) answer(i int, enter bool) {
+	if len(g.waiting) == 0 {
+		g.free++
+		return
+	}
+	g.waiting[i].enter <- enter
+	g.waiting = slices.Delete(g.waiting, i, i+1)
 }

@@ -1,7 +1,4 @@
-// Package admission speaks the API server's webhook protocol: AdmissionReview
-// admission.k8s.io/v1 over HTTP, with bounds on what requests may cost. What is
-// decided about an object is given to it as a Review.
-package admission
+package review
 
 import (
 	"errors"
@@ -16,23 +13,17 @@ import (
 // need. The objects are text: typed objects would lose the fields that a newer
 // API has.
 type Request struct {
-	UID         string
-	Resource    string
-	SubResource string
-	Namespace   string
-	Name        string
-	Operation   string
+	UID, Resource, SubResource, Namespace, Name, Operation string
 	// Username is who makes the request.
-	Username  string
-	Object    jsontree.Value
-	OldObject jsontree.Value
+	Username          string
+	Object, OldObject jsontree.Value
 }
 
 // maxText is more than any name, namespace, user or UID has, in bytes.
 const maxText = 4096
 
-// parse reads an AdmissionReview.
-func parse(body []byte) (*Request, error) {
+// ParseRequest reads an AdmissionReview.
+func ParseRequest(body []byte) (*Request, error) {
 	review, err := jsontree.Parse(body)
 	if err != nil {
 		return nil, fmt.Errorf("the body is not an AdmissionReview: %w", err)
@@ -44,60 +35,48 @@ func parse(body []byte) (*Request, error) {
 			annotation.Quote(kind), annotation.Quote(version))
 	}
 	fields := top["request"].Fields("uid", "resource", "subResource", "namespace", "name", "operation", "userInfo", "object", "oldObject")
-	request := &Request{Object: fields["object"], OldObject: fields["oldObject"]}
-	for name, text := range map[string]struct {
-		value jsontree.Value
-		into  *string
-	}{
-		"uid":               {fields["uid"], &request.UID},
-		"namespace":         {fields["namespace"], &request.Namespace},
-		"operation":         {fields["operation"], &request.Operation},
-		"resource.resource": {fields["resource"].Get("resource"), &request.Resource},
-		"subResource":       {fields["subResource"], &request.SubResource},
-		"name":              {fields["name"], &request.Name},
-		"userInfo.username": {fields["userInfo"].Get("username"), &request.Username},
-	} {
-		if len(text.value) > maxText {
-			return nil, fmt.Errorf("request.%s has more than %d bytes", name, maxText)
-		}
-		*text.into = text.value.String()
-	}
-	if request.UID == "" {
-		return nil, errors.New("the AdmissionReview has no request with a uid")
-	}
-	for name, object := range map[string]jsontree.Value{"object": request.Object, "oldObject": request.OldObject} {
+	r := &Request{Object: fields["object"], OldObject: fields["oldObject"]}
+	for name, object := range map[string]jsontree.Value{"object": r.Object, "oldObject": r.OldObject} {
 		if !object.IsNull() && !object.IsObject() {
 			return nil, fmt.Errorf("request.%s is not an object", name)
 		}
 	}
-	return request, nil
+	fields["resource.resource"], fields["userInfo.username"] = fields["resource"].Get("resource"), fields["userInfo"].Get("username")
+	for name, into := range map[string]*string{
+		"uid": &r.UID, "resource.resource": &r.Resource, "subResource": &r.SubResource, "namespace": &r.Namespace,
+		"name": &r.Name, "operation": &r.Operation, "userInfo.username": &r.Username,
+	} {
+		if len(fields[name]) > maxText {
+			return nil, fmt.Errorf("request.%s has more than %d bytes", name, maxText)
+		}
+		*into = fields[name].String()
+	}
+	if r.UID == "" {
+		return nil, errors.New("the AdmissionReview has no request with a uid")
+	}
+	return r, nil
 }
 
-// Action names what is done to what, as in "UPDATE of virtualmachines/status".
-func (r *Request) Action() string {
-	action := r.Operation + " of " + r.Resource
-	if r.SubResource != "" {
-		action += "/" + r.SubResource
-	}
-	return action
+// action names what is done to what, as in "UPDATE of virtualmachines/status".
+func (r *Request) action() string {
+	return strings.TrimSuffix(r.Operation+" of "+r.Resource+"/"+r.SubResource, "/")
 }
 
 // ObjectName is the name of the object, or what is known of it while the API
 // server has still to make the rest of it.
 func (r *Request) ObjectName() string {
-	metadata := r.Object.Get("metadata")
-	for _, name := range []jsontree.Value{metadata.Get("name"), metadata.Get("generateName")} {
-		if text := name.String(); text != "" && len(text) <= maxText {
+	for _, key := range []string{"name", "generateName"} {
+		if text := r.Object.Get("metadata", key).String(); text != "" && len(text) <= maxText {
 			return text
 		}
 	}
 	return r.Name
 }
 
-// IsByKubeVirt reports whether one of KubeVirt's own controllers makes the
+// isByKubeVirt reports whether one of KubeVirt's own controllers makes the
 // request. A tenant may give a ServiceAccount such a name; who does is refused
 // less, and gets no more.
-func (r *Request) IsByKubeVirt() bool {
+func (r *Request) isByKubeVirt() bool {
 	account, found := strings.CutPrefix(r.Username, "system:serviceaccount:")
 	_, name, _ := strings.Cut(account, ":")
 	return found && strings.HasPrefix(name, "kubevirt-")
@@ -122,15 +101,11 @@ type Verdict struct {
 }
 
 // Allow lets the object pass as it is.
-func Allow(warnings ...string) Verdict {
-	return Verdict{Allowed: true, Warnings: warnings}
-}
+func Allow(warnings ...string) Verdict { return Verdict{Allowed: true, Warnings: warnings} }
 
 // Deny refuses the object.
-func Deny(reason string) Verdict {
-	return Verdict{Reason: reason}
-}
+func Deny(reason string) Verdict { return Verdict{Reason: reason} }
 
-// Review decides about one request. An error is a fault of ours, not of the
+// Func decides about one request. An error is a fault of ours, not of the
 // object: what becomes of that is for the failurePolicy to say.
-type Review func(*Request) (Verdict, error)
+type Func func(*Request) (Verdict, error)
