@@ -19,7 +19,7 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 		return Allow(), nil
 	}
 	found := readAnnotations(object.Get("metadata"))
-	if found.empty() || found.decline() {
+	if len(found) == 0 || found.decline() {
 		return Allow(), nil
 	}
 
@@ -38,7 +38,7 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 	written := jsontree.LookupObject(after, "metadata", "annotations")
 	for _, name := range annotation.Verdict() {
 		wanted, isWanted := verdict[name]
-		own, isOwn := found.known[name]
+		own, isOwn := found[name]
 		if isOwn && own != (annotation.Value{Text: wanted}) && wasWritten(request, name, own) {
 			judged.warnings = append(judged.warnings, "annotation "+name+" is written by the webhook: "+own.String()+" does not stay")
 		}
@@ -67,7 +67,7 @@ func withoutVerdict(s subject) subject {
 
 // wasWritten reports whether this request brings the annotation in.
 func wasWritten(request *Request, name string, value annotation.Value) bool {
-	return request.Operation == Create || readAnnotations(request.OldObject.Get("metadata")).known[name] != value
+	return request.Operation == Create || readAnnotations(request.OldObject.Get("metadata"))[name] != value
 }
 
 // verdictOf returns the annotations that an instance is to have.

@@ -88,7 +88,7 @@ func (r *Reviewer) leave(request *Request, owner instance, before jsontree.Objec
 // instance's review it takes what the pod itself proves.
 func reachedBy(metadata jsontree.Value, a annotations) (port string, why string) {
 	port = a.text(annotation.RedirectPort)
-	hasPort := a.has(annotation.RedirectPort) && annotation.IsRedirectPort(a.known[annotation.RedirectPort])
+	hasPort := a.has(annotation.RedirectPort) && annotation.IsRedirectPort(a[annotation.RedirectPort])
 	switch a.text(annotation.Wiring) {
 	case annotation.WiringBridge:
 		return "", ""

@@ -6,6 +6,7 @@ package review
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 
@@ -20,9 +21,7 @@ type Reviewer struct {
 }
 
 // New returns a Reviewer that applies the patches to pods.
-func New(patches *patchset.Set, log *slog.Logger) *Reviewer {
-	return &Reviewer{patches: patches, log: log}
-}
+func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
 
 // expect says that a request is none of those that the webhook's rules are for;
 // nil when it is one.
@@ -59,7 +58,7 @@ func judge(request *Request, now, old subject) judgement {
 	created := request.Operation == Create
 	result := judgement{
 		wiring:  now.wiring(),
-		changed: !created && !now.annotations.equal(old.annotations),
+		changed: !created && !maps.Equal(now.annotations, old.annotations),
 	}
 	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && hasController(request.Object))
 	sort := func(problems, before []string, mayRefuse bool) {
@@ -77,10 +76,7 @@ func judge(request *Request, now, old subject) judgement {
 	}
 	sort(now.annotations.problems(), before, true)
 	sort(result.wiring.problems, wiringBefore, created || result.changed)
-	result.warnings = append(result.warnings, result.wiring.warnings...)
-	if more := len(result.warnings) - maxProblems; more > 0 {
-		result.warnings = append(result.warnings[:maxProblems], fmt.Sprintf("and %d more", more))
-	}
+	result.warnings = some(append(result.warnings, result.wiring.warnings...))
 	return result
 }
 
@@ -88,13 +84,15 @@ func judge(request *Request, now, old subject) judgement {
 // names to get wrong, and as many unknown ones as an object has room for.
 const maxProblems = 12
 
-// join makes one message of problems.
-func join(problems []string) string {
+func some(problems []string) []string {
 	if more := len(problems) - maxProblems; more > 0 {
-		problems = append(slices.Clone(problems[:maxProblems]), fmt.Sprintf("and %d more", more))
+		return append(slices.Clone(problems[:maxProblems]), fmt.Sprintf("and %d more", more))
 	}
-	return strings.Join(problems, "; ")
+	return problems
 }
+
+// join makes one message of problems.
+func join(problems []string) string { return strings.Join(some(problems), "; ") }
 
 // refuse denies the request and logs it.
 func (r *Reviewer) refuse(request *Request, reason string) Verdict {
@@ -119,10 +117,7 @@ func isBeingDeleted(object jsontree.Value) bool {
 // annotationsAt returns what to decode of an object to change some of its annotations
 // at path.
 func annotationsAt(names []string, path ...string) jsontree.Object {
-	part := jsontree.Object{}
-	for _, name := range names {
-		part[name] = nil
-	}
+	part := namesOf(names)
 	for _, key := range slices.Backward(path) {
 		part = jsontree.Object{key: part}
 	}

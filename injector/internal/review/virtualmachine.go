@@ -37,7 +37,7 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 		return Allow(), nil
 	}
 	now, old := readVM(object), readVM(request.OldObject)
-	if now.metadata.empty() && now.template.empty() && old.metadata.empty() {
+	if len(now.metadata)+len(now.template)+len(old.metadata) == 0 {
 		return Allow(), nil
 	}
 
@@ -71,9 +71,9 @@ var templatePart = annotationsAt(annotation.ByUser(), "spec", "template", "metad
 func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (warnings []string, err error) {
 	var template jsontree.Object
 	for _, name := range annotation.ByUser() {
-		wanted, isWanted := now.metadata.known[name]
-		before, wasWanted := old.metadata.known[name]
-		own, found := now.template.known[name]
+		wanted, isWanted := now.metadata[name]
+		before, wasWanted := old.metadata[name]
+		own, found := now.template[name]
 		switch {
 		case isWanted && own != wanted:
 			if template == nil {
