@@ -71,7 +71,6 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 	return 0
 }
 
-// serve loads what the webhook needs and serves until ctx ends.
 func serve(ctx context.Context, opts options, pod podEnvironment, timing timing, log *slog.Logger) error {
 	certificates, publisher, err := openCertificates(opts, pod, timing, log)
 	if err != nil {

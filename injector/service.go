@@ -66,12 +66,13 @@ const (
 
 // service is the webhook with its two listeners open.
 type service struct {
-	webhook, health                 *http.Server
-	webhookListener, healthListener net.Listener
+	certificates                    *certificateSource
 	publisher                       *publisher
-	draining                        *atomic.Bool
 	timing                          timing
 	log                             *slog.Logger
+	webhook, health                 *http.Server
+	webhookListener, healthListener net.Listener
+	draining                        atomic.Bool
 }
 
 // listen opens both listeners.
@@ -81,16 +82,13 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	reviews.Handle("POST /mutate-pod", admission.handler(reviewer.Pod))
 	reviews.Handle("POST /mutate-virtualmachine", admission.handler(reviewer.VirtualMachine))
 	reviews.Handle("POST /mutate-virtualmachineinstance", admission.handler(reviewer.Instance))
+	health := http.NewServeMux()
 
-	draining := new(atomic.Bool)
-	s := &service{
-		webhook:   newServer(closing(reviews, draining), timing, log),
-		health:    newServer(healthHandler(certificates, publisher, draining), timing, log),
-		publisher: publisher,
-		draining:  draining,
-		timing:    timing,
-		log:       log,
-	}
+	s := &service{certificates: certificates, publisher: publisher, timing: timing, log: log}
+	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "OK") })
+	health.HandleFunc("GET /readyz", s.ready)
+	s.health = s.newServer(health)
+	s.webhook = s.newServer(s.closing(reviews))
 	s.webhook.ConnState = (&connections{open: map[net.Conn]connection{}}).track
 	s.webhook.HTTP2 = &http.HTTP2Config{
 		// What a connection may send before anybody reads.
@@ -120,51 +118,43 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 // closing has each answer end its connection while the service drains: the API
 // server keeps one open for as long as it is used, and would otherwise send its
 // next request just when the listener's end closes it.
-func closing(handler http.Handler, draining *atomic.Bool) http.Handler {
+func (s *service) closing(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if draining.Load() {
+		if s.draining.Load() {
 			w.Header().Set("Connection", "close") // in HTTP/2 net/http makes a GOAWAY of it
 		}
 		handler.ServeHTTP(w, r)
 	})
 }
 
-// healthHandler answers the kubelet. /healthz says that the process is alive.
-// /readyz says whether the API server can be sent here; a renewed certificate that
-// is not in use is named, but does not make a replica unready: it works with the
-// last good one, and all replicas would be gone at once.
-func healthHandler(certificates *certificateSource, publisher *publisher, draining *atomic.Bool) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "OK")
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if draining.Load() {
-			http.Error(w, "draining", http.StatusServiceUnavailable)
-			return
-		}
-		refused, unused := certificates.status(time.Now())
-		if err := errors.Join(refused, publisher.status()); err != nil {
-			http.Error(w, errors.Join(err, unused).Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "OK")
-		if unused != nil {
-			fmt.Fprintf(w, "the last good certificate stays in use: %v\n", unused)
-		}
-	})
-	return mux
+// ready says whether the API server can be sent here. A renewed certificate that is
+// not in use is named, but does not make a replica unready: it works with the last
+// good one, and all replicas would be gone at once.
+func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
+	if s.draining.Load() {
+		http.Error(w, "draining", http.StatusServiceUnavailable)
+		return
+	}
+	refused, unused := s.certificates.status(time.Now())
+	if err := errors.Join(refused, s.publisher.status()); err != nil {
+		http.Error(w, errors.Join(err, unused).Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "OK")
+	if unused != nil {
+		fmt.Fprintf(w, "the last good certificate stays in use: %v\n", unused)
+	}
 }
 
-func newServer(handler http.Handler, timing timing, log *slog.Logger) *http.Server {
+func (s *service) newServer(handler http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           handler,
-		ReadHeaderTimeout: timing.header,
-		ReadTimeout:       timing.request,
-		WriteTimeout:      timing.request,
-		IdleTimeout:       timing.idle,
+		ReadHeaderTimeout: s.timing.header,
+		ReadTimeout:       s.timing.request,
+		WriteTimeout:      s.timing.request,
+		IdleTimeout:       s.timing.idle,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"iter"
 	"slices"
+	"strings"
 )
 
 // Value is the text of one valid JSON value inside a larger text. Nothing is
@@ -103,14 +104,14 @@ func (v Value) Fields(keys ...string) map[string]Value {
 // Get returns the value at path. The API server sends no key twice.
 func (v Value) Get(path ...string) Value {
 	for _, key := range path {
-		var found Value
-		for name, value := range v.Members() {
+		object := v
+		v = nil
+		for name, value := range object.Members() {
 			if string(name) == key {
-				found = value
+				v = value
 				break
 			}
 		}
-		v = found
 	}
 	return v
 }
@@ -150,13 +151,9 @@ func (v Value) Part(wanted Object) any {
 }
 
 // unquote returns the text of a JSON string.
-func unquote(quoted []byte) []byte {
+func unquote(quoted Value) []byte {
 	if slices.Contains(quoted, '\\') {
-		var text string
-		if err := json.Unmarshal(quoted, &text); err != nil {
-			panic("jsontree: a string that is no JSON: " + err.Error())
-		}
-		return []byte(text)
+		return []byte(quoted.Tree().(string))
 	}
 	return quoted[1 : len(quoted)-1]
 }
@@ -180,8 +177,7 @@ func skipComma(text []byte, i int) int {
 
 // skipValue returns the end of the value that begins at i.
 func skipValue(text []byte, i int) int {
-	depth := 0
-	for {
+	for depth := 0; ; {
 		switch text[i] {
 		case '"':
 			i = skipString(text, i)
@@ -195,7 +191,7 @@ func skipValue(text []byte, i int) int {
 			i++
 			continue
 		default: // a number, true, false or null
-			for i < len(text) && !endsScalar(text[i]) {
+			for i < len(text) && strings.IndexByte(",}] \n\t\r", text[i]) < 0 {
 				i++
 			}
 		}
@@ -205,20 +201,13 @@ func skipValue(text []byte, i int) int {
 	}
 }
 
-func endsScalar(b byte) bool {
-	return b == ',' || b == '}' || b == ']' || b == ' ' || b == '\n' || b == '\t' || b == '\r'
-}
-
 // skipString returns the end of the string that begins at i.
 func skipString(text []byte, i int) int {
 	begin := i + 1
 	for end := begin; ; end++ {
 		end += bytes.IndexByte(text[end:], '"')
-		escapes := 0
-		for end-escapes > begin && text[end-escapes-1] == '\\' {
-			escapes++
-		}
-		if escapes%2 == 0 {
+		// Backslashes before it escape each other.
+		if before := bytes.TrimRight(text[begin:end], `\`); (end-begin-len(before))%2 == 0 {
 			return end + 1
 		}
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// Pod is an Func for the creation of pods. It decides from the pod
-// alone, so that no cache can be behind.
+// Pod is a Func for the creation of pods. It decides from the pod alone, so that no
+// cache can be behind.
 func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 	if verdict := expect(request, "pods", Create); verdict != nil {
 		return *verdict, nil
@@ -34,13 +34,13 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 	if reason := forbidden(fields, isInjected); reason != "" {
 		return r.refuse(request, reason), nil
 	}
-	owner, isOwned := instanceOf(metadata)
-	if !isOwned {
+	vmName, vmiUID := instanceOf(metadata)
+	if vmName == "" || vmiUID == "" {
 		return r.refuse(request, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
 	}
+	after := jsontree.Clone(before)
 	if isInjected {
 		// Another webhook may have changed the pod's QoS class since.
-		after := jsontree.Clone(before)
 		fitResources(fields, after, true)
 		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
 	}
@@ -50,37 +50,35 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 		why = join(problems)
 	}
 	if why != "" {
-		return r.leave(request, owner, before, why)
+		r.log.Warn("pod not injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "reason", why)
+		err := annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
+		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: []string{"IMDS is not injected: " + why}}, err
 	}
 
-	plain := jsontree.Clone(before)
-	takeAsMeant(plain, meant)
-	after, err := r.patches.Apply(plain)
+	// The sidecars read a user's annotations by the downward API: as they are meant.
+	// The patches, which are the operator's, come after.
+	users := map[string]string{}
+	for _, name := range annotation.ByUser() {
+		users[name] = meant.text(name)
+	}
+	if err = annotate(after, users); err == nil {
+		after, err = r.patches.Apply(after)
+	}
 	if err == nil {
 		err = setTokens(after, meant)
 	}
 	if err == nil {
 		fitResources(fields, after, false)
-		err = annotate(after, owner, port, problems)
+		err = annotate(after, map[string]string{
+			annotation.Injected: "true", annotation.VMName: vmName, annotation.VMIUID: vmiUID,
+			annotation.RedirectPort: port, annotation.Warnings: join(problems), annotation.NotInjected: "",
+		})
 	}
 	if err != nil {
 		return Verdict{}, err
 	}
-	r.log.Info("pod injected", "namespace", request.Namespace, "vm", owner.name, "pod", request.ObjectName(), "redirectPort", port, "warnings", join(problems))
+	r.log.Info("pod injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "redirectPort", port, "warnings", join(problems))
 	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
-}
-
-// leave writes on a pod why it has no IMDS.
-func (r *Reviewer) leave(request *Request, owner instance, before jsontree.Object, reason string) (Verdict, error) {
-	after := jsontree.Clone(before)
-	annotations, err := jsontree.Ensure(after, "metadata", "annotations")
-	if err != nil {
-		return Verdict{}, err
-	}
-	annotations[annotation.NotInjected] = reason
-	delete(annotations, annotation.Injected)
-	r.log.Warn("pod not injected", "namespace", request.Namespace, "vm", owner.name, "pod", request.ObjectName(), "reason", reason)
-	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: []string{"IMDS is not injected: " + reason}}, nil
 }
 
 // reachedBy returns the port of the redirection, 0 where the guest comes by a
@@ -99,10 +97,14 @@ func reachedBy(metadata jsontree.Value, a annotations) (port string, why string)
 	case annotation.WiringNone:
 		return "", a.text(annotation.Reason)
 	default:
-		switch {
-		case isMasqueraded(metadata):
-			return "", ""
-		case !hasPort:
+		// KubeVirt says to service meshes that the pod network is bound by masquerade;
+		// it says so of no other binding.
+		for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces"} {
+			if metadata.Get("annotations", name).String() != "" {
+				return "", ""
+			}
+		}
+		if !hasPort {
 			return "", "the instance has no annotation " + annotation.Wiring + ", by which its review says how the guest reaches IMDS: any update of the instance brings it, such as kubectl label"
 		}
 	}
@@ -112,41 +114,13 @@ func reachedBy(metadata jsontree.Value, a annotations) (port string, why string)
 	return port, ""
 }
 
-// isMasqueraded reports whether KubeVirt says, for a service mesh, that the pod
-// network is bound by masquerade; it says so of no other binding.
-func isMasqueraded(metadata jsontree.Value) bool {
-	for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces"} {
-		if metadata.Get("annotations", name).String() != "" {
-			return true
-		}
-	}
-	return false
-}
-
-// takeAsMeant puts what a user's annotations are taken for in their place: the
-// sidecars read them by the downward API. The patches, which are the operator's,
-// come after.
-func takeAsMeant(pod jsontree.Object, meant annotations) {
-	written := jsontree.LookupObject(pod, "metadata", "annotations")
-	for _, name := range annotation.ByUser() {
-		if meant.has(name) {
-			written[name] = meant.text(name)
-		} else {
-			delete(written, name)
-		}
-	}
-}
-
-// annotate writes the webhook's own annotations, over a tenant's.
-func annotate(pod jsontree.Object, owner instance, port string, problems []string) error {
+// annotate writes annotations of a pod, over a tenant's; an empty one is removed.
+func annotate(pod jsontree.Object, values map[string]string) error {
 	written, err := jsontree.Ensure(pod, "metadata", "annotations")
 	if err != nil {
 		return err
 	}
-	for name, value := range map[string]string{
-		annotation.Injected: "true", annotation.VMName: owner.name, annotation.VMIUID: owner.uid,
-		annotation.RedirectPort: port, annotation.Warnings: join(problems), annotation.NotInjected: "",
-	} {
+	for name, value := range values {
 		if value != "" {
 			written[name] = value
 		} else {
@@ -160,19 +134,16 @@ func annotate(pod jsontree.Object, owner instance, port string, problems []strin
 // Nothing that KubeVirt renders is refused here: these are pods that somebody
 // made to look like it.
 func forbidden(spec map[string]jsontree.Value, isInjected bool) string {
-	if !isInjected {
-		// Merged into a container that is there already, the patches would give
-		// their capabilities to its image and command.
-		for _, list := range []string{"initContainers", "containers"} {
-			for container := range spec[list].Elements() {
-				if name := container.Get("name").String(); patchset.IsSidecar(name) {
-					return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
-				}
-			}
-		}
-		for volume := range spec["volumes"].Elements() {
-			if volume.Get("name").String() == patchset.TokenVolume {
-				return fmt.Sprintf("the volume name %s is reserved for the IMDS sidecars: rename the pod's own volume", patchset.TokenVolume)
+	for _, list := range []string{"initContainers", "containers", "volumes"} {
+		for element := range spec[list].Elements() {
+			// Merged into a container that is there already, the patches would give
+			// their capabilities to its image and command.
+			switch name := jsontree.Name(element); {
+			case isInjected:
+			case list != "volumes" && patchset.IsSidecar(name):
+				return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
+			case list == "volumes" && name == patchset.TokenVolume:
+				return fmt.Sprintf("the volume name %s is reserved for the IMDS sidecars: rename the pod's own volume", name)
 			}
 		}
 	}
@@ -186,21 +157,15 @@ func forbidden(spec map[string]jsontree.Value, isInjected bool) string {
 	return ""
 }
 
-// instance is the VirtualMachineInstance that a pod runs.
-type instance struct {
-	name, uid string
-}
-
-// instanceOf reads the pod's controller. The labels would not do: KubeVirt
-// cuts the name there, or puts the hostname in its place.
-func instanceOf(metadata jsontree.Value) (instance, bool) {
+// instanceOf returns the name and UID of the VirtualMachineInstance that controls the
+// pod. The labels would not do: KubeVirt cuts the name there, or puts the hostname in
+// its place.
+func instanceOf(metadata jsontree.Value) (name, uid string) {
 	for owner := range metadata.Get("ownerReferences").Elements() {
 		group, _, _ := strings.Cut(owner.Get("apiVersion").String(), "/")
-		if !owner.Get("controller").IsTrue() || group != "kubevirt.io" || owner.Get("kind").String() != "VirtualMachineInstance" {
-			continue
+		if owner.Get("controller").IsTrue() && group == "kubevirt.io" && owner.Get("kind").String() == "VirtualMachineInstance" {
+			return owner.Get("name").String(), owner.Get("uid").String()
 		}
-		found := instance{name: owner.Get("name").String(), uid: owner.Get("uid").String()}
-		return found, found.name != "" && found.uid != ""
 	}
-	return instance{}, false
+	return "", ""
 }

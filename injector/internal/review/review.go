@@ -29,9 +29,8 @@ func expect(request *Request, resource string, operations ...string) *Verdict {
 	if request.Resource == resource && request.SubResource == "" && slices.Contains(operations, request.Operation) {
 		return nil
 	}
-	verdict := Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
-		strings.Join(operations, " and "), resource, request.action()))
-	return &verdict
+	return new(Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
+		strings.Join(operations, " and "), resource, request.action())))
 }
 
 // subject is what is judged of a VM or an instance.

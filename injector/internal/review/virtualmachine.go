@@ -41,7 +41,7 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 		return Allow(), nil
 	}
 
-	before := object.Part(templatePart).(jsontree.Object)
+	before, _ := object.Part(templatePart).(jsontree.Object)
 	after := jsontree.Clone(before)
 	copied, err := copyToTemplate(object, after, now, old)
 	if err != nil {
@@ -101,21 +101,17 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 // kubectl apply or a server-side apply leaves on the object. Without a statement
 // it is not known.
 func isOurCopy(object jsontree.Value, name string) (ours, known bool) {
+	theirs := false
 	for entry := range object.Get("metadata", "managedFields").Elements() {
 		if entry.Get("operation").String() == "Apply" {
 			known = true
-			if entry.Get("fieldsV1", "f:spec", "f:template", "f:metadata", "f:annotations", "f:"+name) != nil {
-				return false, true
-			}
+			theirs = theirs || entry.Get("fieldsV1", "f:spec", "f:template", "f:metadata", "f:annotations", "f:"+name) != nil
 		}
 	}
-	if text, found := object.Get("metadata", "annotations", "kubectl.kubernetes.io/last-applied-configuration").Text(); found {
-		if applied, err := jsontree.Parse([]byte(text)); err == nil {
-			known = true
-			if applied.Get("spec", "template", "metadata", "annotations", name) != nil {
-				return false, true
-			}
-		}
+	last := object.Get("metadata", "annotations", "kubectl.kubernetes.io/last-applied-configuration").String()
+	if applied, err := jsontree.Parse([]byte(last)); err == nil {
+		known = true
+		theirs = theirs || applied.Get("spec", "template", "metadata", "annotations", name) != nil
 	}
-	return known, known
+	return known && !theirs, known
 }

@@ -1,13 +1,53 @@
 package review
 
 import (
+	"encoding/json"
 	"math"
+	"strconv"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
+
+// setTokens sets the lifetime of the tokens in the pod's token volume and adds
+// one token per audience, with the lifetime of the default token, at
+// audiences/0, audiences/1 and so on.
+func setTokens(pod jsontree.Object, meant annotations) error {
+	lifetime, audiences := meant.text(annotation.TokenExpirationSeconds), meant.text(annotation.TokenAudiences)
+	if lifetime == "" && audiences == "" {
+		return nil
+	}
+	projected, err := patchset.TokenProjection(pod)
+	if err != nil {
+		return err
+	}
+	sources := jsontree.LookupList(projected, "sources")
+	var seconds any
+	for _, element := range sources {
+		source, _ := element.(jsontree.Object)
+		token := jsontree.LookupObject(source, "serviceAccountToken")
+		if token != nil && lifetime != "" {
+			token["expirationSeconds"] = json.Number(lifetime)
+		}
+		if seconds == nil {
+			seconds = token["expirationSeconds"]
+		}
+	}
+	if audiences != "" {
+		for i, audience := range annotation.Audiences(audiences) {
+			token := jsontree.Object{"audience": audience, "path": "audiences/" + strconv.Itoa(i)}
+			if seconds != nil {
+				token["expirationSeconds"] = seconds
+			}
+			sources = append(sources, jsontree.Object{"serviceAccountToken": token})
+		}
+	}
+	projected["sources"] = sources
+	return nil
+}
 
 // guaranteedCPU is both request and limit of a sidecar in a Guaranteed pod:
 // measured, it wires a guest in some milliseconds more than without a limit, and
