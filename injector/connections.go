@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -21,7 +24,7 @@ type connections struct {
 
 type connection struct {
 	host   string
-	active bool
+	active int // 1: it has a request
 	since  time.Time
 }
 
@@ -29,17 +32,20 @@ type connection struct {
 func (c *connections) track(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+	now := connection{host: host, since: time.Now()}
 	switch state {
 	case http.StateClosed, http.StateHijacked:
 		delete(c.open, conn)
 		return
+	case http.StateActive:
+		now.active = 1
 	case http.StateNew:
 		if len(c.open) >= maxConnections {
 			c.makeRoom()
 		}
 	}
-	host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-	c.open[conn] = connection{host, state == http.StateActive, time.Now()}
+	c.open[conn] = now
 }
 
 func (c *connections) makeRoom() {
@@ -47,23 +53,11 @@ func (c *connections) makeRoom() {
 	for _, one := range c.open {
 		count[one.host]++
 	}
-	var victim net.Conn
-	for conn, one := range c.open {
-		if victim == nil || c.goesFirst(one, c.open[victim], count) {
-			victim = conn
-		}
-	}
+	victim := slices.MinFunc(slices.Collect(maps.Keys(c.open)), func(a, b net.Conn) int {
+		one, other := c.open[a], c.open[b]
+		return cmp.Or(count[other.host]-count[one.host], one.active-other.active, one.since.Compare(other.since))
+	})
 	delete(c.open, victim)
 	// Not the TLS connection's own Close, which waits to say goodbye.
 	victim.(*tls.Conn).NetConn().Close()
-}
-
-func (c *connections) goesFirst(a, b connection, count map[string]int) bool {
-	switch {
-	case count[a.host] != count[b.host]:
-		return count[a.host] > count[b.host]
-	case a.active != b.active:
-		return b.active
-	}
-	return a.since.Before(b.since)
 }

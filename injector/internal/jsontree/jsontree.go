@@ -14,6 +14,15 @@ import (
 // json.Number (the number's own text), nil, or Value for what is not looked into.
 type Object = map[string]any
 
+// Members returns an object with these members, all nil.
+func Members(names ...string) Object {
+	object := Object{}
+	for _, name := range names {
+		object[name] = nil
+	}
+	return object
+}
+
 // Lookup returns the value at path, or nil where a key is missing or a level
 // is not an object.
 func Lookup(object Object, path ...string) any {

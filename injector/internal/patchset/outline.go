@@ -21,22 +21,18 @@ const (
 // that the patches do not name stay text. It is an error when the part is larger than
 // any that KubeVirt makes.
 func (s *Set) Outline(podMetadata, podSpec jsontree.Value) (jsontree.Object, error) {
-	pod := jsontree.Object{"metadata": podMetadata.Part(s.metadata)}
-	if podMetadata == nil {
-		pod["metadata"] = jsontree.Object{}
+	pod, spec, left := jsontree.Object{"metadata": jsontree.Object{}}, jsontree.Object{}, maxDecoded
+	if podMetadata != nil {
+		pod["metadata"] = podMetadata.Part(s.metadata)
 	}
-	if podSpec == nil {
-		return pod, nil
-	}
-	pod["spec"] = nil
-	if !podSpec.IsObject() {
-		if podSpec.IsNull() {
-			return pod, nil
-		}
+	switch {
+	case podSpec.IsObject():
+		pod["spec"] = spec
+	case !podSpec.IsNull():
 		return nil, errors.New("spec is not an object")
+	case podSpec != nil:
+		pod["spec"] = nil
 	}
-	spec, left := jsontree.Object{}, maxDecoded
-	pod["spec"] = spec
 	decoded := func(value jsontree.Value) any {
 		if left -= len(value); left < 0 {
 			return nil

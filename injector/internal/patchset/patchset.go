@@ -35,13 +35,6 @@ const (
 // IsSidecar reports whether a container's name is one of the sidecars'.
 func IsSidecar(name string) bool { return name == InitContainer || name == ServerContainer }
 
-// File is a patch file.
-type File struct {
-	// Name is for messages.
-	Name    string
-	Content []byte
-}
-
 // Set is the patches of one folder, ready to be applied. It does not change.
 type Set struct {
 	files       []file
@@ -72,13 +65,15 @@ var podSchema = strategicpatch.PatchMetaFromStruct{T: strategicpatch.GetTagStruc
 var lists = []string{"initContainers", "containers", "volumes"}
 
 // Open reads the patch files of a folder, once and in name order: a ConfigMap's name
-// carries a hash of its content.
+// carries a hash of its content. serverImage goes to the containers that the patches
+// bring without one.
 func Open(folder, serverImage string) (*Set, error) {
 	entries, err := os.ReadDir(folder)
 	if err != nil {
 		return nil, err
 	}
-	var files []File
+	s := &Set{serverImage: serverImage, fields: map[string]bool{}, named: map[string][]string{}, additive: true}
+	s.metadata = jsontree.Object{"labels": jsontree.Object{}, "annotations": jsontree.Members(annotation.All()...)}
 	for _, entry := range entries {
 		name := entry.Name()
 		// Names that begin with a dot are the kubelet's own in a mounted ConfigMap;
@@ -86,42 +81,27 @@ func Open(folder, serverImage string) (*Set, error) {
 		if strings.HasPrefix(name, ".") || name == "kustomization.yaml" || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
 			continue
 		}
-		content, err := os.ReadFile(filepath.Join(folder, name))
+		path := filepath.Join(folder, name)
+		content, err := os.ReadFile(path)
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, File{name, content})
-	}
-	if files == nil {
-		return nil, errors.New("no patch files in " + folder + ": want *.yaml, *.yml or *.json")
-	}
-	set, err := Parse(files, serverImage)
-	if err != nil {
-		return nil, fmt.Errorf("patches in %s: %w", folder, err)
-	}
-	return set, nil
-}
-
-// Parse makes a Set of files in their order. serverImage goes to the containers that
-// they bring without one.
-func Parse(files []File, serverImage string) (*Set, error) {
-	s := &Set{serverImage: serverImage, fields: map[string]bool{}, named: map[string][]string{}, additive: true}
-	ours := jsontree.Object{}
-	for _, name := range annotation.All() {
-		ours[name] = nil
-	}
-	s.metadata = jsontree.Object{"labels": jsontree.Object{}, "annotations": ours}
-	for _, one := range files {
-		patch, err := decodePatch(one.Content)
+		patch, err := decodePatch(content)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", one.Name, err)
+			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		s.takeSysctls(patch)
 		s.learn(patch)
-		s.files = append(s.files, file{one.Name, patch})
+		s.files = append(s.files, file{name, patch})
+	}
+	if s.files == nil {
+		return nil, errors.New("no patch files in " + folder + ": want *.yaml, *.yml or *.json")
 	}
 	s.fields["securityContext"] = s.fields["securityContext"] || len(s.sysctls) > 0
-	return s, s.prove()
+	if err := s.prove(); err != nil {
+		return nil, fmt.Errorf("patches in %s: %w", folder, err)
+	}
+	return s, nil
 }
 
 // learn notes what a patch names, and whether it only adds.

@@ -20,16 +20,7 @@ const (
 	maxUnknownName = 256
 )
 
-// namesOf returns an object with these members.
-func namesOf(names []string) jsontree.Object {
-	object := jsontree.Object{}
-	for _, name := range names {
-		object[name] = nil
-	}
-	return object
-}
-
-var knownNames = namesOf(annotation.All())
+var knownNames = jsontree.Members(annotation.All()...)
 
 // readAnnotations reads metadata.annotations.
 func readAnnotations(metadata jsontree.Value) annotations {

@@ -3,7 +3,9 @@ package review
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 
 	"sigs.k8s.io/yaml"
@@ -15,14 +17,14 @@ import (
 // FuzzPatch holds for whatever patch file there is beside the declared ones: it
 // is refused with a reason, or gives a set that can be applied. Nothing panics.
 func FuzzPatch(f *testing.F) {
-	var declared []patchset.File
+	var declared []string
 	patch := func(spec string) string { return "apiVersion: v1\nkind: Pod\nspec:\n" + spec }
 	for _, name := range []string{"10-imds-init.yaml", "20-imds-server.yaml"} {
 		text, err := os.ReadFile("../../../kustomize/sidecar/" + name)
 		if err != nil {
 			f.Fatal(err)
 		}
-		declared = append(declared, patchset.File{Name: name, Content: text})
+		declared = append(declared, string(text))
 	}
 	seeds := []string{
 		patch("  $setElementOrder/initContainers:\n  - name: imds-server\n  initContainers:\n  - name: imds-server\n"),
@@ -30,7 +32,7 @@ func FuzzPatch(f *testing.F) {
 		patch("  affinity: {$patch: replace, podAffinity: {}}\n  volumes:\n  - name: a\n    $retainKeys: [name, emptyDir]\n    emptyDir: {}\n"),
 		"apiVersion: v1\nkind: Pod\nmetadata: {annotations: {a: null}, labels: }\n",
 		"apiVersion: v1\nkind: Pod\nmetadata: {annotations: {'': a}, labels: {'': b}}\n",
-		string(declared[0].Content), string(declared[1].Content),
+		declared[0], declared[1],
 	}
 	for _, seed := range seeds {
 		f.Add(seed, uint64(0))
@@ -51,7 +53,13 @@ func FuzzPatch(f *testing.F) {
 			}
 			text = string(encoded)
 		}
-		set, err := patchset.Parse(slices.Concat(declared, []patchset.File{{Name: "fuzz", Content: []byte(text)}}), "registry.example/server:v1")
+		dir := t.TempDir()
+		for i, text := range slices.Concat(declared, []string{text}) {
+			if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)+".yaml"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set, err := patchset.Open(dir, "registry.example/server:v1")
 		if err != nil {
 			return
 		}

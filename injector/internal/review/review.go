@@ -116,7 +116,7 @@ func isBeingDeleted(object jsontree.Value) bool {
 // annotationsAt returns what to decode of an object to change some of its annotations
 // at path.
 func annotationsAt(names []string, path ...string) jsontree.Object {
-	part := namesOf(names)
+	part := jsontree.Members(names...)
 	for _, key := range slices.Backward(path) {
 		part = jsontree.Object{key: part}
 	}
