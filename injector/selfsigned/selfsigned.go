@@ -36,15 +36,11 @@ func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	if len(names) == 0 {
 		return nil, errors.New("a serving certificate needs at least one DNS name or IP address")
 	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
+	caKey, errCA := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
+	if err := errors.Join(errCA, err); err != nil {
 		return nil, err
 	}
-
 	now := time.Now()
 	ca := &x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{"kubevirt-imds"}, CommonName: "self-signed CA"},

@@ -23,33 +23,16 @@ func Members(names ...string) Object {
 	return object
 }
 
-// Lookup returns the value at path, or nil where a key is missing or a level
-// is not an object.
-func Lookup(object Object, path ...string) any {
+// Lookup returns the value at path; the zero value of its type where there is none of
+// that type.
+func Lookup[T any](object Object, path ...string) T {
 	var value any = object
 	for _, key := range path {
 		level, _ := value.(Object)
 		value = level[key]
 	}
-	return value
-}
-
-// LookupObject is Lookup for an object; nil when the value is none.
-func LookupObject(object Object, path ...string) Object {
-	value, _ := Lookup(object, path...).(Object)
-	return value
-}
-
-// LookupString is Lookup for a string; empty when the value is none.
-func LookupString(object Object, path ...string) string {
-	value, _ := Lookup(object, path...).(string)
-	return value
-}
-
-// LookupList is Lookup for a list; nil when the value is none.
-func LookupList(object Object, path ...string) []any {
-	value, _ := Lookup(object, path...).([]any)
-	return value
+	found, _ := value.(T)
+	return found
 }
 
 // Ensure returns the object at path and makes each level that is missing or
@@ -77,7 +60,7 @@ func Name(element any) string {
 		return text.Get("name").String()
 	}
 	object, _ := element.(Object)
-	return LookupString(object, "name")
+	return Lookup[string](object, "name")
 }
 
 // IndexOf returns where in a list the first element of a name is, or -1.

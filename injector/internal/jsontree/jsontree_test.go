@@ -42,27 +42,27 @@ func TestParseTakesOneValue(t *testing.T) {
 
 func TestLookups(t *testing.T) {
 	object := decode(t, `{"a":{"b":"text","l":[1],"n":null},"s":"x"}`)
-	if got := LookupString(object, "a", "b"); got != "text" {
+	if got := Lookup[string](object, "a", "b"); got != "text" {
 		t.Errorf("string: %q", got)
 	}
-	if got := Lookup(object, "s", "b", "c"); got != nil {
+	if got := Lookup[any](object, "s", "b", "c"); got != nil {
 		t.Errorf("through a string: %v", got)
 	}
-	if got := LookupObject(object, "a", "b"); got != nil {
+	if got := Lookup[Object](object, "a", "b"); got != nil {
 		t.Errorf("object where a string is: %v", got)
 	}
-	if got := LookupString(nil, "a"); got != "" {
+	if got := Lookup[string](nil, "a"); got != "" {
 		t.Errorf("in nothing: %q", got)
 	}
 	for _, path := range [][]string{{"none"}, {"a", "n"}, {"a", "none", "deeper"}} {
-		if got := LookupList(object, path...); got != nil {
+		if got := Lookup[[]any](object, path...); got != nil {
 			t.Errorf("%v: %v", path, got)
 		}
 	}
-	if got := LookupList(object, "a", "l"); len(got) != 1 {
+	if got := Lookup[[]any](object, "a", "l"); len(got) != 1 {
 		t.Errorf("list: %v", got)
 	}
-	if got := LookupList(object, "a", "b"); got != nil {
+	if got := Lookup[[]any](object, "a", "b"); got != nil {
 		t.Errorf("list where a string is: %v", got)
 	}
 }

@@ -45,13 +45,13 @@ func decodePatch(data []byte) (jsontree.Object, error) {
 	if !isObject || patch["apiVersion"] != "v1" || patch["kind"] != "Pod" {
 		return nil, errors.New("not a Pod: begin with apiVersion: v1 and kind: Pod")
 	}
-	if err := checkFields(jsontree.Clone(patch)); err != nil {
+	if err := checkFields(text); err != nil {
 		return nil, err
 	}
 	// What only says that this is a Pod: applied, its name would rename the pod.
 	delete(patch, "apiVersion")
 	delete(patch, "kind")
-	metadata := jsontree.LookupObject(patch, "metadata")
+	metadata := jsontree.Lookup[jsontree.Object](patch, "metadata")
 	delete(metadata, "name")
 	if err := allowOnly(patch, "", "metadata", "spec"); err != nil {
 		return nil, err
@@ -61,11 +61,7 @@ func decodePatch(data []byte) (jsontree.Object, error) {
 
 // yamlError puts an error of the YAML decoder in the form "line N: reason".
 func yamlError(err error) error {
-	var typeError *yaml.TypeError
-	if errors.As(err, &typeError) {
-		return errors.New(strings.Join(typeError.Errors, "; "))
-	}
-	return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	return errors.New(strings.NewReplacer("yaml: ", "", "unmarshal errors:\n  ", "", "\n  ", "; ").Replace(err.Error()))
 }
 
 // checkKeys refuses keys that JSON does not have, and merge keys.
@@ -83,11 +79,15 @@ func checkKeys(node *yaml.Node) error {
 
 // checkFields compares a patch, of which it takes the directives out, with the type
 // of a Pod: every field must be one that the Pod has, every value of its kind.
-func checkFields(patch jsontree.Object) error {
-	if err := takeDirectives(patch, ""); err != nil {
+func checkFields(patch []byte) error {
+	var plain jsontree.Object
+	if err := json.Unmarshal(patch, &plain); err != nil {
 		return err
 	}
-	text, err := json.Marshal(patch)
+	if err := takeDirectives(plain, ""); err != nil {
+		return err
+	}
+	text, err := json.Marshal(plain)
 	if err != nil {
 		return err
 	}
@@ -95,10 +95,6 @@ func checkFields(patch jsontree.Object) error {
 	if err := json.Unmarshal(text, &corev1.Pod{}); errors.As(err, &wrong) {
 		return fmt.Errorf("field %s: want %s, not %s", wrong.Field, wrong.Type, wrong.Value)
 	} else if err != nil {
-		return err
-	}
-	var plain map[string]any
-	if err := json.Unmarshal(text, &plain); err != nil {
 		return err
 	}
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(plain, &corev1.Pod{}, true); err != nil {

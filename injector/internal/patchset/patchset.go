@@ -106,13 +106,13 @@ func Open(folder, serverImage string) (*Set, error) {
 
 // learn notes what a patch names, and whether it only adds.
 func (s *Set) learn(patch jsontree.Object) {
-	for key, members := range jsontree.LookupObject(patch, "metadata") {
+	for key, members := range jsontree.Lookup[jsontree.Object](patch, "metadata") {
 		for name, value := range members.(jsontree.Object) {
 			s.metadata[key].(jsontree.Object)[name] = nil
 			s.additive = s.additive && value != nil && !strings.HasPrefix(name, "$")
 		}
 	}
-	for field, value := range jsontree.LookupObject(patch, "spec") {
+	for field, value := range jsontree.Lookup[jsontree.Object](patch, "spec") {
 		s.fields[field] = true
 		list, _ := value.([]any)
 		s.additive = s.additive && slices.Contains(lists, field) && len(list) > 0
@@ -134,7 +134,7 @@ func (s *Set) prove() error {
 	if err != nil {
 		return err
 	}
-	containers, initContainers := jsontree.LookupList(pod, "spec", "containers"), jsontree.LookupList(pod, "spec", "initContainers")
+	containers, initContainers := jsontree.Lookup[[]any](pod, "spec", "containers"), jsontree.Lookup[[]any](pod, "spec", "initContainers")
 	if jsontree.IndexOf(containers, "compute") < 0 {
 		return errors.New("the patches remove the container compute, which runs the VM")
 	}
@@ -143,9 +143,9 @@ func (s *Set) prove() error {
 			return fmt.Errorf("no patch brings the container %s: add it to spec.initContainers", name)
 		}
 	}
-	s.broughtMetadata, s.brought = jsontree.LookupObject(pod, "metadata"), map[string][]any{}
+	s.broughtMetadata, s.brought = jsontree.Lookup[jsontree.Object](pod, "metadata"), map[string][]any{}
 	for _, list := range lists {
-		for i, element := range jsontree.LookupList(pod, "spec", list) {
+		for i, element := range jsontree.Lookup[[]any](pod, "spec", list) {
 			name := jsontree.Name(element)
 			switch {
 			case name == "":
@@ -170,13 +170,13 @@ func (s *Set) prove() error {
 // TokenProjection returns the "projected" object of the pod's token volume. It
 // has at least one source that is a serviceAccountToken.
 func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
-	volume := jsontree.Named(jsontree.LookupList(pod, "spec", "volumes"), TokenVolume)
+	volume := jsontree.Named(jsontree.Lookup[[]any](pod, "spec", "volumes"), TokenVolume)
 	if volume == nil {
 		return nil, errors.New("no patch brings the volume " + TokenVolume)
 	}
-	projected := jsontree.LookupObject(volume, "projected")
-	for _, source := range jsontree.LookupList(projected, "sources") {
-		if source, _ := source.(jsontree.Object); jsontree.LookupObject(source, "serviceAccountToken") != nil {
+	projected := jsontree.Lookup[jsontree.Object](volume, "projected")
+	for _, source := range jsontree.Lookup[[]any](projected, "sources") {
+		if source, _ := source.(jsontree.Object); jsontree.Lookup[jsontree.Object](source, "serviceAccountToken") != nil {
 			return projected, nil
 		}
 	}
@@ -209,7 +209,7 @@ func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 // element that a patch names is no text.
 func (s *Set) onlyAdds(spec jsontree.Object) bool {
 	for _, list := range lists {
-		for _, element := range jsontree.LookupList(spec, list) {
+		for _, element := range jsontree.Lookup[[]any](spec, list) {
 			if _, isText := element.(jsontree.Value); !isText {
 				return false
 			}
@@ -228,7 +228,7 @@ func (s *Set) add(pod, spec jsontree.Object) error {
 		maps.Copy(members, brought.(jsontree.Object))
 	}
 	for list, brought := range s.brought {
-		spec[list] = append(jsontree.LookupList(spec, list), brought...)
+		spec[list] = append(jsontree.Lookup[[]any](spec, list), brought...)
 	}
 	return nil
 }
@@ -240,7 +240,7 @@ const hidden = "\x00"
 // merge applies the patches to a pod.
 func (s *Set) merge(merged, original jsontree.Object) (jsontree.Object, error) {
 	for _, list := range lists {
-		elements := jsontree.LookupList(merged, "spec", list)
+		elements := jsontree.Lookup[[]any](merged, "spec", list)
 		for i, element := range elements {
 			if text, isText := element.(jsontree.Value); isText {
 				elements[i] = jsontree.Object{"name": jsontree.Name(text), hidden: text}
@@ -255,18 +255,18 @@ func (s *Set) merge(merged, original jsontree.Object) (jsontree.Object, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file.name, err)
 		}
-		specs = append(specs, jsontree.LookupObject(file.patch, "spec"))
+		specs = append(specs, jsontree.Lookup[jsontree.Object](file.patch, "spec"))
 	}
 	dropNulls(merged, original)
-	spec, originalSpec := jsontree.LookupObject(merged, "spec"), jsontree.LookupObject(original, "spec")
+	spec, originalSpec := jsontree.Lookup[jsontree.Object](merged, "spec"), jsontree.Lookup[jsontree.Object](original, "spec")
 	restoreOrder(spec, originalSpec, specs, lists...)
 	for _, list := range lists {
-		elements, own := jsontree.LookupList(spec, list), jsontree.LookupList(originalSpec, list)
+		elements, own := jsontree.Lookup[[]any](spec, list), jsontree.Lookup[[]any](originalSpec, list)
 		for i, element := range elements {
 			object, _ := element.(jsontree.Object)
 			if text, isText := object[hidden].(jsontree.Value); isText {
 				elements[i] = text
-			} else if list != "volumes" && jsontree.IndexOf(own, jsontree.Name(object)) < 0 && jsontree.LookupString(object, "image") == "" {
+			} else if list != "volumes" && jsontree.IndexOf(own, jsontree.Name(object)) < 0 && jsontree.Lookup[string](object, "image") == "" {
 				object["image"] = s.serverImage
 			}
 		}
@@ -317,11 +317,11 @@ const elementOrder = "$setElementOrder/"
 // patch states itself is left alone.
 func restoreOrder(merged, original jsontree.Object, patches []jsontree.Object, lists ...string) {
 	for _, list := range lists {
-		elements, own := jsontree.LookupList(merged, list), jsontree.LookupList(original, list)
+		elements, own := jsontree.Lookup[[]any](merged, list), jsontree.Lookup[[]any](original, list)
 		order, stated := slices.Clone(own), false
 		for _, patch := range patches {
 			_, states := patch[elementOrder+list]
-			order, stated = append(order, jsontree.LookupList(patch, list)...), stated || states
+			order, stated = append(order, jsontree.Lookup[[]any](patch, list)...), stated || states
 		}
 		if !stated {
 			slices.SortStableFunc(elements, func(a, b any) int {

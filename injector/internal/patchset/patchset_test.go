@@ -161,8 +161,8 @@ func encoded(t *testing.T, value any) string {
 func values(t *testing.T, pod jsontree.Object, key string, path ...string) string {
 	t.Helper()
 	var found []string
-	for _, element := range jsontree.LookupList(pod, path...) {
-		found = append(found, jsontree.LookupString(element.(jsontree.Object), key))
+	for _, element := range jsontree.Lookup[[]any](pod, path...) {
+		found = append(found, jsontree.Lookup[string](element.(jsontree.Object), key))
 	}
 	return strings.Join(found, " ")
 }
@@ -239,7 +239,7 @@ func TestFilesAreAppliedInNameOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod := applied(t, "spec: {containers: [{name: compute}]}", dir)
-	if got := jsontree.LookupString(pod, "spec", "priorityClassName"); got != "third" {
+	if got := jsontree.Lookup[string](pod, "spec", "priorityClassName"); got != "third" {
 		t.Errorf("priorityClassName %q", got)
 	}
 }
@@ -294,7 +294,7 @@ spec:
 			t.Errorf("got %s, want %s", test.got, test.want)
 		}
 	}
-	containers := jsontree.LookupList(pod, "spec", "initContainers")
+	containers := jsontree.Lookup[[]any](pod, "spec", "initContainers")
 	if got := values(t, containers[1].(jsontree.Object), "name", "env"); got != "C B A NEW" {
 		t.Errorf("env of existing-b: %s", got)
 	}
@@ -315,7 +315,7 @@ func TestAPatchMayStateTheOrderItself(t *testing.T) {
   - name: imds-server
 `))
 	pod := patchedBy(t, dir, "{metadata: {}, spec: {initContainers: [{name: existing, image: own}]}}")
-	containers := jsontree.LookupList(pod, "spec", "initContainers")
+	containers := jsontree.Lookup[[]any](pod, "spec", "initContainers")
 	if got, want := encoded(t, containers), `[{"image":"`+image+`","name":"imds-server"},{"image":"own","name":"existing"},{"image":"`+image+`","name":"imds-init"}]`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -363,10 +363,10 @@ spec:
 	if got := values(t, pod, "name", "spec", "containers"); got != "compute other" {
 		t.Errorf("containers: %s", got)
 	}
-	if got, _ := json.Marshal(jsontree.LookupObject(pod, "spec", "nodeSelector")); string(got) != `{"kept":"2"}` {
+	if got, _ := json.Marshal(jsontree.Lookup[jsontree.Object](pod, "spec", "nodeSelector")); string(got) != `{"kept":"2"}` {
 		t.Errorf("nodeSelector: %s", got)
 	}
-	if got, _ := json.Marshal(jsontree.LookupObject(pod, "spec", "affinity")); string(got) != `{"podAffinity":{}}` {
+	if got, _ := json.Marshal(jsontree.Lookup[jsontree.Object](pod, "spec", "affinity")); string(got) != `{"podAffinity":{}}` {
 		t.Errorf("affinity: %s", got)
 	}
 }
@@ -420,7 +420,7 @@ func TestSysctlsOfSeveralFilesAreMerged(t *testing.T) {
 	if got := values(t, pod, "value", "spec", "securityContext", "sysctls"); got != "0 3 1 22" {
 		t.Errorf("values: %s", got)
 	}
-	if jsontree.Lookup(pod, "spec", "securityContext", "fsGroup") != json.Number("107") {
+	if jsontree.Lookup[any](pod, "spec", "securityContext", "fsGroup") != json.Number("107") {
 		t.Error("the rest of the security context is gone")
 	}
 }
@@ -475,12 +475,12 @@ func TestNullOfAFieldThatIsNotThere(t *testing.T) {
     resources: {limits: {cpu: null}}
 `))
 	pod := applied(t, `{spec: {initContainers: [{name: existing, resources: {limits: {cpu: "1", memory: null}}, own: null}]}}`, dir)
-	containers := jsontree.LookupList(pod, "spec", "initContainers")
+	containers := jsontree.Lookup[[]any](pod, "spec", "initContainers")
 	if got, want := encoded(t, containers), `[{"name":"existing","own":null,"resources":{"limits":{"memory":null}}},`+
 		`{"image":"`+image+`","name":"imds-init"},{"image":"`+image+`","name":"imds-server","resources":{"limits":{"memory":"32Mi"}}}]`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if got := encoded(t, jsontree.Lookup(pod, "spec", "affinity")); got != `{"podAffinity":{}}` {
+	if got := encoded(t, jsontree.Lookup[any](pod, "spec", "affinity")); got != `{"podAffinity":{}}` {
 		t.Errorf("affinity: %s", got)
 	}
 }

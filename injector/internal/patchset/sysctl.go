@@ -14,8 +14,8 @@ const portStart = "net.ipv4.ip_unprivileged_port_start"
 // later file overrides an earlier one. Strategic merge replaces that list as a whole,
 // which would drop the pod's own sysctls.
 func (s *Set) takeSysctls(patch jsontree.Object) {
-	securityContext := jsontree.LookupObject(patch, "spec", "securityContext")
-	for _, wanted := range jsontree.LookupList(securityContext, "sysctls") {
+	securityContext := jsontree.Lookup[jsontree.Object](patch, "spec", "securityContext")
+	for _, wanted := range jsontree.Lookup[[]any](securityContext, "sysctls") {
 		if i := jsontree.IndexOf(s.sysctls, jsontree.Name(wanted)); i >= 0 {
 			s.sysctls[i] = wanted
 		} else {
@@ -24,7 +24,7 @@ func (s *Set) takeSysctls(patch jsontree.Object) {
 	}
 	delete(securityContext, "sysctls")
 	if securityContext != nil && len(securityContext) == 0 {
-		delete(jsontree.LookupObject(patch, "spec"), "securityContext")
+		delete(jsontree.Lookup[jsontree.Object](patch, "spec"), "securityContext")
 	}
 }
 
@@ -42,10 +42,10 @@ func (s *Set) mergeSysctls(pod jsontree.Object) error {
 		return errors.New("spec.securityContext.sysctls is not a list")
 	}
 	for _, wanted := range s.sysctls {
-		name, value := jsontree.Name(wanted), jsontree.LookupString(wanted.(jsontree.Object), "value")
+		name, value := jsontree.Name(wanted), jsontree.Lookup[string](wanted.(jsontree.Object), "value")
 		if existing := jsontree.Named(list, name); existing == nil {
 			list = append(list, jsontree.Object{"name": name, "value": value})
-		} else if !satisfies(name, value, jsontree.LookupString(existing, "value")) {
+		} else if !satisfies(name, value, jsontree.Lookup[string](existing, "value")) {
 			existing["value"] = value
 		}
 	}

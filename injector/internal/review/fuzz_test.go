@@ -151,7 +151,7 @@ func FuzzPod(f *testing.F) {
 	r := reviewer(f)
 	f.Fuzz(func(t *testing.T, input, old []byte, seed uint64) {
 		checkReview(t, r.Pod, "pods", input, old, seed, func(t *testing.T, before, after jsontree.Object) {
-			if jsontree.LookupString(after, "metadata", "annotations", annotation.NotInjected) == "" &&
+			if jsontree.Lookup[string](after, "metadata", "annotations", annotation.NotInjected) == "" &&
 				!hasSidecars(before) {
 				removeInjection(t, after)
 			}
@@ -191,30 +191,30 @@ func FuzzInstance(f *testing.F) {
 // clearAnnotations removes some annotations, and the objects around them that
 // are left empty.
 func clearAnnotations(object jsontree.Object, names []string, path ...string) {
-	annotations := jsontree.LookupObject(object, path...)
+	annotations := jsontree.Lookup[jsontree.Object](object, path...)
 	for _, name := range names {
 		delete(annotations, name)
 	}
 	for i := len(path) - 1; i >= 0; i-- {
-		dropEmpty(jsontree.LookupObject(object, path[:i]...), path[i])
+		dropEmpty(jsontree.Lookup[jsontree.Object](object, path[:i]...), path[i])
 	}
 }
 
 func hasSidecars(pod jsontree.Object) bool {
-	return jsontree.IndexOf(jsontree.LookupList(pod, "spec", "initContainers"), patchset.InitContainer) >= 0
+	return jsontree.IndexOf(jsontree.Lookup[[]any](pod, "spec", "initContainers"), patchset.InitContainer) >= 0
 }
 
 // removeInjection takes the sidecars and their volume out of a patched pod,
 // where they are last.
 func removeInjection(t *testing.T, pod jsontree.Object) {
 	t.Helper()
-	spec := jsontree.LookupObject(pod, "spec")
+	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
 	for list, names := range map[string][]string{
 		"initContainers": {patchset.InitContainer, patchset.ServerContainer},
 		"volumes":        {patchset.TokenVolume},
 	} {
 		var all []string
-		for _, element := range jsontree.LookupList(pod, "spec", list) {
+		for _, element := range jsontree.Lookup[[]any](pod, "spec", list) {
 			all = append(all, jsontree.Name(element))
 		}
 		if len(all) < len(names) || !slices.Equal(all[len(all)-len(names):], names) {
@@ -229,19 +229,19 @@ func removeInjection(t *testing.T, pod jsontree.Object) {
 // or empty.
 func clearPod(pod jsontree.Object) {
 	clearAnnotations(pod, annotation.All(), "metadata", "annotations")
-	spec := jsontree.LookupObject(pod, "spec")
+	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
 	for _, list := range []string{"initContainers", "containers"} {
-		for _, element := range jsontree.LookupList(spec, list) {
+		for _, element := range jsontree.Lookup[[]any](spec, list) {
 			if patchset.IsSidecar(jsontree.Name(element)) {
 				delete(element.(jsontree.Object), "resources")
 			}
 		}
 	}
-	securityContext := jsontree.LookupObject(spec, "securityContext")
+	securityContext := jsontree.Lookup[jsontree.Object](spec, "securityContext")
 	if sysctls, ok := securityContext["sysctls"].([]any); ok {
 		securityContext["sysctls"] = slices.DeleteFunc(sysctls, func(element any) bool {
 			sysctl, _ := element.(jsontree.Object)
-			return jsontree.LookupString(sysctl, "name") == "net.ipv4.ip_unprivileged_port_start"
+			return jsontree.Lookup[string](sysctl, "name") == "net.ipv4.ip_unprivileged_port_start"
 		})
 	}
 	dropEmpty(securityContext, "sysctls")

@@ -24,11 +24,11 @@ func setTokens(pod jsontree.Object, meant annotations) error {
 	if err != nil {
 		return err
 	}
-	sources := jsontree.LookupList(projected, "sources")
+	sources := jsontree.Lookup[[]any](projected, "sources")
 	var seconds any
 	for _, element := range sources {
 		source, _ := element.(jsontree.Object)
-		token := jsontree.LookupObject(source, "serviceAccountToken")
+		token := jsontree.Lookup[jsontree.Object](source, "serviceAccountToken")
 		if token != nil && lifetime != "" {
 			token["expirationSeconds"] = json.Number(lifetime)
 		}
@@ -123,7 +123,7 @@ func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInject
 	}
 	for _, list := range []string{"initContainers", "containers"} {
 		for _, name := range []string{patchset.InitContainer, patchset.ServerContainer} {
-			container := jsontree.Named(jsontree.LookupList(tree, "spec", list), name)
+			container := jsontree.Named(jsontree.Lookup[[]any](tree, "spec", list), name)
 			if container == nil {
 				continue
 			}
@@ -156,8 +156,8 @@ func guarantee(requests, limits jsontree.Object) {
 // pod's own containers show, all of which have a limit where a LimitRange or a quota
 // asks for one.
 func (s *shown) raise(name string, requests, limits jsontree.Object) {
-	request, errRequest := resource.ParseQuantity(jsontree.LookupString(requests, name))
-	limit, errLimit := resource.ParseQuantity(jsontree.LookupString(limits, name))
+	request, errRequest := resource.ParseQuantity(jsontree.Lookup[string](requests, name))
+	limit, errLimit := resource.ParseQuantity(jsontree.Lookup[string](limits, name))
 	if s.missing || errRequest != nil || errLimit != nil {
 		return // in the sidecar, the operator's patches leave it out
 	}

@@ -87,7 +87,7 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 			template[name] = wanted.Text
 		case !isWanted && wasWanted && found && own == before:
 			if ours, known := isOurCopy(object, name); ours {
-				delete(jsontree.LookupObject(tree, "spec", "template", "metadata", "annotations"), name)
+				delete(jsontree.Lookup[jsontree.Object](tree, "spec", "template", "metadata", "annotations"), name)
 			} else if !known {
 				warnings = append(warnings, fmt.Sprintf("annotation %s stays in spec.template.metadata.annotations: remove it there too if the VM shall not have it any more", name))
 			}

@@ -36,36 +36,27 @@ func (w *wiring) warning(format string, args ...any) {
 // iface is one network interface of a VM (kubevirt.io/api/core/v1.Interface).
 type iface struct {
 	name    string
-	binding string // a name of bindings
-	plugin  string // of a binding that is none of these
+	binding string // a value of bindings, or unknown
+	plugin  string // the unknown one
 	port80  bool   // the VM lists it
 }
 
 // The ways in which an interface is bound, by whatever spelling: a field of its
 // own, or a plugin of that name (KubeVirt 1.3 made plugins of slirp, macvtap
 // and passt, and 1.7 a field of passt again).
-const (
-	byBridge  = "bridge" // a bridge in the pod with the guest's tap on it
-	byPasst   = "passt"  // sockets of the pod
-	bySRIOV   = "sriov"
-	byMacvtap = "macvtap"
-	bySlirp   = "slirp"
-	byUnknown = "unknown"
-)
-
 var bindings = map[string]string{
-	"masquerade": byBridge, "bridge": byBridge, "managedTap": byBridge, "managedtap": byBridge, "l2bridge": byBridge,
-	"passtBinding": byPasst, "passt": byPasst,
-	"sriov": bySRIOV, "macvtap": byMacvtap, "slirp": bySlirp,
+	"masquerade": "bridge", "bridge": "bridge", "managedTap": "bridge", "managedtap": "bridge", "l2bridge": "bridge", // with the guest's tap
+	"passtBinding": "passt", "passt": "passt", // sockets of the pod
+	"sriov": "sriov", "macvtap": "macvtap", "slirp": "slirp",
 }
 
 // passesThePod reports whether the interface passes the pod's network by, where
 // IMDS is: hardware, a device that QEMU takes as a whole, or user-mode networking.
 func (i iface) passesThePod() bool {
-	return i.binding == bySRIOV || i.binding == byMacvtap || i.binding == bySlirp
+	return i.binding == "sriov" || i.binding == "macvtap" || i.binding == "slirp"
 }
 
-func (i iface) isPasst() bool { return i.binding == byPasst }
+func (i iface) isPasst() bool { return i.binding == "passt" }
 
 func (i iface) hasBridge() bool { return !i.isPasst() && !i.passesThePod() }
 
@@ -123,9 +114,9 @@ func (n *nics) read(value jsontree.Value) iface {
 	}
 	if plugin := value.Get("binding", "name").String(); plugin != "" {
 		if i.binding = bindings[plugin]; i.binding == "" && strings.Contains(strings.ToLower(plugin), "passt") {
-			i.binding = byPasst
+			i.binding = "passt"
 		} else if i.binding == "" {
-			i.binding, i.plugin = byUnknown, plugin
+			i.binding, i.plugin = "unknown", plugin
 		}
 	}
 	for port := range value.Get("ports").Elements() {
@@ -199,7 +190,7 @@ func (w *wiring) join(n *nics, meant annotations) {
 		// Where the VM lists that port, passt would end, and the VM with it.
 		case i.isPasst() && i.port80:
 			w.problem("the interface %s uses passt and lists port 80, which IMDS needs in the pod: use passt for the pod network too, or another binding here, or leave out that port", annotation.Quote(i.name))
-		case i.binding == byUnknown:
+		case i.binding == "unknown":
 			w.warning("IMDS does not know the binding plugin %s of the interface %s: it serves the guest there only if the plugin makes a bridge with a tap, and it takes port 80 of the pod",
 				annotation.Quote(i.plugin), annotation.Quote(i.name))
 		}
