@@ -21,6 +21,7 @@ import (
 type certificateSource struct {
 	service           string // the DNS name that it must be for
 	certFile, keyFile string // empty: the certificate is fixed
+	where             string // before a message about the certificate
 	log               *slog.Logger
 
 	mu      sync.Mutex
@@ -37,7 +38,7 @@ type certificateSource struct {
 // one. A file ca.crt beside the chain is what the API server trusts, as in the Secrets
 // of cert-manager.
 func certificateFiles(certFile, keyFile, service string, log *slog.Logger) (*certificateSource, error) {
-	s := &certificateSource{service: service, certFile: certFile, keyFile: keyFile, log: log}
+	s := &certificateSource{service: service, certFile: certFile, keyFile: keyFile, where: certFile + ": ", log: log}
 	if err := s.read(); err != nil {
 		return nil, err
 	}
@@ -61,11 +62,7 @@ func (s *certificateSource) status(now time.Time) (refused, unused error) {
 	defer s.mu.Unlock()
 	unused = s.renew(now)
 	if refused = s.current.refusal(s.service, now); refused != nil {
-		where := ""
-		if s.certFile != "" {
-			where = s.certFile + ": "
-		}
-		refused = fmt.Errorf("the API server would refuse the certificate: %s%w", where, refused)
+		refused = fmt.Errorf("the API server would refuse the certificate: %s%w", s.where, refused)
 	}
 	if s.refused.isNew(refused) {
 		s.log.Error("not ready", "err", refused)
@@ -85,7 +82,7 @@ func (s *certificateSource) renew(now time.Time) error {
 			s.current = s.newest
 			s.log.Info("renewed certificate is in use", "expires", s.current.parsed[0].NotAfter.UTC().Format(time.RFC3339))
 		} else {
-			err = fmt.Errorf("%s: %w", s.certFile, err)
+			err = fmt.Errorf("%s%w", s.where, err)
 		}
 	}
 	if s.unused.isNew(err) {

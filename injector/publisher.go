@@ -19,15 +19,9 @@ import (
 	"time"
 )
 
-const (
-	// configurationName is the name of the webhook's MutatingWebhookConfiguration.
-	configurationName = "imds-webhook"
-	configurationPath = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/" + configurationName
-
-	apiTimeout = 10 * time.Second
-	// maxAnswer is more than the largest object that the API server stores.
-	maxAnswer = 3 << 20
-)
+// configurationName is the name of the webhook's MutatingWebhookConfiguration.
+const configurationName = "imds-webhook"
+const configurationPath = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/" + configurationName
 
 // publisher makes the API server trust a webhook that issues its own certificate:
 // it writes the CA into the MutatingWebhookConfiguration, and again whenever
@@ -76,7 +70,7 @@ func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironmen
 			// the API server alone.
 			Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Timeout:       apiTimeout,
+			Timeout:       10 * time.Second,
 		},
 	}, nil
 }
@@ -105,31 +99,25 @@ func (p *publisher) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		failures++
-		if p.record(written, known, err); err == nil {
+		p.mu.Lock()
+		if failures++; err == nil {
 			failures = 0
+			if written || p.problem != nil {
+				p.log.Info("CA published", "configuration", configurationName)
+			}
 		}
+		if known || p.problem != nil {
+			p.problem = err
+		}
+		if p.reported.isNew(err) {
+			p.log.Warn("CA not published, trying again", "configuration", configurationName, "err", err)
+		}
+		p.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.pause(failures):
 		}
-	}
-}
-
-// record keeps the outcome of an attempt, and logs it when there is something new.
-// It is not known when it does not tell whether the CA is there.
-func (p *publisher) record(written, known bool, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err == nil && (written || p.problem != nil) {
-		p.log.Info("CA published", "configuration", configurationName)
-	}
-	if known || p.problem != nil {
-		p.problem = err
-	}
-	if p.reported.isNew(err) {
-		p.log.Warn("CA not published, trying again", "configuration", configurationName, "err", err)
 	}
 }
 
@@ -147,9 +135,9 @@ type configuration struct {
 	} `json:"webhooks"`
 }
 
-// write reads the configuration, and writes the CA to every webhook in it where one
-// has it not. The resourceVersion makes the API server refuse when somebody else was
-// faster.
+// write reads the configuration, and writes the CA to every webhook in it that has it
+// not. The resourceVersion makes the API server refuse when somebody else was faster.
+// An error is known when it tells that the CA is not there.
 func (p *publisher) write(ctx context.Context) (written, known bool, err error) {
 	var current configuration
 	if code, err := p.ask(ctx, http.MethodGet, "", nil, &current); err != nil {
@@ -196,7 +184,7 @@ func (p *publisher) ask(ctx context.Context, method, query string, patch, answer
 		return 0, err
 	}
 	defer response.Body.Close()
-	decoder := json.NewDecoder(io.LimitReader(response.Body, maxAnswer))
+	decoder := json.NewDecoder(io.LimitReader(response.Body, maxObject))
 	where := method + " " + configurationPath + query
 	if response.StatusCode != http.StatusOK {
 		var status struct{ Message string }

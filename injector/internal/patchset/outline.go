@@ -17,8 +17,8 @@ const (
 )
 
 // Outline returns the part of a pod that is changed, as Apply and a difference need
-// it: what the patches name, and this project's annotations. The elements of lists
-// that the patches do not name stay text. It is an error when the part is larger than
+// it: what the patches name, and this project's annotations and containers. The other
+// elements of lists stay text. It is an error when the part is larger than
 // any that KubeVirt makes.
 func (s *Set) Outline(podMetadata, podSpec jsontree.Value) (jsontree.Object, error) {
 	pod, spec, left := jsontree.Object{"metadata": jsontree.Object{}}, jsontree.Object{}, maxDecoded
@@ -61,7 +61,7 @@ func (s *Set) Outline(podMetadata, podSpec jsontree.Value) (jsontree.Object, err
 				return nil, fmt.Errorf("spec.%s[%d] has no name", field, len(list))
 			case len(list) == maxElements:
 				return nil, fmt.Errorf("spec.%s has more than %d elements", field, maxElements)
-			case slices.Contains(s.named[field], name):
+			case IsSidecar(name) || slices.Contains(s.named[field], name):
 				list = append(list, decoded(element))
 			default:
 				list = append(list, element)
@@ -75,31 +75,27 @@ func (s *Set) Outline(podMetadata, podSpec jsontree.Value) (jsontree.Object, err
 	return pod, nil
 }
 
-// IsIn reports whether a pod has both sidecars as the patches bring them: with
+// IsIn reports whether an outlined pod has both sidecars as the patches bring them: with
 // their commands and rights. Their images are not compared: other webhooks
 // replace tags by digests and registries by mirrors. A pod that somebody made so
 // by hand has nothing that the webhook would not have given it.
-func (s *Set) IsIn(initContainers, containers jsontree.Value) bool {
-	sidecars := slices.Concat(s.brought["initContainers"], s.brought["containers"])
-	found := 0
-	for _, list := range []jsontree.Value{initContainers, containers} {
-		for container := range list.Elements() {
-			name := jsontree.Name(container)
-			if !IsSidecar(name) {
-				continue
-			}
-			sidecar := sidecars[jsontree.IndexOf(sidecars, name)].(jsontree.Value)
-			for _, field := range []string{"command", "args", "securityContext"} {
-				value, wanted := container.Get(field), sidecar.Get(field)
-				if len(value) > maxDecoded || wanted.IsNull() != value.IsNull() || !wanted.IsNull() && !holds(value.Tree(), wanted.Tree()) {
-					return false
-				}
-			}
-			if container.Get("securityContext", "privileged").IsTrue() {
+func (s *Set) IsIn(pod jsontree.Object) bool {
+	sidecars, found := slices.Concat(s.brought["initContainers"], s.brought["containers"]), 0
+	for _, element := range slices.Concat(jsontree.Lookup[[]any](pod, "spec", "initContainers"), jsontree.Lookup[[]any](pod, "spec", "containers")) {
+		name := jsontree.Name(element)
+		if !IsSidecar(name) {
+			continue
+		}
+		container, sidecar := element.(jsontree.Object), jsontree.Named(sidecars, name)
+		for _, field := range []string{"command", "args", "securityContext"} {
+			if (container[field] == nil) != (sidecar[field] == nil) || sidecar[field] != nil && !holds(container[field], sidecar[field]) {
 				return false
 			}
-			found++
 		}
+		if jsontree.Lookup[bool](container, "securityContext", "privileged") {
+			return false
+		}
+		found++
 	}
 	return found == 2
 }

@@ -40,13 +40,12 @@ type Set struct {
 	files       []file
 	sysctls     []any // as in a pod
 	serverImage string
-	// metadata is what an outline has of a pod's metadata, fields what it has of the
-	// spec, and named are the elements that it has of the lists.
+	// What an outline has: of the metadata, of the spec, and of its lists.
 	metadata jsontree.Object
 	fields   map[string]bool
 	named    map[string][]string
-	// additive says that the patches only add to a pod that has no element of theirs:
-	// brought to its lists, broughtMetadata to its labels and annotations.
+	// additive: to a pod that has no element of theirs the patches only add, brought
+	// to its lists and broughtMetadata to its labels and annotations.
 	additive        bool
 	brought         map[string][]any // of jsontree.Value
 	broughtMetadata jsontree.Object
@@ -183,31 +182,35 @@ func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
 	return nil, fmt.Errorf("volume %s has no projected serviceAccountToken", TokenVolume)
 }
 
-// Apply returns pod, which may be an Outline, with all patches applied in the
-// order of their file names. It leaves pod itself alone and keeps what it does
-// not know. The three lists keep the pod's elements first and in their order;
-// sysctls are merged by name; a container that the patches bring without an image
-// gets the server image.
+// Apply returns an outline of a pod with all patches applied in the order of their
+// file names. It leaves the outline itself alone. The three lists keep the pod's
+// elements first and in their order; sysctls are merged by name; a container that the
+// patches bring without an image gets the server image.
 func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 	patched := jsontree.Clone(pod)
 	spec, err := jsontree.Ensure(patched, "spec")
 	if err != nil {
 		return nil, err
 	}
-	if s.onlyAdds(spec) {
-		err = s.add(patched, spec)
-	} else {
-		patched, err = s.merge(patched, pod)
-	}
-	if err != nil {
+	if s.additive && s.brought != nil && areTexts(spec) {
+		for key, brought := range s.broughtMetadata {
+			members, err := jsontree.Ensure(patched, "metadata", key)
+			if err != nil {
+				return nil, err
+			}
+			maps.Copy(members, brought.(jsontree.Object))
+		}
+		for list, brought := range s.brought {
+			spec[list] = append(jsontree.Lookup[[]any](spec, list), brought...)
+		}
+	} else if patched, err = s.merge(patched, pod); err != nil {
 		return nil, err
 	}
 	return patched, s.mergeSysctls(patched)
 }
 
-// onlyAdds reports whether the patches do nothing else to a pod. In an outline, an
-// element that a patch names is no text.
-func (s *Set) onlyAdds(spec jsontree.Object) bool {
+// areTexts reports whether the patches name none of the elements of an outline.
+func areTexts(spec jsontree.Object) bool {
 	for _, list := range lists {
 		for _, element := range jsontree.Lookup[[]any](spec, list) {
 			if _, isText := element.(jsontree.Value); !isText {
@@ -215,22 +218,7 @@ func (s *Set) onlyAdds(spec jsontree.Object) bool {
 			}
 		}
 	}
-	return s.additive && s.brought != nil
-}
-
-// add is what the merge comes to where the patches only add.
-func (s *Set) add(pod, spec jsontree.Object) error {
-	for key, brought := range s.broughtMetadata {
-		members, err := jsontree.Ensure(pod, "metadata", key)
-		if err != nil {
-			return err
-		}
-		maps.Copy(members, brought.(jsontree.Object))
-	}
-	for list, brought := range s.brought {
-		spec[list] = append(jsontree.Lookup[[]any](spec, list), brought...)
-	}
-	return nil
+	return true
 }
 
 // hidden is the member for the text of an element in the object that strategic merge
@@ -282,11 +270,10 @@ func dropNulls(merged, original any) {
 	case jsontree.Object:
 		before, _ := original.(jsontree.Object)
 		for key, value := range merged {
-			was, found := before[key]
-			if value == nil && !found {
-				delete(merged, key)
-			} else {
+			if was, found := before[key]; value != nil || found {
 				dropNulls(value, was)
+			} else {
+				delete(merged, key)
 			}
 		}
 	case []any:

@@ -15,9 +15,6 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 		return *verdict, nil
 	}
 	object := request.Object
-	if isBeingDeleted(object) {
-		return Allow(), nil
-	}
 	found := readAnnotations(object.Get("metadata"))
 	if len(found) == 0 || found.decline() {
 		return Allow(), nil

@@ -30,7 +30,7 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 	if err != nil {
 		return Verdict{}, err
 	}
-	isInjected := found.text(annotation.Injected) == "true" && r.patches.IsIn(fields["initContainers"], fields["containers"])
+	isInjected := found.text(annotation.Injected) == "true" && r.patches.IsIn(before)
 	if reason := forbidden(fields, isInjected); reason != "" {
 		return r.refuse(request, reason), nil
 	}

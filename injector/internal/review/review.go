@@ -23,14 +23,16 @@ type Reviewer struct {
 // New returns a Reviewer that applies the patches to pods.
 func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
 
-// expect says that a request is none of those that the webhook's rules are for;
-// nil when it is one.
+// expect returns the verdict on a request that is not to be judged; nil: it is.
 func expect(request *Request, resource string, operations ...string) *Verdict {
-	if request.Resource == resource && request.SubResource == "" && slices.Contains(operations, request.Operation) {
-		return nil
+	switch {
+	case request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation):
+		return new(Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
+			strings.Join(operations, " and "), resource, request.action())))
+	case !request.Object.Get("metadata", "deletionTimestamp").IsNull():
+		return new(Allow()) // on its way out, it is updated to drop its finalizers
 	}
-	return new(Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
-		strings.Join(operations, " and "), resource, request.action())))
+	return nil
 }
 
 // subject is what is judged of a VM or an instance.
@@ -107,10 +109,6 @@ func hasController(object jsontree.Value) bool {
 		}
 	}
 	return false
-}
-
-func isBeingDeleted(object jsontree.Value) bool {
-	return !object.Get("metadata", "deletionTimestamp").IsNull()
 }
 
 // annotationsAt returns what to decode of an object to change some of its annotations

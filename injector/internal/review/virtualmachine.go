@@ -32,10 +32,6 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 		return *verdict, nil
 	}
 	object := request.Object
-	// A VM on its way out is updated to drop its finalizers.
-	if isBeingDeleted(object) {
-		return Allow(), nil
-	}
 	now, old := readVM(object), readVM(request.OldObject)
 	if len(now.metadata)+len(now.template)+len(old.metadata) == 0 {
 		return Allow(), nil
@@ -62,24 +58,25 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
 }
 
-var templatePart = annotationsAt(annotation.ByUser(), "spec", "template", "metadata", "annotations")
+var (
+	templatePath = []string{"spec", "template", "metadata", "annotations"}
+	templatePart = annotationsAt(annotation.ByUser(), templatePath...)
+)
 
 // copyToTemplate sets the annotations of the VM's metadata on the template in
 // tree. Where both have one the metadata's wins, with a warning when somebody
 // wrote another into the template. An error means that there is no place for
 // annotations in the template.
 func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (warnings []string, err error) {
-	var template jsontree.Object
 	for _, name := range annotation.ByUser() {
 		wanted, isWanted := now.metadata[name]
 		before, wasWanted := old.metadata[name]
 		own, found := now.template[name]
 		switch {
 		case isWanted && own != wanted:
-			if template == nil {
-				if template, err = jsontree.Ensure(tree, "spec", "template", "metadata", "annotations"); err != nil {
-					return nil, err
-				}
+			template, err := jsontree.Ensure(tree, templatePath...)
+			if err != nil {
+				return nil, err
 			}
 			if found && own != before {
 				warnings = append(warnings, fmt.Sprintf("%s: %s of metadata.annotations replaces %s of spec.template.metadata.annotations", name, wanted, own))
@@ -87,7 +84,7 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 			template[name] = wanted.Text
 		case !isWanted && wasWanted && found && own == before:
 			if ours, known := isOurCopy(object, name); ours {
-				delete(jsontree.Lookup[jsontree.Object](tree, "spec", "template", "metadata", "annotations"), name)
+				delete(jsontree.Lookup[jsontree.Object](tree, templatePath...), name)
 			} else if !known {
 				warnings = append(warnings, fmt.Sprintf("annotation %s stays in spec.template.metadata.annotations: remove it there too if the VM shall not have it any more", name))
 			}
