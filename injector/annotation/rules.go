@@ -84,17 +84,12 @@ func Quote(text string) string {
 	return strconv.Quote(text)
 }
 
-// String is the value for a message.
+// String is the value for a message; without quotes what is not text.
 func (v Value) String() string {
-	if !v.NotText {
-		return Quote(v.Text)
+	if v.NotText {
+		return strings.NewReplacer(`\"`, `"`, `"`, "").Replace(Quote(v.Text))
 	}
-	escaped := strconv.Quote(v.Text[:min(len(v.Text), maxQuoted)])
-	text := strings.ReplaceAll(escaped[1:len(escaped)-1], `\"`, `"`)
-	if len(v.Text) > maxQuoted {
-		text += "..."
-	}
-	return text
+	return Quote(v.Text)
 }
 
 func isBool(value string) bool { return value == "true" || value == "false" }

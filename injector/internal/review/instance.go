@@ -53,7 +53,8 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, nil
 }
 
-var verdictPart = annotationsAt(annotation.Verdict(), "metadata", "annotations")
+// verdictPart is what is decoded of an instance.
+var verdictPart = jsontree.Object{"metadata": jsontree.Object{"annotations": jsontree.Members(annotation.Verdict()...)}}
 
 // verdictOf returns the annotations that an instance is to have; empty: not this one.
 func verdictOf(a annotations, w wiring) map[string]string {

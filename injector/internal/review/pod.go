@@ -31,7 +31,7 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 		return Verdict{}, err
 	}
 	isInjected := found.text(annotation.Injected) == "true" && r.patches.IsIn(before)
-	if reason := forbidden(fields, isInjected); reason != "" {
+	if reason := forbidden(before, fields, isInjected); reason != "" {
 		return r.refuse(request, reason), nil
 	}
 	vmName, vmiUID := instanceOf(metadata)
@@ -133,17 +133,17 @@ func annotate(pod jsontree.Object, values map[string]string) error {
 // forbidden says why the sidecars must not be in this pod; empty when they may.
 // Nothing that KubeVirt renders is refused here: these are pods that somebody
 // made to look like it.
-func forbidden(spec map[string]jsontree.Value, isInjected bool) string {
-	for _, list := range []string{"initContainers", "containers", "volumes"} {
-		for element := range spec[list].Elements() {
-			// Merged into a container that is there already, the patches would give
-			// their capabilities to its image and command.
-			switch name := jsontree.Name(element); {
-			case isInjected:
-			case list != "volumes" && patchset.IsSidecar(name):
-				return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
-			case list == "volumes" && name == patchset.TokenVolume:
-				return fmt.Sprintf("the volume name %s is reserved for the IMDS sidecars: rename the pod's own volume", name)
+func forbidden(pod jsontree.Object, spec map[string]jsontree.Value, isInjected bool) string {
+	if !isInjected {
+		// Merged into a container that is there already, the patches would give
+		// their capabilities to its image and command.
+		for _, reserved := range []struct{ list, kind, name string }{
+			{"initContainers", "container", patchset.InitContainer}, {"initContainers", "container", patchset.ServerContainer},
+			{"containers", "container", patchset.InitContainer}, {"containers", "container", patchset.ServerContainer},
+			{"volumes", "volume", patchset.TokenVolume},
+		} {
+			if jsontree.IndexOf(jsontree.Lookup[[]any](pod, "spec", reserved.list), reserved.name) >= 0 {
+				return fmt.Sprintf("the %s name %s is reserved for the IMDS sidecars: rename the pod's own %s", reserved.kind, reserved.name, reserved.kind)
 			}
 		}
 	}

@@ -110,13 +110,3 @@ func hasController(object jsontree.Value) bool {
 	}
 	return false
 }
-
-// annotationsAt returns what to decode of an object to change some of its annotations
-// at path.
-func annotationsAt(names []string, path ...string) jsontree.Object {
-	part := jsontree.Members(names...)
-	for _, key := range slices.Backward(path) {
-		part = jsontree.Object{key: part}
-	}
-	return part
-}

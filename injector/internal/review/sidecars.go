@@ -54,13 +54,6 @@ func setTokens(pod jsontree.Object, meant annotations) error {
 // answers the liveness probe within its time under any flood by the guest.
 const guaranteedCPU = "50m"
 
-// quantities are the resources of the pod's own containers.
-type quantities struct {
-	// guaranteed is the rule of the kubelet's QoS classes.
-	guaranteed bool
-	shown      map[string]*shown // by "cpu" and "memory"
-}
-
 // shown is what all of the pod's own containers say about a resource.
 type shown struct {
 	missing bool              // in one of them, the request or the limit
@@ -68,33 +61,32 @@ type shown struct {
 	ratio   float64           // the largest of a limit to its request
 }
 
-func readQuantities(spec map[string]jsontree.Value) quantities {
-	q := quantities{guaranteed: true, shown: map[string]*shown{"cpu": {ratio: 1}, "memory": {ratio: 1}}}
+// readResources reads what the pod's own containers show of "cpu" and "memory", and
+// whether they are Guaranteed by the rule of the kubelet's QoS classes.
+func readResources(spec map[string]jsontree.Value) (all map[string]*shown, guaranteed bool) {
+	all, guaranteed = map[string]*shown{"cpu": {ratio: 1}, "memory": {ratio: 1}}, true
 	for _, list := range []string{"initContainers", "containers"} {
 		for container := range spec[list].Elements() {
-			if !patchset.IsSidecar(jsontree.Name(container)) {
-				q.add(container)
+			containerName, resources := jsontree.Name(container), container.Get("resources")
+			if patchset.IsSidecar(containerName) {
+				continue
+			}
+			for name, s := range all {
+				request, hasRequest := readQuantity(resources.Get("requests", name))
+				limit, _ := readQuantity(resources.Get("limits", name))
+				guaranteed = guaranteed && !limit.IsZero() && (!hasRequest || request.Cmp(limit) == 0)
+				if request.IsZero() || limit.IsZero() {
+					s.missing = true
+					continue
+				}
+				s.ratio = max(s.ratio, limit.AsApproximateFloat64()/request.AsApproximateFloat64())
+				if containerName != "compute" && (s.least.IsZero() || request.Cmp(s.least) < 0) {
+					s.least = request
+				}
 			}
 		}
 	}
-	return q
-}
-
-func (q *quantities) add(container jsontree.Value) {
-	resources := container.Get("resources")
-	for name, s := range q.shown {
-		request, hasRequest := readQuantity(resources.Get("requests", name))
-		limit, _ := readQuantity(resources.Get("limits", name))
-		q.guaranteed = q.guaranteed && !limit.IsZero() && (!hasRequest || request.Cmp(limit) == 0)
-		if request.IsZero() || limit.IsZero() {
-			s.missing = true
-			continue
-		}
-		s.ratio = max(s.ratio, limit.AsApproximateFloat64()/request.AsApproximateFloat64())
-		if jsontree.Name(container) != "compute" && (s.least.IsZero() || request.Cmp(s.least) < 0) {
-			s.least = request
-		}
-	}
+	return all, guaranteed
 }
 
 func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
@@ -117,8 +109,8 @@ func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
 // as a LimitRange with nothing but a minimum, is for a patch file of the
 // operator's.
 func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInjected bool) {
-	own := readQuantities(spec)
-	if !own.guaranteed && (isInjected || own.shown["cpu"].missing && own.shown["memory"].missing) {
+	own, guaranteed := readResources(spec)
+	if !guaranteed && (isInjected || own["cpu"].missing && own["memory"].missing) {
 		return
 	}
 	for _, list := range []string{"initContainers", "containers"} {
@@ -131,11 +123,11 @@ func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInject
 			limits, errLimits := jsontree.Ensure(container, "resources", "limits")
 			switch {
 			case errRequests != nil || errLimits != nil:
-			case own.guaranteed:
+			case guaranteed:
 				guarantee(requests, limits)
 			default:
-				own.shown["cpu"].raise("cpu", requests, limits)
-				own.shown["memory"].raise("memory", requests, limits)
+				own["cpu"].raise("cpu", requests, limits)
+				own["memory"].raise("memory", requests, limits)
 			}
 		}
 	}

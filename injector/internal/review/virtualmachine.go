@@ -58,9 +58,11 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
 }
 
+// templatePath is where the template's annotations are, templatePart what is decoded
+// of a VM.
 var (
 	templatePath = []string{"spec", "template", "metadata", "annotations"}
-	templatePart = annotationsAt(annotation.ByUser(), templatePath...)
+	templatePart = jsontree.Object{"spec": jsontree.Object{"template": jsontree.Object{"metadata": jsontree.Object{"annotations": jsontree.Members(annotation.ByUser()...)}}}}
 )
 
 // copyToTemplate sets the annotations of the VM's metadata on the template in
