@@ -473,11 +473,15 @@ func TestNullOfAFieldThatIsNotThere(t *testing.T) {
       limits: {cpu: null, memory: 32Mi}
   - name: existing
     resources: {limits: {cpu: null}}
+  - name: new
+    env: null
+    resources: {limits: {cpu: null}}
 `))
 	pod := applied(t, `{spec: {initContainers: [{name: existing, resources: {limits: {cpu: "1", memory: null}}, own: null}]}}`, dir)
 	containers := jsontree.Lookup[[]any](pod, "spec", "initContainers")
 	if got, want := encoded(t, containers), `[{"name":"existing","own":null,"resources":{"limits":{"memory":null}}},`+
-		`{"image":"`+image+`","name":"imds-init"},{"image":"`+image+`","name":"imds-server","resources":{"limits":{"memory":"32Mi"}}}]`; got != want {
+		`{"image":"`+image+`","name":"imds-init"},{"image":"`+image+`","name":"imds-server","resources":{"limits":{"memory":"32Mi"}}},`+
+		`{"image":"`+image+`","name":"new","resources":{"limits":{}}}]`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	if got := encoded(t, jsontree.Lookup[any](pod, "spec", "affinity")); got != `{"podAffinity":{}}` {
