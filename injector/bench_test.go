@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 	"github.com/example/kubevirt-imds/injector/internal/review"
 )
@@ -99,7 +98,7 @@ func BenchmarkReview(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	handler := admission.NewServer(log).Handler(review.New(patches, log).Pod)
+	handler := newAdmission(log).handler(review.New(patches, log).Pod)
 	body := benchmarkBody(b)
 	b.ReportAllocs()
 	before := processorTime(b)

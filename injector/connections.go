@@ -1,45 +1,56 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"crypto/tls"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// maxConnections bounds what connections hold, each some 100 KB. The API servers
-// need a few: their requests share one.
-const maxConnections = 128
-
-// connections closes one where there would be too many: of the host with the most
-// of them the one that has been idle longest, or else is oldest.
+// connections bounds how many there are, and with it what they hold, and closes one
+// where there would be too many: of the host with the most of them the oldest that
+// has had no valid review answered, or else the oldest.
 type connections struct {
+	most int
 	mu   sync.Mutex
-	open map[net.Conn]connection
+	open map[net.Conn]*connection
 }
 
 type connection struct {
 	host   string
-	active bool
 	since  time.Time
+	proven *atomic.Bool // it has had a valid review answered
 }
 
-// track is the ConnState of an http.Server.
-func (c *connections) track(conn net.Conn, state http.ConnState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch state {
-	case http.StateClosed, http.StateHijacked:
-		delete(c.open, conn)
-		return
-	case http.StateNew:
-		if len(c.open) >= maxConnections {
+// provenKey is that of a connection's proven in the context of its requests.
+type provenKey struct{}
+
+// guard has the server's connections bounded.
+func (c *connections) guard(server *http.Server) {
+	server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.open) >= c.most {
 			c.makeRoom()
 		}
+		host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+		opened := &connection{host, time.Now(), new(atomic.Bool)}
+		c.open[conn] = opened
+		return context.WithValue(ctx, provenKey{}, opened.proven)
 	}
-	host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-	c.open[conn] = connection{host, state == http.StateActive, time.Now()}
+	server.ConnState = func(conn net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			delete(c.open, conn)
+		}
+	}
 }
 
 func (c *connections) makeRoom() {
@@ -47,23 +58,20 @@ func (c *connections) makeRoom() {
 	for _, one := range c.open {
 		count[one.host]++
 	}
-	var victim net.Conn
-	for conn, one := range c.open {
-		if victim == nil || c.goesFirst(one, c.open[victim], count) {
-			victim = conn
-		}
-	}
+	victim := slices.MinFunc(slices.Collect(maps.Keys(c.open)), func(a, b net.Conn) int {
+		one, other := c.open[a], c.open[b]
+		return cmp.Or(count[other.host]-count[one.host], one.worth()-other.worth(), one.since.Compare(other.since))
+	})
 	delete(c.open, victim)
-	// Not the TLS connection's own Close, which waits to say goodbye.
-	victim.(*tls.Conn).NetConn().Close()
+	if secure, isTLS := victim.(*tls.Conn); isTLS {
+		victim = secure.NetConn() // its own Close waits to say goodbye
+	}
+	victim.Close()
 }
 
-func (c *connections) goesFirst(a, b connection, count map[string]int) bool {
-	switch {
-	case count[a.host] != count[b.host]:
-		return count[a.host] > count[b.host]
-	case a.active != b.active:
-		return b.active
+func (c *connection) worth() int {
+	if c.proven.Load() {
+		return 1
 	}
-	return a.since.Before(b.since)
+	return 0
 }

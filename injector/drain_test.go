@@ -33,7 +33,14 @@ func TestDrainAnswersEveryRequest(t *testing.T) {
 	half, rest := io.Pipe()
 	answered := make(chan error, 1)
 	go func() {
-		response, err := w.client().Post(w.url+"/mutate-pod", "application/json", half)
+		request, err := http.NewRequest(http.MethodPost, w.url+"/mutate-pod", half)
+		if err != nil {
+			answered <- err
+			return
+		}
+		request.Header.Set("Content-Type", "application/json")
+		request.ContentLength = int64(len(body))
+		response, err := w.client().Do(request)
 		if err == nil {
 			defer response.Body.Close()
 			var answer []byte

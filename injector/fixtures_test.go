@@ -254,7 +254,7 @@ func withoutVerdict(t *testing.T, vmi []byte) jsontree.Object {
 	t.Helper()
 	rest := tree(t, vmi)
 	for _, name := range annotation.Verdict() {
-		delete(jsontree.LookupObject(rest, "metadata", "annotations"), name)
+		delete(jsontree.Lookup[jsontree.Object](rest, "metadata", "annotations"), name)
 	}
 	return rest
 }
@@ -263,15 +263,15 @@ func withoutVerdict(t *testing.T, vmi []byte) jsontree.Object {
 func withoutTemplateAnnotations(t *testing.T, vm []byte) jsontree.Object {
 	t.Helper()
 	rest := tree(t, vm)
-	metadata := jsontree.LookupObject(rest, "spec", "template", "metadata")
+	metadata := jsontree.Lookup[jsontree.Object](rest, "spec", "template", "metadata")
 	for _, name := range annotation.ByUser() {
-		delete(jsontree.LookupObject(metadata, "annotations"), name)
+		delete(jsontree.Lookup[jsontree.Object](metadata, "annotations"), name)
 	}
-	if len(jsontree.LookupObject(metadata, "annotations")) == 0 {
+	if len(jsontree.Lookup[jsontree.Object](metadata, "annotations")) == 0 {
 		delete(metadata, "annotations")
 	}
 	if metadata != nil && len(metadata) == 0 {
-		delete(jsontree.LookupObject(rest, "spec", "template"), "metadata")
+		delete(jsontree.Lookup[jsontree.Object](rest, "spec", "template"), "metadata")
 	}
 	return rest
 }

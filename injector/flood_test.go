@@ -27,7 +27,8 @@ func hostileObjects() map[string]string {
 	fill := func(before, unit, after string) string {
 		return before + strings.Repeat(unit, (size-len(before)-len(after))/len(unit)) + strings.TrimSuffix(after, " ")
 	}
-	launcher := `{"metadata":{"labels":{"kubevirt.io":"virt-launcher"},"annotations":{"imds.kubevirt.io/enabled":"true"}},"spec":{`
+	const owner = `"ownerReferences":[{"apiVersion":"kubevirt.io/v1","kind":"VirtualMachineInstance","controller":true,"uid":"1","name":"n"}]`
+	launcher := `{"metadata":{"labels":{"kubevirt.io":"virt-launcher"},"annotations":{"imds.kubevirt.io/enabled":"true","verdict.imds.kubevirt.io/wiring":"bridge"},` + owner + `},"spec":{`
 	var keys strings.Builder
 	for i := 0; keys.Len() < size-1000; i++ {
 		fmt.Fprintf(&keys, `"imds.kubevirt.io/%d":"",`, i)
@@ -41,6 +42,11 @@ func hostileObjects() map[string]string {
 		"many containers":  fill(launcher+`"containers":[`, `{"name":"imds-init"},`, `{"name":"a"}]}}`),
 		"many volumes":     fill(launcher+`"volumes":[`, `{"name":"v"},`, `{"name":"a"}]}}`),
 		"security context": fill(launcher+`"securityContext":{"sysctls":[`, `{},`, `{}]}}}`),
+		"exponent":         launcher + `"containers":[{"name":"compute","resources":{"requests":{"cpu":"1e500000000","memory":"1"},"limits":{"cpu":"2","memory":"1"}}}]}}`,
+		"digits":           fill(launcher+`"containers":[{"name":"compute","resources":{"limits":{"memory":"1","cpu":"`, `9`, `"}}}]}}`),
+		"reason":           fill(`{"metadata":{"labels":{"kubevirt.io":"virt-launcher"},"annotations":{"imds.kubevirt.io/enabled":"true","verdict.imds.kubevirt.io/wiring":"none","verdict.imds.kubevirt.io/reason":"`, `<`, `"},`+owner+`}}`),
+		"owner":            fill(`{"metadata":{"labels":{"kubevirt.io":"virt-launcher"},"annotations":{"imds.kubevirt.io/enabled":"true","verdict.imds.kubevirt.io/wiring":"bridge"},"ownerReferences":[{"apiVersion":"kubevirt.io/v1","kind":"VirtualMachineInstance","controller":true,"uid":"1","name":"`, `<`, `"}]}}`),
+		"value":            fill(`{"metadata":{"ownerReferences":[{"controller":true}],"annotations":{"imds.kubevirt.io/enabled":"true","imds.kubevirt.io/bridge-name":"`, `<`, `"}}}`),
 		"many interfaces":  fill(`{"metadata":{"annotations":{"imds.kubevirt.io/enabled":"true"}},"spec":{"domain":{"devices":{"interfaces":[`, `{"passt":{}},`, `{}]}}}}`),
 		"small and wide":   `{"spec":{"securityContext":{"a":[` + strings.Repeat(`{"":0},`, 30_000) + `0]}}}`,
 	}
@@ -181,8 +187,11 @@ func TestFlood(t *testing.T) {
 	attackers.Wait()
 	select {
 	case err := <-ended:
-		t.Fatalf("the webhook has ended: %v\n%s", err, w.log)
+		t.Fatalf("the webhook has ended: %v\n%.10000s", err, w.log)
 	default:
+	}
+	if size := len(w.log.String()); size > 4<<20 {
+		t.Errorf("%d bytes of log", size)
 	}
 	slices.Sort(honest)
 	slices.Sort(probes)

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 	"github.com/example/kubevirt-imds/injector/internal/review"
 )
@@ -38,14 +37,14 @@ func FuzzMemory(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	server, reviewer := admission.NewServer(log), review.New(patches, log)
+	server, reviewer := newAdmission(log), review.New(patches, log)
 	kinds := []struct {
 		resource string
 		handler  http.Handler
 	}{
-		{"pods", server.Handler(reviewer.Pod)},
-		{"virtualmachines", server.Handler(reviewer.VirtualMachine)},
-		{"virtualmachineinstances", server.Handler(reviewer.Instance)},
+		{"pods", server.handler(reviewer.Pod)},
+		{"virtualmachines", server.handler(reviewer.VirtualMachine)},
+		{"virtualmachineinstances", server.handler(reviewer.Instance)},
 	}
 	f.Fuzz(func(t *testing.T, before, unit, after string, n uint16, kind uint8) {
 		if len(unit)*int(n) > 3<<20 {

@@ -35,7 +35,7 @@ func withoutOurs(pod jsontree.Object) jsontree.Object {
 	for _, name := range annotation.All() {
 		delete(annotationsOf(pod), name)
 	}
-	for _, container := range asList(jsontree.Lookup(pod, "spec", "initContainers")) {
+	for _, container := range asList(jsontree.Lookup[any](pod, "spec", "initContainers")) {
 		if container := container.(jsontree.Object); strings.HasPrefix(container["name"].(string), "imds-") {
 			delete(container, "resources")
 		}
@@ -48,23 +48,23 @@ func withoutOurs(pod jsontree.Object) jsontree.Object {
 func expectedPod(t *testing.T, patches string, pod, patched []byte) jsontree.Object {
 	t.Helper()
 	expected := tree(t, pod)
-	spec := jsontree.LookupObject(expected, "spec")
+	spec := jsontree.Lookup[jsontree.Object](expected, "spec")
 	annotations := annotationsOf(tree(t, patched))
 
 	initPatch := tree(t, readObject(t, patches+"/10-imds-init.yaml"))
 	serverPatch := tree(t, readObject(t, patches+"/20-imds-server.yaml"))
 	initContainers := asList(spec["initContainers"])
 	for _, patch := range []jsontree.Object{initPatch, serverPatch} {
-		for _, container := range asList(jsontree.Lookup(patch, "spec", "initContainers")) {
+		for _, container := range asList(jsontree.Lookup[any](patch, "spec", "initContainers")) {
 			container.(jsontree.Object)["image"] = serverImage
 			initContainers = append(initContainers, container)
 		}
 	}
 	spec["initContainers"] = initContainers
 
-	volume := asList(jsontree.Lookup(serverPatch, "spec", "volumes"))[0].(jsontree.Object)
-	projected := jsontree.LookupObject(volume, "projected")
-	token := jsontree.LookupObject(asList(projected["sources"])[0].(jsontree.Object), "serviceAccountToken")
+	volume := asList(jsontree.Lookup[any](serverPatch, "spec", "volumes"))[0].(jsontree.Object)
+	projected := jsontree.Lookup[jsontree.Object](volume, "projected")
+	token := jsontree.Lookup[jsontree.Object](asList(projected["sources"])[0].(jsontree.Object), "serviceAccountToken")
 	if seconds, ok := annotations[annotation.TokenExpirationSeconds].(string); ok {
 		token["expirationSeconds"] = json.Number(seconds)
 	}
@@ -83,7 +83,7 @@ func expectedPod(t *testing.T, patches string, pod, patched []byte) jsontree.Obj
 	if spec["securityContext"] == nil {
 		spec["securityContext"] = jsontree.Object{}
 	}
-	securityContext := jsontree.LookupObject(spec, "securityContext")
+	securityContext := jsontree.Lookup[jsontree.Object](spec, "securityContext")
 	const portStart = "net.ipv4.ip_unprivileged_port_start"
 	sysctls := asList(securityContext["sysctls"])
 	i := slices.IndexFunc(sysctls, func(sysctl any) bool { return sysctl.(jsontree.Object)["name"] == portStart })
@@ -98,7 +98,7 @@ func expectedPod(t *testing.T, patches string, pod, patched []byte) jsontree.Obj
 }
 
 func annotationsOf(pod jsontree.Object) jsontree.Object {
-	return jsontree.LookupObject(pod, "metadata", "annotations")
+	return jsontree.Lookup[jsontree.Object](pod, "metadata", "annotations")
 }
 
 func asList(value any) []any {

@@ -13,11 +13,13 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"syscall"
+	"time"
 
-	"github.com/example/kubevirt-imds/injector/internal/cabundle"
-	"github.com/example/kubevirt-imds/injector/internal/certificate"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
+	"github.com/example/kubevirt-imds/injector/selfsigned"
 )
 
 func main() {
@@ -39,7 +41,8 @@ type podEnvironment struct {
 	serviceAccountFolder string
 }
 
-var thisPod = podEnvironment{os.Getenv, cabundle.ServiceAccountFolder}
+// The kubelet mounts ca.crt and token there.
+var thisPod = podEnvironment{os.Getenv, "/var/run/secrets/kubernetes.io/serviceaccount"}
 
 // run is the whole program: it serves until ctx ends, and returns the exit
 // status, 0 for a clean end, 1 for a failure, 2 for a wrong command line.
@@ -57,7 +60,7 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 		return 0
 	}
 
-	log := slog.New(slog.NewTextHandler(stderr, nil))
+	log := slog.New(newLimitedLog(slog.NewTextHandler(stderr, nil)))
 	if limit := limitMemory(memoryLimitFiles); limit > 0 {
 		log.Info("memory limited", "bytes", limit)
 	}
@@ -68,9 +71,8 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 	return 0
 }
 
-// serve loads what the webhook needs and serves until ctx ends.
 func serve(ctx context.Context, opts options, pod podEnvironment, timing timing, log *slog.Logger) error {
-	certificates, publication, err := openCertificates(opts, pod, timing, log)
+	certificates, publisher, err := openCertificates(opts, pod, timing, log)
 	if err != nil {
 		return err
 	}
@@ -78,25 +80,57 @@ func serve(ctx context.Context, opts options, pod podEnvironment, timing timing,
 	if err != nil {
 		return err
 	}
-	service, err := listen(opts, certificates, publication, patches, timing, log)
+	service, err := listen(opts, certificates, publisher, patches, timing, log)
 	if err != nil {
 		return err
 	}
 	return service.run(ctx)
 }
 
-// openCertificates returns the certificate to serve. The publication is nil where
-// cert-manager or the operator publishes the CA.
-func openCertificates(opts options, pod podEnvironment, timing timing, log *slog.Logger) (*certificate.Source, *publication, error) {
-	if opts.selfSigned {
-		certificates, publication, err := selfSign(opts.service, pod, timing, log)
-		if err != nil {
-			return nil, nil, fmt.Errorf("--self-signed: %w, or give --tls-cert and --tls-key", err)
-		}
-		return certificates, publication, nil
+// selfSignedLifetime is for a certificate that dies with the process.
+const selfSignedLifetime = 10 * 365 * 24 * time.Hour
+
+// openCertificates returns the certificate to serve, and the publisher of its CA; nil
+// where somebody else publishes it.
+func openCertificates(opts options, pod podEnvironment, timing timing, log *slog.Logger) (*certificateSource, *publisher, error) {
+	if !opts.selfSigned {
+		certificates, err := certificateFiles(opts.tlsCert, opts.tlsKey, opts.service, log)
+		return certificates, nil, err
 	}
-	certificates, err := certificate.FromFiles(opts.tlsCert, opts.tlsKey, opts.service, log)
-	return certificates, nil, err
+	bundle, err := selfsigned.Issue(selfSignedLifetime, opts.service, opts.service+".cluster.local")
+	if err != nil {
+		return nil, nil, err
+	}
+	publisher, err := newPublisher(bundle.CA, timing.publish, pod, log)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--self-signed: %w, or give --tls-cert and --tls-key", err)
+	}
+	fixed, err := parseChain(bundle.Certificate, bundle.Key, bundle.CA)
+	return &certificateSource{service: opts.service, current: fixed, log: log}, publisher, err
+}
+
+// Where a container finds its own memory limit: cgroup v2, then v1.
+var memoryLimitFiles = []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}
+
+// limitMemory has the garbage collector work harder above three eighths of the
+// container's memory limit, so that with the program's own pages it is within half.
+// It returns what it set, in bytes; 0 where there is no limit.
+func limitMemory(files []string) int64 {
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		// "max" in v2, and in v1 a number beyond every machine, are none.
+		limit, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+		if err != nil || limit <= 0 || limit >= 1<<40 {
+			return 0
+		}
+		limit = limit / 8 * 3
+		debug.SetMemoryLimit(limit)
+		return limit
+	}
+	return 0
 }
 
 // version is set by the build with -ldflags "-X main.version=v1.2.3".

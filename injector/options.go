@@ -47,15 +47,8 @@ failure and 2 for a wrong command line.
 
 // options are the command line.
 type options struct {
-	listen       string
-	healthListen string
-	tlsCert      string
-	tlsKey       string
-	selfSigned   bool
-	service      string
-	patches      string
-	serverImage  string
-	version      bool
+	listen, healthListen, tlsCert, tlsKey, service, patches, serverImage string
+	selfSigned, version                                                  bool
 }
 
 // parseOptions reads and checks the command line. It returns flag.ErrHelp when
@@ -76,17 +69,15 @@ func parseOptions(args []string) (options, error) {
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
-	if flags.NArg() > 0 {
-		return options{}, fmt.Errorf("argument %q is not expected: everything is a flag", flags.Arg(0))
-	}
-	if o.version {
-		return o, nil
-	}
-	return o, o.check()
+	return o, o.check(flags.Args())
 }
 
-func (o options) check() error {
+func (o options) check(arguments []string) error {
 	switch {
+	case len(arguments) > 0:
+		return fmt.Errorf("argument %q is not expected: everything is a flag", arguments[0])
+	case o.version:
+		return nil
 	case o.patches == "":
 		return errors.New("--patches is missing: name the folder with the pod's patches")
 	case o.serverImage == "":

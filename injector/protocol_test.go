@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -74,6 +75,34 @@ func TestUpdateWithTwoObjectsOfTheLargestSize(t *testing.T) {
 		strings.Repeat("x", 3<<19) + `"}}}`)
 	if response := w.review("/mutate-virtualmachine", vmRequest(vm, vm)); !response.Allowed {
 		t.Errorf("refused: %v", response.Result)
+	}
+}
+
+func TestBodyWithoutALengthIsRefused(t *testing.T) {
+	w := startWebhook(t, declaredPatches, immediately)
+	response, err := w.client().Post(w.url+"/mutate-pod", "application/json", io.MultiReader(strings.NewReader("{}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusLengthRequired {
+		t.Errorf("got %s", response.Status)
+	}
+}
+
+// A repairing webhook is called for KubeVirt's own writes.
+func TestRepairNeverRefuses(t *testing.T) {
+	w := startWebhook(t, declaredPatches, immediately)
+	vm, _ := readCase(t, "virtualmachine", "sriov-only")
+	vmi, _ := readCase(t, "virtualmachineinstance", "sriov-only")
+	for path, request := range map[string]map[string]any{
+		"virtualmachine":         vmRequest(vm, nil),
+		"virtualmachineinstance": vmiRequest(vmi, nil),
+	} {
+		refused, repaired := w.review("/mutate-"+path, request), w.review("/repair-"+path, request)
+		if refused.Allowed || !repaired.Allowed || len(repaired.Warnings) != 1 || repaired.Warnings[0] != refused.Result.Message {
+			t.Errorf("%s: refused with %+v, repaired with %+v", path, refused.Result, repaired)
+		}
 	}
 }
 

@@ -9,29 +9,28 @@ import (
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/injector/internal/apiservertest"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
 // startSelfSigned runs imds-webhook --self-signed as a pod.
-func startSelfSigned(t *testing.T, api *apiservertest.Server, timing timing) *webhook {
+func startSelfSigned(t *testing.T, api *testAPI, timing timing) *webhook {
 	t.Helper()
 	w := &webhook{
 		t: t, patches: declaredPatches, log: newLogBuffer(),
-		pod: podEnvironment{getenv: api.Getenv, serviceAccountFolder: api.Folder},
+		pod: podEnvironment{getenv: api.getenv, serviceAccountFolder: api.folder},
 	}
 	w.start(timing, "--self-signed")
 	return w
 }
 
 func TestAPIServerTrustsTheSelfSignedWebhook(t *testing.T) {
-	api := apiservertest.New(t)
+	api := newTestAPI(t)
 	w := startSelfSigned(t, api, immediately)
 	w.log.wait(t, "CA published")
 	if status, body := w.ready(); status != http.StatusOK {
 		t.Errorf("/readyz: %d %s", status, body)
 	}
-	for _, webhook := range api.Configuration.Webhooks {
+	for _, webhook := range api.configuration.Webhooks {
 		roots := x509.NewCertPool()
 		roots.AppendCertsFromPEM(webhook.ClientConfig.CABundle)
 		for _, name := range []string{serviceName, serviceName + ".cluster.local"} {
@@ -45,8 +44,8 @@ func TestAPIServerTrustsTheSelfSignedWebhook(t *testing.T) {
 }
 
 func TestSelfSignedWebhookIsReadyWhileItsCAIsPublished(t *testing.T) {
-	api := apiservertest.New(t)
-	api.Configuration = nil // applied after the Deployment
+	api := newTestAPI(t)
+	api.configuration = nil // applied after the Deployment
 	paused, again := make(chan int), make(chan time.Time)
 	timing := immediately
 	timing.publish = func(failures int) <-chan time.Time { paused <- failures; return again }
@@ -75,21 +74,21 @@ func TestSelfSignedWebhookIsReadyWhileItsCAIsPublished(t *testing.T) {
 	if status, body := w.health("/healthz"); status != http.StatusOK {
 		t.Errorf("/healthz: %d %s", status, body)
 	}
-	api.Update(func(api *apiservertest.Server) { api.Configuration = apiservertest.NewConfiguration() })
+	api.update(func(api *testAPI) { api.configuration = newConfiguration() })
 	again <- time.Time{}
 	wantReady()
 	// Deleted, and applied again.
-	api.Update(func(api *apiservertest.Server) { api.Configuration = nil })
+	api.update(func(api *testAPI) { api.configuration = nil })
 	again <- time.Time{}
 	wantUnready()
-	api.Update(func(api *apiservertest.Server) { api.Configuration = apiservertest.NewConfiguration() })
+	api.update(func(api *testAPI) { api.configuration = newConfiguration() })
 	again <- time.Time{}
 	wantReady()
 }
 
 func TestSelfSignedWebhookEndsWithoutItsCAPublished(t *testing.T) {
-	api := apiservertest.New(t)
-	api.Token = "another"
+	api := newTestAPI(t)
+	api.token = "another"
 	failed := make(chan struct{})
 	timing := immediately
 	timing.publish = func(int) <-chan time.Time { close(failed); return nil }
@@ -110,14 +109,14 @@ func TestPausesBetweenAttemptsGrowToFiveSeconds(t *testing.T) {
 }
 
 func TestSelfSignedWebhookThatCannotServeEnds(t *testing.T) {
-	api := apiservertest.New(t)
-	api.Configuration = nil // the CA is never published
-	pod := podEnvironment{getenv: api.Getenv, serviceAccountFolder: api.Folder}
+	api := newTestAPI(t)
+	api.configuration = nil // the CA is never published
+	pod := podEnvironment{getenv: api.getenv, serviceAccountFolder: api.folder}
 	timing := immediately
 	timing.publish = func(int) <-chan time.Time { return nil }
 	log := slog.New(slog.DiscardHandler)
 	opts := options{selfSigned: true, service: serviceName, patches: declaredPatches, serverImage: serverImage, listen: "127.0.0.1:0", healthListen: "127.0.0.1:0"}
-	certificates, publication, err := openCertificates(opts, pod, timing, log)
+	certificates, publisher, err := openCertificates(opts, pod, timing, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +124,7 @@ func TestSelfSignedWebhookThatCannotServeEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service, err := listen(opts, certificates, publication, patches, timing, log)
+	service, err := listen(opts, certificates, publisher, patches, timing, log)
 	if err != nil {
 		t.Fatal(err)
 	}

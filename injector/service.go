@@ -12,8 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/example/kubevirt-imds/injector/internal/admission"
-	"github.com/example/kubevirt-imds/injector/internal/certificate"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 	"github.com/example/kubevirt-imds/injector/internal/review"
 )
@@ -59,41 +57,48 @@ func publishPause(failures int) time.Duration {
 }
 
 const (
-	maxHeaderBytes   = 16 << 10
+	// maxHeaderBytes is several times what the API server sends.
+	maxHeaderBytes   = 4 << 10
 	maxReceiveBuffer = 64 << 10
 	// maxStreams is for the API server, which opens one more connection when
-	// one has no stream left.
-	maxStreams = 64
+	// one has no stream left; its requests share a few.
+	maxStreams           = 64
+	maxConnections       = 128
+	maxHealthConnections = 32
+	// maxMistaken is how many requests to wrong paths and by wrong methods are
+	// answered at a time.
+	maxMistaken = 16
 )
 
 // service is the webhook with its two listeners open.
 type service struct {
-	webhook, health                 *http.Server
-	webhookListener, healthListener net.Listener
-	publication                     *publication
-	draining                        *atomic.Bool
+	certificates                    *certificateSource
+	publisher                       *publisher
 	timing                          timing
 	log                             *slog.Logger
+	webhook, health                 *http.Server
+	webhookListener, healthListener net.Listener
+	draining                        atomic.Bool
 }
 
 // listen opens both listeners.
-func listen(opts options, certificates *certificate.Source, publication *publication, patches *patchset.Set, timing timing, log *slog.Logger) (*service, error) {
+func listen(opts options, certificates *certificateSource, publisher *publisher, patches *patchset.Set, timing timing, log *slog.Logger) (*service, error) {
 	reviews := http.NewServeMux()
-	server, reviewer := admission.NewServer(log), review.New(patches, log)
-	reviews.Handle("POST /mutate-pod", server.Handler(reviewer.Pod))
-	reviews.Handle("POST /mutate-virtualmachine", server.Handler(reviewer.VirtualMachine))
-	reviews.Handle("POST /mutate-virtualmachineinstance", server.Handler(reviewer.Instance))
+	admission, reviewer := newAdmission(log), review.New(patches, log)
+	reviews.Handle("POST /mutate-pod", admission.handler(reviewer.Pod))
+	reviews.Handle("POST /mutate-virtualmachine", admission.handler(reviewer.VirtualMachine))
+	reviews.Handle("POST /mutate-virtualmachineinstance", admission.handler(reviewer.Instance))
+	reviews.Handle("POST /repair-virtualmachine", admission.handler(reviewer.Repair(reviewer.VirtualMachine)))
+	reviews.Handle("POST /repair-virtualmachineinstance", admission.handler(reviewer.Repair(reviewer.Instance)))
+	health := http.NewServeMux()
 
-	draining := new(atomic.Bool)
-	s := &service{
-		webhook:     newServer(closing(reviews, draining), timing, log),
-		health:      newServer(healthHandler(certificates, publication, draining), timing, log),
-		publication: publication,
-		draining:    draining,
-		timing:      timing,
-		log:         log,
-	}
-	s.webhook.ConnState = (&connections{open: map[net.Conn]connection{}}).track
+	s := &service{certificates: certificates, publisher: publisher, timing: timing, log: log}
+	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "OK") })
+	health.HandleFunc("GET /readyz", s.ready)
+	s.health = s.newServer(health)
+	(&connections{most: maxHealthConnections, open: map[net.Conn]*connection{}}).guard(s.health)
+	s.webhook = s.newServer(s.closing(s.mistaken(reviews)))
+	(&connections{most: maxConnections, open: map[net.Conn]*connection{}}).guard(s.webhook)
 	s.webhook.HTTP2 = &http.HTTP2Config{
 		// What a connection may send before anybody reads.
 		MaxReceiveBufferPerConnection: maxReceiveBuffer,
@@ -102,7 +107,7 @@ func listen(opts options, certificates *certificate.Source, publication *publica
 	}
 	s.webhook.TLSConfig = &tls.Config{
 		MinVersion:     tls.VersionTLS13,
-		GetCertificate: certificates.Get,
+		GetCertificate: certificates.get,
 		// A resumed session would go on with a certificate that was renewed.
 		SessionTicketsDisabled: true,
 	}
@@ -119,27 +124,64 @@ func listen(opts options, certificates *certificate.Source, publication *publica
 	return s, nil
 }
 
+// mistaken bounds how many requests to no path of ours are answered at a time: who
+// does not take the answer would hold what net/http has for each.
+func (s *service) mistaken(mux *http.ServeMux) http.Handler {
+	places := make(chan struct{}, maxMistaken)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := mux.Handler(r); pattern == "" {
+			select {
+			case places <- struct{}{}:
+				defer func() { <-places }()
+				_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTime))
+			default:
+				panic(http.ErrAbortHandler)
+			}
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
 // closing has each answer end its connection while the service drains: the API
 // server keeps one open for as long as it is used, and would otherwise send its
 // next request just when the listener's end closes it.
-func closing(handler http.Handler, draining *atomic.Bool) http.Handler {
+func (s *service) closing(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if draining.Load() {
+		if s.draining.Load() {
 			w.Header().Set("Connection", "close") // in HTTP/2 net/http makes a GOAWAY of it
 		}
 		handler.ServeHTTP(w, r)
 	})
 }
 
-func newServer(handler http.Handler, timing timing, log *slog.Logger) *http.Server {
+// ready says whether the API server can be sent here. A renewed certificate that is
+// not in use is named, but does not make a replica unready: it works with the last
+// good one, and all replicas would be gone at once.
+func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
+	if s.draining.Load() {
+		http.Error(w, "draining", http.StatusServiceUnavailable)
+		return
+	}
+	refused, unused := s.certificates.status(time.Now())
+	if err := errors.Join(refused, s.publisher.status()); err != nil {
+		http.Error(w, errors.Join(err, unused).Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "OK")
+	if unused != nil {
+		fmt.Fprintf(w, "the last good certificate stays in use: %v\n", unused)
+	}
+}
+
+func (s *service) newServer(handler http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           handler,
-		ReadHeaderTimeout: timing.header,
-		ReadTimeout:       timing.request,
-		WriteTimeout:      timing.request,
-		IdleTimeout:       timing.idle,
+		ReadHeaderTimeout: s.timing.header,
+		ReadTimeout:       s.timing.request,
+		WriteTimeout:      s.timing.request,
+		IdleTimeout:       s.timing.idle,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 }
 
@@ -152,7 +194,7 @@ func (s *service) run(ctx context.Context) error {
 	defer s.webhook.Close()
 	publishing, giveUp := context.WithCancel(ctx)
 	var publisher sync.WaitGroup
-	publisher.Go(func() { s.publication.run(publishing) })
+	publisher.Go(func() { s.publisher.run(publishing) })
 	defer publisher.Wait()
 	defer giveUp()
 

@@ -84,17 +84,12 @@ func Quote(text string) string {
 	return strconv.Quote(text)
 }
 
-// String is the value for a message.
+// String is the value for a message; without quotes what is not text.
 func (v Value) String() string {
-	if !v.NotText {
-		return Quote(v.Text)
+	if v.NotText {
+		return strings.NewReplacer(`\"`, `"`, `"`, "").Replace(Quote(v.Text))
 	}
-	escaped := strconv.Quote(v.Text[:min(len(v.Text), maxQuoted)])
-	text := strings.ReplaceAll(escaped[1:len(escaped)-1], `\"`, `"`)
-	if len(v.Text) > maxQuoted {
-		text += "..."
-	}
-	return text
+	return Quote(v.Text)
 }
 
 func isBool(value string) bool { return value == "true" || value == "false" }
@@ -129,10 +124,8 @@ func isAudienceList(value string) bool {
 	}
 	audiences := Audiences(value)
 	for i, audience := range audiences {
-		if audience == "" || len(audience) > 256 || slices.Contains(audiences[:i], audience) {
-			return false
-		}
-		if strings.ContainsFunc(audience, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		if audience == "" || len(audience) > 256 || slices.Contains(audiences[:i], audience) ||
+			strings.ContainsFunc(audience, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			return false
 		}
 	}
@@ -150,17 +143,12 @@ func Audiences(value string) []string {
 }
 
 // nearest returns the annotation that a user may set whose name takes the
-// fewest edits to get from name.
+// fewest edits to get from name, of which a VM's template can carry long ones.
 func nearest(name string) string {
-	// Annotation names have 63 characters at most, but a VM's template can
-	// carry longer ones; the distance takes time in proportion.
 	own := strings.TrimPrefix(name, Prefix)
 	own = own[:min(len(own), maxQuoted)]
-	best := slices.MinFunc(rules, func(a, b rule) int {
-		return editDistance(own, strings.TrimPrefix(a.name, Prefix)) -
-			editDistance(own, strings.TrimPrefix(b.name, Prefix))
-	})
-	return best.name
+	distance := func(r rule) int { return editDistance(own, strings.TrimPrefix(r.name, Prefix)) }
+	return slices.MinFunc(rules, func(a, b rule) int { return distance(a) - distance(b) }).name
 }
 
 // editDistance is the Levenshtein distance in bytes.

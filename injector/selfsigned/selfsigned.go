@@ -18,8 +18,7 @@ import (
 
 // Bundle is what Issue makes, all in PEM.
 type Bundle struct {
-	// CA is the authority's certificate: the caBundle of a webhook
-	// configuration.
+	// CA is the authority's certificate: the caBundle of a webhook configuration.
 	CA []byte
 	// Certificate is the serving certificate. A server does not send the CA.
 	Certificate []byte
@@ -37,15 +36,11 @@ func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	if len(names) == 0 {
 		return nil, errors.New("a serving certificate needs at least one DNS name or IP address")
 	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
+	caKey, errCA := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
+	if err := errors.Join(errCA, err); err != nil {
 		return nil, err
 	}
-
 	now := time.Now()
 	ca := &x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{"kubevirt-imds"}, CommonName: "self-signed CA"},
@@ -88,9 +83,6 @@ func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Bundle{
-		CA:          pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}),
-		Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: servingDER}),
-		Key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
-	}, nil
+	encode := func(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
+	return &Bundle{CA: encode("CERTIFICATE", caDER), Certificate: encode("CERTIFICATE", servingDER), Key: encode("PRIVATE KEY", keyDER)}, nil
 }

@@ -1,6 +1,7 @@
 package jsontree
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 	"strconv"
@@ -20,52 +21,25 @@ type Operation struct {
 // equal. It touches only what differs: an element appended to a list is one
 // "add" at its end, a changed member one "replace" of that member. The order is
 // the same at each call: object members by name, then list positions.
-func Diff(before, after Object) []Operation {
-	var d differ
-	d.objects(before, after)
-	return d.operations
-}
-
-// differ collects operations while it walks down two trees along path.
-type differ struct {
-	path       []string
-	operations []Operation
-}
+func Diff(before, after Object) []Operation { return diffObjects(nil, "", before, after) }
 
 var escapeToken = strings.NewReplacer("~", "~0", "/", "~1")
 
-func (d *differ) emit(op, token string, value *any) {
-	var pointer strings.Builder
-	for _, token := range append(d.path, token) {
-		pointer.WriteByte('/')
-		pointer.WriteString(escapeToken.Replace(token))
+func diff(operations []Operation, path string, before, after any) []Operation {
+	if beforeObject, was := before.(Object); was {
+		if afterObject, is := after.(Object); is {
+			return diffObjects(operations, path, beforeObject, afterObject)
+		}
 	}
-	d.operations = append(d.operations, Operation{Op: op, Path: pointer.String(), Value: value})
+	if beforeList, was := before.([]any); was {
+		if afterList, is := after.([]any); is {
+			return diffLists(operations, path, beforeList, afterList)
+		}
+	}
+	return append(operations, Operation{"replace", path, &after})
 }
 
-// member compares the values of one member or element that both sides have.
-func (d *differ) member(token string, before, after any) {
-	if equal(before, after) {
-		return
-	}
-	beforeObject, wasObject := before.(Object)
-	afterObject, isObject := after.(Object)
-	beforeList, wasList := before.([]any)
-	afterList, isList := after.([]any)
-	below := differ{path: append(slices.Clip(d.path), token), operations: d.operations}
-	switch {
-	case wasObject && isObject:
-		below.objects(beforeObject, afterObject)
-	case wasList && isList:
-		below.lists(beforeList, afterList)
-	default:
-		below = *d
-		below.emit("replace", token, &after)
-	}
-	d.operations = below.operations
-}
-
-func (d *differ) objects(before, after Object) {
+func diffObjects(operations []Operation, path string, before, after Object) []Operation {
 	var changed []string
 	for key, value := range after {
 		if old, found := before[key]; !found || !equal(old, value) {
@@ -81,18 +55,20 @@ func (d *differ) objects(before, after Object) {
 	for _, key := range changed {
 		old, was := before[key]
 		value, is := after[key]
+		at := path + "/" + escapeToken.Replace(key)
 		switch {
 		case !was:
-			d.emit("add", key, &value)
+			operations = append(operations, Operation{"add", at, &value})
 		case !is:
-			d.emit("remove", key, nil)
+			operations = append(operations, Operation{"remove", at, nil})
 		default:
-			d.member(key, old, value)
+			operations = diff(operations, at, old, value)
 		}
 	}
+	return operations
 }
 
-func (d *differ) lists(before, after []any) {
+func diffLists(operations []Operation, path string, before, after []any) []Operation {
 	// What both lists end with stays: an element inserted or removed in front
 	// of it must not rewrite the ones behind.
 	end := 0
@@ -103,18 +79,21 @@ func (d *differ) lists(before, after []any) {
 	}
 	shared := min(len(before), len(after)) - end
 	for i := range shared {
-		d.member(strconv.Itoa(i), before[i], after[i])
+		if !equal(before[i], after[i]) {
+			operations = diff(operations, path+"/"+strconv.Itoa(i), before[i], after[i])
+		}
 	}
 	for i := len(before) - end - 1; i >= shared; i-- {
-		d.emit("remove", strconv.Itoa(i), nil)
+		operations = append(operations, Operation{"remove", path + "/" + strconv.Itoa(i), nil})
 	}
 	for i := shared; i < len(after)-end; i++ {
-		token := "-"
+		token := "/-"
 		if end > 0 {
-			token = strconv.Itoa(i)
+			token = "/" + strconv.Itoa(i)
 		}
-		d.emit("add", token, &after[i])
+		operations = append(operations, Operation{"add", path + token, &after[i]})
 	}
+	return operations
 }
 
 // equal reports whether two values are the same, numbers by their text.
@@ -126,11 +105,13 @@ func equal(a, b any) bool {
 	case []any:
 		b, ok := b.([]any)
 		return ok && slices.EqualFunc(a, b, equal)
-	default:
-		switch b.(type) {
-		case Object, []any:
-			return false
-		}
-		return a == b
+	case Value:
+		b, ok := b.(Value)
+		return ok && bytes.Equal(a, b)
 	}
+	switch b.(type) {
+	case Object, []any, Value: // which == does not compare
+		return false
+	}
+	return a == b
 }

@@ -6,56 +6,33 @@ package jsontree
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // Object is a JSON object. Its values are Object, []any, string, bool,
-// json.Number (the number's own text) or nil.
+// json.Number (the number's own text), nil, or Value for what is not looked into.
 type Object = map[string]any
 
-// Encoded is JSON text that stands for a value in a tree which is not looked into.
-type Encoded string
+// Members returns an object with these members, all nil.
+func Members(names ...string) Object {
+	object := Object{}
+	for _, name := range names {
+		object[name] = nil
+	}
+	return object
+}
 
-// MarshalJSON returns the text.
-func (e Encoded) MarshalJSON() ([]byte, error) { return []byte(e), nil }
-
-// Lookup returns the value at path, or nil where a key is missing or a level
-// is not an object.
-func Lookup(object Object, path ...string) any {
+// Lookup returns the value at path; the zero value of its type where there is none of
+// that type.
+func Lookup[T any](object Object, path ...string) T {
 	var value any = object
 	for _, key := range path {
-		level, ok := value.(Object)
-		if !ok {
-			return nil
-		}
+		level, _ := value.(Object)
 		value = level[key]
 	}
-	return value
-}
-
-// LookupObject is Lookup for an object; nil when the value is none.
-func LookupObject(object Object, path ...string) Object {
-	value, _ := Lookup(object, path...).(Object)
-	return value
-}
-
-// LookupString is Lookup for a string; empty when the value is none.
-func LookupString(object Object, path ...string) string {
-	value, _ := Lookup(object, path...).(string)
-	return value
-}
-
-// LookupList is Lookup for a list. A missing or null value is an empty list;
-// any other value that is no list is an error.
-func LookupList(object Object, path ...string) ([]any, error) {
-	switch value := Lookup(object, path...).(type) {
-	case nil:
-		return nil, nil
-	case []any:
-		return value, nil
-	default:
-		return nil, fmt.Errorf("%s is not a list", strings.Join(path, "."))
-	}
+	found, _ := value.(T)
+	return found
 }
 
 // Ensure returns the object at path and makes each level that is missing or
@@ -77,32 +54,50 @@ func Ensure(object Object, path ...string) (Object, error) {
 	return level, nil
 }
 
-// Clone returns a copy of object that shares no object and no list with it.
-func Clone(object Object) Object {
-	return cloneValue(object).(Object)
+// Name returns the name of a list's element; empty when it has none.
+func Name(element any) string {
+	if text, isText := element.(Value); isText {
+		return text.Get("name").String()
+	}
+	object, _ := element.(Object)
+	return Lookup[string](object, "name")
 }
+
+// IndexOf returns where in a list the first element of a name is, or -1.
+func IndexOf(list []any, name string) int {
+	return slices.IndexFunc(list, func(element any) bool { return name != "" && Name(element) == name })
+}
+
+// Named returns the first element of a name, decoded in the list; nil when there is
+// none.
+func Named(list []any, name string) Object {
+	i := IndexOf(list, name)
+	if i < 0 {
+		return nil
+	}
+	if text, isText := list[i].(Value); isText {
+		list[i] = text.Tree()
+	}
+	return list[i].(Object)
+}
+
+// Clone returns a copy of object that shares no object and no list with it.
+func Clone(object Object) Object { return cloneValue(object).(Object) }
 
 func cloneValue(value any) any {
 	switch value := value.(type) {
 	case Object:
-		if value == nil {
-			return value
-		}
 		clone := make(Object, len(value))
 		for key, member := range value {
 			clone[key] = cloneValue(member)
 		}
 		return clone
 	case []any:
-		if value == nil {
-			return value
-		}
 		clone := make([]any, len(value))
 		for i, element := range value {
 			clone[i] = cloneValue(element)
 		}
 		return clone
-	default:
-		return value
 	}
+	return value
 }

@@ -42,28 +42,41 @@ func TestParseTakesOneValue(t *testing.T) {
 
 func TestLookups(t *testing.T) {
 	object := decode(t, `{"a":{"b":"text","l":[1],"n":null},"s":"x"}`)
-	if got := LookupString(object, "a", "b"); got != "text" {
+	if got := Lookup[string](object, "a", "b"); got != "text" {
 		t.Errorf("string: %q", got)
 	}
-	if got := Lookup(object, "s", "b", "c"); got != nil {
+	if got := Lookup[any](object, "s", "b", "c"); got != nil {
 		t.Errorf("through a string: %v", got)
 	}
-	if got := LookupObject(object, "a", "b"); got != nil {
+	if got := Lookup[Object](object, "a", "b"); got != nil {
 		t.Errorf("object where a string is: %v", got)
 	}
-	if got := LookupString(nil, "a"); got != "" {
+	if got := Lookup[string](nil, "a"); got != "" {
 		t.Errorf("in nothing: %q", got)
 	}
 	for _, path := range [][]string{{"none"}, {"a", "n"}, {"a", "none", "deeper"}} {
-		if got, err := LookupList(object, path...); got != nil || err != nil {
-			t.Errorf("%v: %v, %v", path, got, err)
+		if got := Lookup[[]any](object, path...); got != nil {
+			t.Errorf("%v: %v", path, got)
 		}
 	}
-	if got, err := LookupList(object, "a", "l"); len(got) != 1 || err != nil {
-		t.Errorf("list: %v, %v", got, err)
+	if got := Lookup[[]any](object, "a", "l"); len(got) != 1 {
+		t.Errorf("list: %v", got)
 	}
-	if _, err := LookupList(object, "a", "b"); err == nil || err.Error() != "a.b is not a list" {
-		t.Errorf("list where a string is: %v", err)
+	if got := Lookup[[]any](object, "a", "b"); got != nil {
+		t.Errorf("list where a string is: %v", got)
+	}
+}
+
+func TestNamed(t *testing.T) {
+	list := []any{Value(`{"name":"a","x":1}`), Object{"name": "b"}, Value(`{"name":"b"}`), Value(`"c"`), Object{"name": ""}, nil}
+	for name, want := range map[string]int{"a": 0, "b": 1, "c": -1, "": -1} {
+		if got := IndexOf(list, name); got != want {
+			t.Errorf("%q is at %d, want %d", name, got, want)
+		}
+	}
+	Named(list, "a")["x"] = "changed"
+	if got, _ := json.Marshal(list[0]); string(got) != `{"name":"a","x":"changed"}` || Named(list, "c") != nil {
+		t.Errorf("got %s", got)
 	}
 }
 

@@ -3,9 +3,9 @@ package jsontree
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"iter"
 	"slices"
+	"strings"
 )
 
 // Value is the text of one valid JSON value inside a larger text. Nothing is
@@ -17,14 +17,13 @@ type Value []byte
 // one JSON value.
 func Parse(text []byte) (Value, error) {
 	if !json.Valid(text) {
-		err := json.Unmarshal(text, new(struct{}))
-		if err == nil {
-			err = errors.New("no valid JSON")
-		}
-		return nil, err
+		return nil, json.Unmarshal(text, new(struct{})) // says why
 	}
 	return Value(bytes.TrimSpace(text)), nil
 }
+
+// MarshalJSON returns the text.
+func (v Value) MarshalJSON() ([]byte, error) { return v, nil }
 
 // IsNull reports whether the value is null or not there.
 func (v Value) IsNull() bool { return len(v) == 0 || v[0] == 'n' }
@@ -51,9 +50,6 @@ func (v Value) String() string {
 	text, _ := v.Text()
 	return text
 }
-
-// Equal reports whether two values have the same text.
-func (v Value) Equal(other Value) bool { return bytes.Equal(v, other) }
 
 // Members returns the keys and values of an object; none of another value. A key
 // is valid until the next one.
@@ -108,14 +104,14 @@ func (v Value) Fields(keys ...string) map[string]Value {
 // Get returns the value at path. The API server sends no key twice.
 func (v Value) Get(path ...string) Value {
 	for _, key := range path {
-		var found Value
-		for name, value := range v.Members() {
+		object := v
+		v = nil
+		for name, value := range object.Members() {
 			if string(name) == key {
-				found = value
+				v = value
 				break
 			}
 		}
-		v = found
 	}
 	return v
 }
@@ -132,14 +128,32 @@ func (v Value) Tree() any {
 	return tree
 }
 
-// unquote returns the text of a JSON string.
-func unquote(quoted []byte) []byte {
-	if slices.Contains(quoted, '\\') {
-		var text string
-		if err := json.Unmarshal(quoted, &text); err != nil {
-			panic("jsontree: a string that is no JSON: " + err.Error())
+// Part decodes what wanted names of an object, as far as it is there: of a member
+// that wanted has an object for, what that names; of another one a string. What is
+// neither stays text.
+func (v Value) Part(wanted Object) any {
+	if wanted == nil || !v.IsObject() {
+		if text, isText := v.Text(); isText {
+			return text
+		} else if v.IsNull() {
+			return nil
 		}
-		return []byte(text)
+		return v
+	}
+	part := Object{}
+	for key, value := range v.Members() {
+		if below, found := wanted[string(key)]; found {
+			below, _ := below.(Object)
+			part[string(key)] = value.Part(below)
+		}
+	}
+	return part
+}
+
+// unquote returns the text of a JSON string.
+func unquote(quoted Value) []byte {
+	if slices.Contains(quoted, '\\') {
+		return []byte(quoted.Tree().(string))
 	}
 	return quoted[1 : len(quoted)-1]
 }
@@ -163,8 +177,7 @@ func skipComma(text []byte, i int) int {
 
 // skipValue returns the end of the value that begins at i.
 func skipValue(text []byte, i int) int {
-	depth := 0
-	for {
+	for depth := 0; ; {
 		switch text[i] {
 		case '"':
 			i = skipString(text, i)
@@ -178,7 +191,7 @@ func skipValue(text []byte, i int) int {
 			i++
 			continue
 		default: // a number, true, false or null
-			for i < len(text) && !endsScalar(text[i]) {
+			for i < len(text) && strings.IndexByte(",}] \n\t\r", text[i]) < 0 {
 				i++
 			}
 		}
@@ -188,20 +201,13 @@ func skipValue(text []byte, i int) int {
 	}
 }
 
-func endsScalar(b byte) bool {
-	return b == ',' || b == '}' || b == ']' || b == ' ' || b == '\n' || b == '\t' || b == '\r'
-}
-
 // skipString returns the end of the string that begins at i.
 func skipString(text []byte, i int) int {
 	begin := i + 1
 	for end := begin; ; end++ {
 		end += bytes.IndexByte(text[end:], '"')
-		escapes := 0
-		for end-escapes > begin && text[end-escapes-1] == '\\' {
-			escapes++
-		}
-		if escapes%2 == 0 {
+		// Backslashes before it escape each other.
+		if before := bytes.TrimRight(text[begin:end], `\`); (end-begin-len(before))%2 == 0 {
 			return end + 1
 		}
 	}

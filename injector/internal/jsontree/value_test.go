@@ -84,6 +84,21 @@ func TestGet(t *testing.T) {
 	}
 }
 
+func TestPart(t *testing.T) {
+	v, err := Parse([]byte(`{"a": {"b": "x", "c": [1, 2], "d": null, "e": 0}, "f": [{"b": 1}], "g": {"h": 1}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := v.Part(Object{"a": Object{"b": nil, "c": nil, "d": nil, "none": nil}, "f": Object{"b": nil}, "none": Object{"a": nil}})
+	want := Object{"a": Object{"b": "x", "c": Value("[1, 2]"), "d": nil}, "f": Value(`[{"b": 1}]`)}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %#v\nwant %#v", got, want)
+	}
+	if got := v.Get("none").Part(Object{}); got != nil {
+		t.Errorf("of nothing: %v", got)
+	}
+}
+
 func TestReadingTakesNoMemory(t *testing.T) {
 	v, err := Parse([]byte(`{"metadata": {"annotations": {"a": "b", "c": "d"}}, "spec": {"list": [{}, {"x": [1, 2]}]}}`))
 	if err != nil {

@@ -4,32 +4,51 @@
 package patchset
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 
+	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
+
+// What every patch set brings. The names are reserved: a pod that has them
+// before it is patched would have its own image and command merged with the
+// sidecars' capabilities.
+const (
+	// InitContainer wires the guest's NIC to the server.
+	InitContainer = "imds-init"
+	// ServerContainer answers the guest.
+	ServerContainer = "imds-server"
+	// TokenVolume is the projected volume with the ServiceAccount tokens.
+	TokenVolume = "imds-token"
+)
+
+// IsSidecar reports whether a container's name is one of the sidecars'.
+func IsSidecar(name string) bool { return name == InitContainer || name == ServerContainer }
 
 // Set is the patches of one folder, ready to be applied. It does not change.
 type Set struct {
 	files       []file
-	sysctls     []sysctl
+	sysctls     []any // as in a pod
 	serverImage string
-	// added are the elements that the patches add to each of the lists.
-	added map[string][]addition
-	// additive says that the patches do nothing else to a pod without them.
-	additive bool
-}
-
-// addition is an element of a list that the patches bring.
-type addition struct {
-	name    string
-	tree    jsontree.Object
-	encoded jsontree.Encoded
+	// What an outline has: of the metadata, of the spec, and of its lists.
+	metadata jsontree.Object
+	fields   map[string]bool
+	named    map[string][]string
+	// additive: to a pod that has no element of theirs the patches only add, brought
+	// to its lists and broughtMetadata to its labels and annotations.
+	additive        bool
+	brought         map[string][]any // of jsontree.Value
+	broughtMetadata jsontree.Object
 }
 
 // file is one patch as a tree, without what the Set applies itself.
@@ -44,24 +63,179 @@ var podSchema = strategicpatch.PatchMetaFromStruct{T: strategicpatch.GetTagStruc
 // lists are those of a pod's spec that patches add to.
 var lists = []string{"initContainers", "containers", "volumes"}
 
-// Apply returns pod, which may be an Outline, with all patches applied in the
-// order of their file names. It leaves pod itself alone and keeps what it does
-// not know. The three lists keep the pod's elements first and in their order;
-// sysctls are merged by name; a container that the patches bring without an image
-// gets the server image.
-func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
-	// Strategic merge panics at list elements that are no objects.
-	own := map[string][]string{}
-	for _, list := range lists {
-		var err error
-		if own[list], err = Names(pod, list); err != nil {
-			return nil, err
-		}
-	}
-	merged := jsontree.Clone(pod)
-	if _, err := jsontree.Ensure(merged, "spec"); err != nil {
+// Open reads the patch files of a folder, once and in name order: a ConfigMap's name
+// carries a hash of its content. serverImage goes to the containers that the patches
+// bring without one.
+func Open(folder, serverImage string) (*Set, error) {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
 		return nil, err
 	}
+	s := &Set{serverImage: serverImage, fields: map[string]bool{}, named: map[string][]string{}, additive: true}
+	s.metadata = jsontree.Object{"labels": jsontree.Object{}, "annotations": jsontree.Members(annotation.All()...)}
+	for _, entry := range entries {
+		name := entry.Name()
+		// Names that begin with a dot are the kubelet's own in a mounted ConfigMap;
+		// kustomization.yaml makes the ConfigMap where the folder is the repository's.
+		if strings.HasPrefix(name, ".") || name == "kustomization.yaml" || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
+			continue
+		}
+		path := filepath.Join(folder, name)
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		patch, err := decodePatch(content)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		s.takeSysctls(patch)
+		s.learn(patch)
+		s.files = append(s.files, file{name, patch})
+	}
+	if s.files == nil {
+		return nil, errors.New("no patch files in " + folder + ": want *.yaml, *.yml or *.json")
+	}
+	s.fields["securityContext"] = s.fields["securityContext"] || len(s.sysctls) > 0
+	if err := s.prove(); err != nil {
+		return nil, fmt.Errorf("patches in %s: %w", folder, err)
+	}
+	return s, nil
+}
+
+// learn notes what a patch names, and whether it only adds.
+func (s *Set) learn(patch jsontree.Object) {
+	for key, members := range jsontree.Lookup[jsontree.Object](patch, "metadata") {
+		for name, value := range members.(jsontree.Object) {
+			s.metadata[key].(jsontree.Object)[name] = nil
+			s.additive = s.additive && value != nil && !strings.HasPrefix(name, "$")
+		}
+	}
+	for field, value := range jsontree.Lookup[jsontree.Object](patch, "spec") {
+		s.fields[field] = true
+		list, _ := value.([]any)
+		s.additive = s.additive && slices.Contains(lists, field) && len(list) > 0
+		for _, element := range list {
+			object, _ := element.(jsontree.Object)
+			s.named[field] = append(s.named[field], jsontree.Name(object))
+			s.additive = s.additive && object["$patch"] == nil && jsontree.Name(object) != "compute"
+		}
+	}
+}
+
+// prove applies the set to the smallest pod that KubeVirt could make, and
+// checks that it brings what the rest of the project relies on.
+func (s *Set) prove() error {
+	pod, err := s.Apply(jsontree.Object{
+		"metadata": jsontree.Object{},
+		"spec":     jsontree.Object{"containers": []any{jsontree.Object{"name": "compute", "image": "virt-launcher"}}},
+	})
+	if err != nil {
+		return err
+	}
+	containers, initContainers := jsontree.Lookup[[]any](pod, "spec", "containers"), jsontree.Lookup[[]any](pod, "spec", "initContainers")
+	if jsontree.IndexOf(containers, "compute") < 0 {
+		return errors.New("the patches remove the container compute, which runs the VM")
+	}
+	for _, name := range []string{InitContainer, ServerContainer} {
+		if jsontree.IndexOf(initContainers, name) < 0 && jsontree.IndexOf(containers, name) < 0 {
+			return fmt.Errorf("no patch brings the container %s: add it to spec.initContainers", name)
+		}
+	}
+	s.broughtMetadata, s.brought = jsontree.Lookup[jsontree.Object](pod, "metadata"), map[string][]any{}
+	for _, list := range lists {
+		for i, element := range jsontree.Lookup[[]any](pod, "spec", list) {
+			name := jsontree.Name(element)
+			switch {
+			case name == "":
+				return fmt.Errorf("spec.%s[%d] has no name", list, i)
+			case list == "initContainers" && jsontree.IndexOf(containers, name) >= 0:
+				// One patch says where a container is, another puts it somewhere else.
+				return fmt.Errorf("the patches bring the container %s twice, to spec.initContainers and to spec.containers: keep one", name)
+			case name == "compute":
+				continue
+			}
+			text, err := json.Marshal(element)
+			if err != nil {
+				return err
+			}
+			s.brought[list] = append(s.brought[list], jsontree.Value(text))
+		}
+	}
+	_, err = TokenProjection(pod)
+	return err
+}
+
+// TokenProjection returns the "projected" object of the pod's token volume. It
+// has at least one source that is a serviceAccountToken.
+func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
+	volume := jsontree.Named(jsontree.Lookup[[]any](pod, "spec", "volumes"), TokenVolume)
+	if volume == nil {
+		return nil, errors.New("no patch brings the volume " + TokenVolume)
+	}
+	projected := jsontree.Lookup[jsontree.Object](volume, "projected")
+	for _, source := range jsontree.Lookup[[]any](projected, "sources") {
+		if source, _ := source.(jsontree.Object); jsontree.Lookup[jsontree.Object](source, "serviceAccountToken") != nil {
+			return projected, nil
+		}
+	}
+	return nil, fmt.Errorf("volume %s has no projected serviceAccountToken", TokenVolume)
+}
+
+// Apply returns an outline of a pod with all patches applied in the order of their
+// file names. It leaves the outline itself alone. The three lists keep the pod's
+// elements first and in their order; sysctls are merged by name; a container that the
+// patches bring without an image gets the server image.
+func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
+	patched := jsontree.Clone(pod)
+	spec, err := jsontree.Ensure(patched, "spec")
+	if err != nil {
+		return nil, err
+	}
+	if s.additive && s.brought != nil && areTexts(spec) {
+		for key, brought := range s.broughtMetadata {
+			members, err := jsontree.Ensure(patched, "metadata", key)
+			if err != nil {
+				return nil, err
+			}
+			maps.Copy(members, brought.(jsontree.Object))
+		}
+		for list, brought := range s.brought {
+			spec[list] = append(jsontree.Lookup[[]any](spec, list), brought...)
+		}
+	} else if patched, err = s.merge(patched, pod); err != nil {
+		return nil, err
+	}
+	return patched, s.mergeSysctls(patched)
+}
+
+// areTexts reports whether the patches name none of the elements of an outline.
+func areTexts(spec jsontree.Object) bool {
+	for _, list := range lists {
+		for _, element := range jsontree.Lookup[[]any](spec, list) {
+			if _, isText := element.(jsontree.Value); !isText {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// hidden is the member for the text of an element in the object that strategic merge
+// wants in its place.
+const hidden = "\x00"
+
+// merge applies the patches to a pod.
+func (s *Set) merge(merged, original jsontree.Object) (jsontree.Object, error) {
+	for _, list := range lists {
+		elements := jsontree.Lookup[[]any](merged, "spec", list)
+		for i, element := range elements {
+			if text, isText := element.(jsontree.Value); isText {
+				elements[i] = jsontree.Object{"name": jsontree.Name(text), hidden: text}
+			}
+		}
+	}
+	var specs []jsontree.Object
 	for _, file := range s.files {
 		var err error
 		// The merge consumes the patch that it is given.
@@ -69,94 +243,23 @@ func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file.name, err)
 		}
+		specs = append(specs, jsontree.Lookup[jsontree.Object](file.patch, "spec"))
 	}
-	dropNulls(merged, pod)
-	var specs []jsontree.Object
-	for _, file := range s.files {
-		specs = append(specs, jsontree.LookupObject(file.patch, "spec"))
-	}
-	restoreOrder(jsontree.LookupObject(merged, "spec"), jsontree.LookupObject(pod, "spec"), specs, lists...)
-	for _, list := range []string{"initContainers", "containers"} {
-		elements, err := jsontree.LookupList(merged, "spec", list)
-		if err != nil {
-			return nil, err
-		}
-		for _, element := range elements {
-			container, _ := element.(jsontree.Object)
-			name := jsontree.LookupString(container, "name")
-			if !slices.Contains(own[list], name) && jsontree.LookupString(container, "image") == "" {
-				container["image"] = s.serverImage
+	dropNulls(merged, original)
+	spec, originalSpec := jsontree.Lookup[jsontree.Object](merged, "spec"), jsontree.Lookup[jsontree.Object](original, "spec")
+	restoreOrder(spec, originalSpec, specs, lists...)
+	for _, list := range lists {
+		elements, own := jsontree.Lookup[[]any](spec, list), jsontree.Lookup[[]any](originalSpec, list)
+		for i, element := range elements {
+			object, _ := element.(jsontree.Object)
+			if text, isText := object[hidden].(jsontree.Value); isText {
+				elements[i] = text
+			} else if list != "volumes" && jsontree.IndexOf(own, jsontree.Name(object)) < 0 && jsontree.Lookup[string](object, "image") == "" {
+				object["image"] = s.serverImage
 			}
 		}
 	}
-	return merged, mergeSysctls(merged, s.sysctls)
-}
-
-// Add is Apply for an outline of a pod to which the patches only add. The elements
-// are Encoded, but for those that are to be changed.
-func (s *Set) Add(outline jsontree.Object, toBeChanged bool) (jsontree.Object, error) {
-	pod := jsontree.Clone(outline)
-	for _, file := range s.files {
-		for key := range jsontree.LookupObject(file.patch, "metadata") {
-			members, err := jsontree.Ensure(pod, "metadata", key)
-			if err != nil {
-				return nil, err
-			}
-			maps.Copy(members, jsontree.LookupObject(file.patch, "metadata", key))
-		}
-	}
-	spec, err := jsontree.Ensure(pod, "spec")
-	if err != nil {
-		return nil, err
-	}
-	for list, additions := range s.added {
-		elements, _ := spec[list].([]any)
-		for _, added := range additions {
-			if toBeChanged {
-				elements = append(elements, jsontree.Clone(added.tree))
-			} else {
-				elements = append(elements, added.encoded)
-			}
-		}
-		spec[list] = elements
-	}
-	return pod, mergeSysctls(pod, s.sysctls)
-}
-
-// OnlyAdds reports whether the patches do nothing to a pod with these lists but to
-// add elements, labels, annotations and sysctls.
-func (s *Set) OnlyAdds(podLists map[string]jsontree.Value) bool {
-	if !s.additive {
-		return false
-	}
-	for list, additions := range s.added {
-		for element := range podLists[list].Elements() {
-			name := element.Get("name").String()
-			if slices.ContainsFunc(additions, func(a addition) bool { return a.name == name }) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-// onlyNames reports whether a patch has nothing but new elements of the lists,
-// labels and annotations.
-func (s *Set) onlyNames(patch jsontree.Object) bool {
-	for field := range jsontree.LookupObject(patch, "spec") {
-		added, _ := Names(patch, field)
-		if !slices.Contains(lists, field) || slices.ContainsFunc(added, func(name string) bool { return name == "compute" }) {
-			return false
-		}
-	}
-	for _, key := range []string{"labels", "annotations"} {
-		for name, value := range jsontree.LookupObject(patch, "metadata", key) {
-			if value == nil || name[0] == '$' {
-				return false
-			}
-		}
-	}
-	return true
+	return merged, nil
 }
 
 // dropNulls removes from what was merged the nulls that the original has not.
@@ -167,11 +270,10 @@ func dropNulls(merged, original any) {
 	case jsontree.Object:
 		before, _ := original.(jsontree.Object)
 		for key, value := range merged {
-			was, found := before[key]
-			if value == nil && !found {
-				delete(merged, key)
-			} else {
+			if was, found := before[key]; value != nil || found {
 				dropNulls(value, was)
+			} else {
+				delete(merged, key)
 			}
 		}
 	case []any:
@@ -184,20 +286,12 @@ func dropNulls(merged, original any) {
 
 // sameName returns the element with the name of another one, or nil.
 func sameName(elements []any, other any) jsontree.Object {
-	if i := indexOfName(elements, other); i >= 0 {
-		return elements[i].(jsontree.Object)
+	i := jsontree.IndexOf(elements, jsontree.Name(other))
+	if i < 0 {
+		return nil
 	}
-	return nil
-}
-
-// indexOfName returns where the element with the name of another one is, or -1.
-func indexOfName(elements []any, other any) int {
-	object, _ := other.(jsontree.Object)
-	name := jsontree.LookupString(object, "name")
-	return slices.IndexFunc(elements, func(element any) bool {
-		object, _ := element.(jsontree.Object)
-		return name != "" && jsontree.LookupString(object, "name") == name
-	})
+	object, _ := elements[i].(jsontree.Object)
+	return object
 }
 
 // elementOrder is the directive by which a patch states the order of a list.
@@ -210,22 +304,21 @@ const elementOrder = "$setElementOrder/"
 // patch states itself is left alone.
 func restoreOrder(merged, original jsontree.Object, patches []jsontree.Object, lists ...string) {
 	for _, list := range lists {
-		elements, _ := merged[list].([]any)
-		own, _ := original[list].([]any)
+		elements, own := jsontree.Lookup[[]any](merged, list), jsontree.Lookup[[]any](original, list)
 		order, stated := slices.Clone(own), false
 		for _, patch := range patches {
 			_, states := patch[elementOrder+list]
-			added, _ := patch[list].([]any)
-			order, stated = append(order, added...), stated || states
+			order, stated = append(order, jsontree.Lookup[[]any](patch, list)...), stated || states
 		}
 		if !stated {
-			slices.SortStableFunc(elements, func(a, b any) int { return indexOfName(order, a) - indexOfName(order, b) })
+			slices.SortStableFunc(elements, func(a, b any) int {
+				return jsontree.IndexOf(order, jsontree.Name(a)) - jsontree.IndexOf(order, jsontree.Name(b))
+			})
 		}
 		for _, element := range elements {
 			var changes []jsontree.Object
-			for _, patch := range patches {
-				added, _ := patch[list].([]any)
-				if change := sameName(added, element); change != nil {
+			for _, change := range order[len(own):] {
+				if change := sameName([]any{change}, element); change != nil {
 					changes = append(changes, change)
 				}
 			}

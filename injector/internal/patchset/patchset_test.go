@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	"sigs.k8s.io/yaml"
 
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
@@ -86,7 +87,7 @@ func object(t *testing.T, text string) jsontree.Object {
 }
 
 // applied returns the pod with the patches of a folder applied. Applied to the
-// pod's outline they give the same difference.
+// pod's outline, to which they may only be added, they give the same difference.
 func applied(t *testing.T, pod, dir string) jsontree.Object {
 	t.Helper()
 	set := open(t, dir)
@@ -110,42 +111,41 @@ func applied(t *testing.T, pod, dir string) jsontree.Object {
 	if err != nil {
 		t.Fatal(err)
 	}
-	outline["metadata"] = before["metadata"] // the review completes it
 	patched, err := set.Apply(outline)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := jsontree.Diff(outline, patched), jsontree.Diff(before, after); !reflect.DeepEqual(got, want) {
-		t.Errorf("by its outline the pod is changed by\n%s\nand not by\n%s", encoded(t, got), encoded(t, want))
+	if got, want := encoded(t, jsontree.Diff(outline, patched)), encoded(t, jsontree.Diff(before, after)); got != want {
+		t.Errorf("by its outline the pod is changed by\n%s\nand not by\n%s", got, want)
 	}
-	checkAdd(t, set, value(t, pod), jsontree.Diff(before, after))
 	return after
 }
 
-// checkAdd checks that Add, where it may be used, does what Apply does.
-func checkAdd(t *testing.T, set *Set, pod jsontree.Value, want []jsontree.Operation) {
+// patchedBy returns a pod after the difference that the patches of a folder make.
+func patchedBy(t *testing.T, dir, pod string) jsontree.Object {
 	t.Helper()
-	if !set.OnlyAdds(pod.Get("spec").Fields(lists...)) {
-		return
-	}
-	outline, err := set.Outline(pod.Get("metadata"), pod.Get("spec"), true)
+	set, before := open(t, dir), value(t, pod)
+	outline, err := outlineOf(set, before)
 	if err != nil {
 		t.Fatal(err)
 	}
-	outline["metadata"] = pod.Get("metadata").Tree() // the review completes it
-	for _, toBeChanged := range []bool{false, true} {
-		added, err := set.Add(outline, toBeChanged)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := jsontree.Diff(outline, added); encoded(t, got) != encoded(t, want) {
-			t.Errorf("by addition the pod is changed by\n%s\nand not by\n%s", encoded(t, got), encoded(t, want))
-		}
+	after, err := set.Apply(outline)
+	if err != nil {
+		t.Fatal(err)
 	}
+	patch, err := jsonpatch.DecodePatch([]byte(encoded(t, jsontree.Diff(outline, after))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	patched, err := patch.Apply(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return object(t, string(patched))
 }
 
 func outlineOf(set *Set, pod jsontree.Value) (jsontree.Object, error) {
-	return set.Outline(pod.Get("metadata"), pod.Get("spec"), false)
+	return set.Outline(pod.Get("metadata"), pod.Get("spec"))
 }
 
 func encoded(t *testing.T, value any) string {
@@ -160,18 +160,14 @@ func encoded(t *testing.T, value any) string {
 // names returns the values of a key in a list at path.
 func values(t *testing.T, pod jsontree.Object, key string, path ...string) string {
 	t.Helper()
-	list, err := jsontree.LookupList(pod, path...)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var found []string
-	for _, element := range list {
-		found = append(found, jsontree.LookupString(element.(jsontree.Object), key))
+	for _, element := range jsontree.Lookup[[]any](pod, path...) {
+		found = append(found, jsontree.Lookup[string](element.(jsontree.Object), key))
 	}
 	return strings.Join(found, " ")
 }
 
-func TestWrongFilesNameFileLineAndReason(t *testing.T) {
+func TestWrongFilesNameFileFieldAndReason(t *testing.T) {
 	for name, test := range map[string]struct {
 		content string
 		want    string
@@ -182,24 +178,24 @@ func TestWrongFilesNameFileLineAndReason(t *testing.T) {
 		"tab":                  {"apiVersion: v1\nkind: Pod\nspec:\n\tvolumes: []\n", "line 4: found character that cannot start any token"},
 		"two documents":        {whole + "---\n" + whole, "more than one document"},
 		"duplicate key":        {patch("  hostname: a\n  hostname: b\n"), `line 5: mapping key "hostname" already defined at line 4`},
-		"unknown field":        {patch("  initContainers:\n  - name: a\n    comand: [x]\n"), "line 6: unknown field spec.initContainers[0].comand"},
-		"field in wrong case":  {patch("  initcontainers: []\n"), "line 4: unknown field spec.initcontainers"},
-		"two wrong fields":     {patch("  foo: 1\n  bar: 2\n"), "line 4: unknown field spec.foo; line 5: unknown field spec.bar"},
-		"unknown directive":    {patch("  $path: replace\n"), "line 4: unknown field spec.$path"},
-		"order of no list":     {patch("  $setElementOrder/initContainer: []\n"), "line 4: unknown field spec.$setElementOrder/initContainer"},
-		"number for string":    {patch("  securityContext:\n    sysctls:\n    - name: a\n      value: 80\n"), "line 7: field spec.securityContext.sysctls[0].value: want a string: write it in quotes"},
-		"string for number":    {patch("  terminationGracePeriodSeconds: \"30\"\n"), "line 4: field spec.terminationGracePeriodSeconds: want an integer"},
-		"string for boolean":   {patch("  hostNetwork: \"no\"\n"), "line 4: field spec.hostNetwork: want true or false"},
-		"object for list":      {patch("  volumes:\n    name: a\n"), "line 5: field spec.volumes: want a list"},
-		"list for object":      {patch("  securityContext: []\n"), "line 4: field spec.securityContext: want an object"},
-		"list for map":         {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels: [a]\n", "line 4: field metadata.labels: want an object"},
-		"number for label":     {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    a: 1\n", "line 5: field metadata.labels.a: want a string"},
-		"number for label key": {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    1: a\n", "line 5: field metadata.labels.1: want a string"},
-		"merge key":            {patch("  <<: {hostname: a}\n"), "line 4: unknown field spec.<<"},
+		"unknown field":        {patch("  initContainers:\n  - name: a\n    comand: [x]\n"), `20-wrong.yaml: unknown field "spec.initContainers[0].comand"`},
+		"field in wrong case":  {patch("  initcontainers: []\n"), `20-wrong.yaml: unknown field "spec.initcontainers"`},
+		"two wrong fields":     {patch("  foo: 1\n  bar: 2\n"), `20-wrong.yaml: unknown field "spec.bar", unknown field "spec.foo"`},
+		"unknown directive":    {patch("  $path: replace\n"), `20-wrong.yaml: unknown field "spec.$path"`},
+		"order of no list":     {patch("  $setElementOrder/initContainer: []\n"), `20-wrong.yaml: unknown field "spec.initContainer"`},
+		"number for string":    {patch("  securityContext:\n    sysctls:\n    - name: a\n      value: 80\n"), "20-wrong.yaml: field spec.securityContext.sysctls.value: want string, not number"},
+		"string for number":    {patch("  terminationGracePeriodSeconds: \"30\"\n"), "20-wrong.yaml: field spec.terminationGracePeriodSeconds: want int64, not string"},
+		"string for boolean":   {patch("  hostNetwork: \"no\"\n"), "20-wrong.yaml: field spec.hostNetwork: want bool, not string"},
+		"object for list":      {patch("  volumes:\n    name: a\n"), "20-wrong.yaml: field spec.volumes: want []v1.Volume, not object"},
+		"list for object":      {patch("  securityContext: []\n"), "20-wrong.yaml: field spec.securityContext: want v1.PodSecurityContext, not array"},
+		"list for map":         {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels: [a]\n", "20-wrong.yaml: field metadata.labels: want map[string]string, not array"},
+		"number for label":     {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    a: 1\n", "20-wrong.yaml: field metadata.labels: want string, not number"},
+		"number for label key": {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    1: a\n", "20-wrong.yaml: line 5: key 1: want a string"},
+		"merge key":            {patch("  <<: {hostname: a}\n"), "20-wrong.yaml: line 4: key <<: want a string"},
 		"no containers left":   {patch("  containers:\n"), "the patches remove the container compute"},
-		"empty list element":   {patch("  volumes:\n  -\n"), "line 5: spec.volumes[0] is empty"},
+		"empty list element":   {patch("  volumes:\n  -\n"), "20-wrong.yaml: spec.volumes[0] is empty"},
 		"wrong quantity":       {patch("  containers:\n  - name: a\n    resources:\n      limits: {cpu: much}\n"), "quantities must match"},
-		"a list":               {"- a\n", "line 1: field : want an object"},
+		"a list":               {"- a\n", "20-wrong.yaml: not a Pod"},
 		"another kind":         {"apiVersion: apps/v1\nkind: Deployment\n", "not a Pod: begin with apiVersion: v1 and kind: Pod"},
 		"no kind":              {"apiVersion: v1\n", "not a Pod"},
 		"status":               {"apiVersion: v1\nkind: Pod\nstatus: {phase: Running}\n", "field status cannot be patched"},
@@ -243,7 +239,7 @@ func TestFilesAreAppliedInNameOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod := applied(t, "spec: {containers: [{name: compute}]}", dir)
-	if got := jsontree.LookupString(pod, "spec", "priorityClassName"); got != "third" {
+	if got := jsontree.Lookup[string](pod, "spec", "priorityClassName"); got != "third" {
 		t.Errorf("priorityClassName %q", got)
 	}
 }
@@ -298,7 +294,7 @@ spec:
 			t.Errorf("got %s, want %s", test.got, test.want)
 		}
 	}
-	containers, _ := jsontree.LookupList(pod, "spec", "initContainers")
+	containers := jsontree.Lookup[[]any](pod, "spec", "initContainers")
 	if got := values(t, containers[1].(jsontree.Object), "name", "env"); got != "C B A NEW" {
 		t.Errorf("env of existing-b: %s", got)
 	}
@@ -318,9 +314,33 @@ func TestAPatchMayStateTheOrderItself(t *testing.T) {
   initContainers:
   - name: imds-server
 `))
-	pod := applied(t, "spec: {initContainers: [{name: existing}]}", dir)
-	if got := values(t, pod, "name", "spec", "initContainers"); got != "imds-server existing imds-init" {
+	pod := patchedBy(t, dir, "{metadata: {}, spec: {initContainers: [{name: existing, image: own}]}}")
+	containers := jsontree.Lookup[[]any](pod, "spec", "initContainers")
+	if got, want := encoded(t, containers), `[{"image":"`+image+`","name":"imds-server"},{"image":"own","name":"existing"},{"image":"`+image+`","name":"imds-init"}]`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+// Such a directive is for the whole list, wherever in it it stands.
+func TestDirectiveReplacesAList(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", patch(`  initContainers:
+  - name: any
+    $patch: replace
+  - name: imds-init
+  - name: imds-server
+`))
+	pod := patchedBy(t, dir, "{metadata: {}, spec: {initContainers: [{name: existing}]}}")
+	if got := values(t, pod, "name", "spec", "initContainers"); got != "imds-init imds-server" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// The API server refuses the name, not the webhook's start.
+func TestLabelWithoutAName(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {labels: {'': a}}\n")
+	pod := applied(t, "spec: {containers: [{name: compute}]}", dir)
+	if got := encoded(t, pod["metadata"]); got != `{"labels":{"":"a"}}` {
+		t.Errorf("metadata: %s", got)
 	}
 }
 
@@ -343,10 +363,10 @@ spec:
 	if got := values(t, pod, "name", "spec", "containers"); got != "compute other" {
 		t.Errorf("containers: %s", got)
 	}
-	if got, _ := json.Marshal(jsontree.LookupObject(pod, "spec", "nodeSelector")); string(got) != `{"kept":"2"}` {
+	if got, _ := json.Marshal(jsontree.Lookup[jsontree.Object](pod, "spec", "nodeSelector")); string(got) != `{"kept":"2"}` {
 		t.Errorf("nodeSelector: %s", got)
 	}
-	if got, _ := json.Marshal(jsontree.LookupObject(pod, "spec", "affinity")); string(got) != `{"podAffinity":{}}` {
+	if got, _ := json.Marshal(jsontree.Lookup[jsontree.Object](pod, "spec", "affinity")); string(got) != `{"podAffinity":{}}` {
 		t.Errorf("affinity: %s", got)
 	}
 }
@@ -400,7 +420,7 @@ func TestSysctlsOfSeveralFilesAreMerged(t *testing.T) {
 	if got := values(t, pod, "value", "spec", "securityContext", "sysctls"); got != "0 3 1 22" {
 		t.Errorf("values: %s", got)
 	}
-	if jsontree.Lookup(pod, "spec", "securityContext", "fsGroup") != json.Number("107") {
+	if jsontree.Lookup[any](pod, "spec", "securityContext", "fsGroup") != json.Number("107") {
 		t.Error("the rest of the security context is gone")
 	}
 }
@@ -418,13 +438,9 @@ func TestPodsOfUnexpectedShapeAreErrors(t *testing.T) {
 		`{"spec":{"securityContext":[]}}`,
 		`{"spec":{"securityContext":{"sysctls":{}}}}`,
 	} {
-		if after, err := set.Apply(object(t, pod)); err == nil {
-			text, _ := json.Marshal(after)
-			t.Errorf("%s became %s", pod, text)
-		}
 		if outline, err := outlineOf(set, value(t, pod)); err == nil {
 			if after, err := set.Apply(outline); err == nil {
-				t.Errorf("by its outline %s became %s", pod, encoded(t, after))
+				t.Errorf("%s became %s", pod, encoded(t, after))
 			}
 		}
 	}
@@ -457,14 +473,18 @@ func TestNullOfAFieldThatIsNotThere(t *testing.T) {
       limits: {cpu: null, memory: 32Mi}
   - name: existing
     resources: {limits: {cpu: null}}
+  - name: new
+    env: null
+    resources: {limits: {cpu: null}}
 `))
 	pod := applied(t, `{spec: {initContainers: [{name: existing, resources: {limits: {cpu: "1", memory: null}}, own: null}]}}`, dir)
-	containers, _ := jsontree.LookupList(pod, "spec", "initContainers")
+	containers := jsontree.Lookup[[]any](pod, "spec", "initContainers")
 	if got, want := encoded(t, containers), `[{"name":"existing","own":null,"resources":{"limits":{"memory":null}}},`+
-		`{"image":"`+image+`","name":"imds-init"},{"image":"`+image+`","name":"imds-server","resources":{"limits":{"memory":"32Mi"}}}]`; got != want {
+		`{"image":"`+image+`","name":"imds-init"},{"image":"`+image+`","name":"imds-server","resources":{"limits":{"memory":"32Mi"}}},`+
+		`{"image":"`+image+`","name":"new","resources":{"limits":{}}}]`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if got := encoded(t, jsontree.Lookup(pod, "spec", "affinity")); got != `{"podAffinity":{}}` {
+	if got := encoded(t, jsontree.Lookup[any](pod, "spec", "affinity")); got != `{"podAffinity":{}}` {
 		t.Errorf("affinity: %s", got)
 	}
 }

@@ -4,64 +4,50 @@ import (
 	"bytes"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// annotations are those of an object that are this project's.
-type annotations struct {
-	known map[string]annotation.Value
-	// unknown are names with annotation.Prefix, some of the most that there
-	// are; unknownCount is how many there are.
-	unknown      []string
-	unknownCount int
-}
+// annotations are those of an object that are this project's: the known ones, and
+// the names of others with annotation.Prefix, some of the most that there are.
+type annotations map[string]annotation.Value
 
-// maxUnknown and maxUnknownName bound what is kept of names that nobody knows.
+// maxUnknown and maxUnknownName bound what is kept of names that nobody knows, and
+// maxValue, in bytes, what is kept of a value: it may come back in a patch, a
+// warning, the log and the answer.
 const (
 	maxUnknown     = 64
 	maxUnknownName = 256
+	maxValue       = 4096
 )
 
-var knownNames = func() map[string]bool {
-	known := map[string]bool{}
-	for _, name := range annotation.All() {
-		known[name] = true
-	}
-	return known
-}()
+var knownNames = jsontree.Members(annotation.All()...)
 
 // readAnnotations reads metadata.annotations.
 func readAnnotations(metadata jsontree.Value) annotations {
-	a := annotations{known: map[string]annotation.Value{}}
+	a, unknown := annotations{}, 0
 	for key, value := range metadata.Get("annotations").Members() {
-		switch {
-		case knownNames[string(key)]:
+		if _, known := knownNames[string(key)]; known {
 			text, isText := value.Text()
 			if !isText {
-				text = string(value)
+				text = string(value[:min(len(value), maxValue)])
+			} else if len(text) > maxValue {
+				text = text[:maxValue] + "\x00" // no value that is allowed
 			}
-			a.known[string(key)] = annotation.Value{Text: text, NotText: !isText}
-		case bytes.HasPrefix(key, []byte(annotation.Prefix)):
-			a.unknownCount++
-			if len(a.unknown) < maxUnknown {
-				a.unknown = append(a.unknown, string(key[:min(len(key), maxUnknownName)]))
-			}
+			a[string(key)] = annotation.Value{Text: text, NotText: !isText}
+		} else if unknown < maxUnknown && bytes.HasPrefix(key, []byte(annotation.Prefix)) {
+			unknown++
+			a[string(key[:min(len(key), maxUnknownName)])] = annotation.Value{}
 		}
 	}
 	return a
 }
 
-func (a annotations) empty() bool { return len(a.known) == 0 && a.unknownCount == 0 }
-
-func (a annotations) equal(other annotations) bool {
-	return maps.Equal(a.known, other.known) && a.unknownCount == other.unknownCount && slices.Equal(a.unknown, other.unknown)
-}
-
 // text returns an annotation's text; empty when it has none.
 func (a annotations) text(name string) string {
-	if value := a.known[name]; !value.NotText {
+	if value := a[name]; !value.NotText {
 		return value.Text
 	}
 	return ""
@@ -69,7 +55,7 @@ func (a annotations) text(name string) string {
 
 // has reports whether the annotation is there, whatever its value.
 func (a annotations) has(name string) bool {
-	_, found := a.known[name]
+	_, found := a[name]
 	return found
 }
 
@@ -81,74 +67,54 @@ func (a annotations) decline() bool { return a.text(annotation.Enabled) == "fals
 
 // without returns the annotations without some names.
 func (a annotations) without(names ...string) annotations {
-	a.known = maps.Clone(a.known)
+	rest := maps.Clone(a)
 	for _, name := range names {
-		delete(a.known, name)
+		delete(rest, name)
 	}
-	return a
+	return rest
 }
 
 // over returns the annotations with those of under that they lack.
 func (a annotations) over(under annotations) annotations {
-	known := maps.Clone(under.known)
-	maps.Copy(known, a.known)
-	unknown := slices.Concat(a.unknown, under.unknown)
-	slices.Sort(unknown)
-	unknown = slices.Compact(unknown)
-	return annotations{known, unknown, max(len(unknown), a.unknownCount, under.unknownCount)}
+	both := maps.Clone(under)
+	maps.Copy(both, a)
+	return both
 }
 
 // problems returns one sentence for each annotation that a user may not set so,
-// in the order of their names.
-func (a annotations) problems() []string {
-	var problems []string
-	for _, name := range slices.Sorted(slices.Values(slices.Concat(slices.Collect(maps.Keys(a.known)), a.unknown))) {
-		if !isVerdict(name) {
-			if problem := annotation.Problem(name, a.known[name]); problem != "" {
-				problems = append(problems, problem)
-			}
+// in the order of their names. Older versions do not know the verdict's.
+func (a annotations) problems() (problems []string) {
+	for _, name := range slices.Sorted(maps.Keys(a)) {
+		if problem := annotation.Problem(name, a[name]); problem != "" && !strings.HasPrefix(name, annotation.VerdictPrefix) {
+			problems = append(problems, problem)
 		}
 	}
 	return problems
-}
-
-// isVerdict leaves out what older versions do not know either.
-func isVerdict(name string) bool {
-	return name != annotation.RedirectPort && slices.Contains(annotation.Verdict(), name)
-}
-
-// tree returns the known annotations as the members of an object.
-func (a annotations) tree() jsontree.Object {
-	tree := jsontree.Object{}
-	for name, value := range a.known {
-		if value.NotText {
-			tree[name] = value // differs from every text
-		} else {
-			tree[name] = value.Text
-		}
-	}
-	return tree
 }
 
 // understood returns what a user's annotations mean where they cannot be refused
 // any more: a value that is not understood is left out, or as strict as can be
 // where it protects. The problems say which.
 func (a annotations) understood() (meant annotations, problems []string) {
-	meant = a.without()
+	meant = maps.Clone(a)
 	for _, name := range annotation.ByUser() {
-		value, found := a.known[name]
-		if !found {
+		if !a.has(name) {
 			continue
 		}
-		if problem := annotation.Problem(name, value); problem != "" {
-			delete(meant.known, name)
+		if problem := annotation.Problem(name, a[name]); problem != "" {
 			if strictest := annotation.Strictest(name); strictest != "" {
-				meant.known[name] = annotation.Value{Text: strictest}
+				meant[name] = annotation.Value{Text: strictest}
 				problem += ", and is taken as " + annotation.Quote(strictest)
 			} else {
+				delete(meant, name)
 				problem += ", and is left out"
 			}
 			problems = append(problems, problem)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(a)) {
+		if _, known := knownNames[name]; !known {
+			problems = append(problems, annotation.Problem(name, a[name])+", and is left out")
 		}
 	}
 	return meant, problems

@@ -13,8 +13,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/admission"
-	"github.com/example/kubevirt-imds/injector/internal/jsonfuzz"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
@@ -81,12 +79,12 @@ var known = slices.Concat(annotation.All(), []string{annotation.Prefix + "other"
 // duplicate keys nor bytes that are no UTF-8.
 func mutated(t *testing.T, text []byte, seed uint64) (object jsontree.Object, value jsontree.Value) {
 	t.Helper()
-	object = jsonfuzz.Decode(text)
+	object = decode(text)
 	if object == nil {
 		return nil, nil
 	}
 	if seed != 0 {
-		jsonfuzz.Mutate(object, seed, known...)
+		mutate(object, seed, known...)
 	}
 	encoded, err := json.Marshal(object)
 	if err != nil {
@@ -101,7 +99,7 @@ func mutated(t *testing.T, text []byte, seed uint64) (object jsontree.Object, va
 // checkReview holds for each review of each object: it does not panic; an object
 // that is refused has a reason and no patch; a patched one is not patched again;
 // and nothing is touched but what without leaves out.
-func checkReview(t *testing.T, review admission.Review, resource string, input, oldInput []byte, seed uint64, without func(t *testing.T, before, after jsontree.Object)) {
+func checkReview(t *testing.T, review Func, resource string, input, oldInput []byte, seed uint64, without func(t *testing.T, before, after jsontree.Object)) {
 	t.Helper()
 	before, value := mutated(t, input, seed)
 	if before == nil {
@@ -111,9 +109,9 @@ func checkReview(t *testing.T, review admission.Review, resource string, input, 
 	if seed == 0 {
 		_, old = mutated(t, oldInput, 0)
 	}
-	request := &admission.Request{Resource: resource, Operation: admission.Create, Object: value, OldObject: old}
+	request := &Request{Resource: resource, Operation: Create, Object: value, OldObject: old}
 	if old != nil && resource != "pods" {
-		request.Operation = admission.Update
+		request.Operation = Update
 	}
 	untouched := slices.Clone(value)
 	verdict, err := review(request)
@@ -129,7 +127,7 @@ func checkReview(t *testing.T, review admission.Review, resource string, input, 
 	if verdict.Patch == nil {
 		return
 	}
-	after := jsonfuzz.Patched(t, before, verdict.Patch)
+	after := patchedBy(t, before, verdict.Patch)
 	encoded, err := json.Marshal(after)
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +151,7 @@ func FuzzPod(f *testing.F) {
 	r := reviewer(f)
 	f.Fuzz(func(t *testing.T, input, old []byte, seed uint64) {
 		checkReview(t, r.Pod, "pods", input, old, seed, func(t *testing.T, before, after jsontree.Object) {
-			if jsontree.LookupString(after, "metadata", "annotations", annotation.NotInjected) == "" &&
+			if jsontree.Lookup[string](after, "metadata", "annotations", annotation.NotInjected) == "" &&
 				!hasSidecars(before) {
 				removeInjection(t, after)
 			}
@@ -193,32 +191,30 @@ func FuzzInstance(f *testing.F) {
 // clearAnnotations removes some annotations, and the objects around them that
 // are left empty.
 func clearAnnotations(object jsontree.Object, names []string, path ...string) {
-	annotations := jsontree.LookupObject(object, path...)
+	annotations := jsontree.Lookup[jsontree.Object](object, path...)
 	for _, name := range names {
 		delete(annotations, name)
 	}
 	for i := len(path) - 1; i >= 0; i-- {
-		dropEmpty(jsontree.LookupObject(object, path[:i]...), path[i])
+		dropEmpty(jsontree.Lookup[jsontree.Object](object, path[:i]...), path[i])
 	}
-}
-
-func hasSidecars(pod jsontree.Object) bool {
-	names, _ := patchset.Names(pod, "initContainers")
-	return slices.Contains(names, patchset.InitContainer)
 }
 
 // removeInjection takes the sidecars and their volume out of a patched pod,
 // where they are last.
 func removeInjection(t *testing.T, pod jsontree.Object) {
 	t.Helper()
-	spec := jsontree.LookupObject(pod, "spec")
+	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
 	for list, names := range map[string][]string{
 		"initContainers": {patchset.InitContainer, patchset.ServerContainer},
 		"volumes":        {patchset.TokenVolume},
 	} {
-		all, err := patchset.Names(pod, list)
-		if err != nil || len(all) < len(names) || !slices.Equal(all[len(all)-len(names):], names) {
-			t.Fatalf("%s are %q, %v", list, all, err)
+		var all []string
+		for _, element := range jsontree.Lookup[[]any](pod, "spec", list) {
+			all = append(all, jsontree.Name(element))
+		}
+		if len(all) < len(names) || !slices.Equal(all[len(all)-len(names):], names) {
+			t.Fatalf("%s are %q", list, all)
 		}
 		spec[list] = spec[list].([]any)[:len(all)-len(names)]
 	}
@@ -229,21 +225,19 @@ func removeInjection(t *testing.T, pod jsontree.Object) {
 // or empty.
 func clearPod(pod jsontree.Object) {
 	clearAnnotations(pod, annotation.All(), "metadata", "annotations")
-	spec := jsontree.LookupObject(pod, "spec")
+	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
 	for _, list := range []string{"initContainers", "containers"} {
-		elements, _ := jsontree.LookupList(spec, list)
-		for _, element := range elements {
-			container, _ := element.(jsontree.Object)
-			if name := jsontree.LookupString(container, "name"); name == patchset.InitContainer || name == patchset.ServerContainer {
-				delete(container, "resources")
+		for _, element := range jsontree.Lookup[[]any](spec, list) {
+			if patchset.IsSidecar(jsontree.Name(element)) {
+				delete(element.(jsontree.Object), "resources")
 			}
 		}
 	}
-	securityContext := jsontree.LookupObject(spec, "securityContext")
+	securityContext := jsontree.Lookup[jsontree.Object](spec, "securityContext")
 	if sysctls, ok := securityContext["sysctls"].([]any); ok {
 		securityContext["sysctls"] = slices.DeleteFunc(sysctls, func(element any) bool {
 			sysctl, _ := element.(jsontree.Object)
-			return jsontree.LookupString(sysctl, "name") == "net.ipv4.ip_unprivileged_port_start"
+			return jsontree.Lookup[string](sysctl, "name") == "net.ipv4.ip_unprivileged_port_start"
 		})
 	}
 	dropEmpty(securityContext, "sysctls")

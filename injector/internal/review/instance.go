@@ -4,50 +4,43 @@ import (
 	"strconv"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// Instance is an admission.Review for the creation and update of
+// Instance is a Func for the creation and update of
 // VirtualMachineInstances, whoever made them. It leaves its verdict, how the
 // guest reaches IMDS, on the instance: the review of the pod acts on that.
-func (r *Reviewer) Instance(request *admission.Request) (admission.Verdict, error) {
-	if verdict := expect(request, "virtualmachineinstances", admission.Create, admission.Update); verdict != nil {
+func (r *Reviewer) Instance(request *Request) (Verdict, error) {
+	if verdict := expect(request, "virtualmachineinstances", Create, Update); verdict != nil {
 		return *verdict, nil
 	}
 	object := request.Object
-	if isBeingDeleted(object) {
-		return admission.Allow(), nil
-	}
 	found := readAnnotations(object.Get("metadata"))
-	if found.empty() || found.decline() {
-		return admission.Allow(), nil
+	if len(found) == 0 || found.decline() {
+		return Allow(), nil
 	}
 
-	// Ours when the API server asks again because of a change by another
+	// The verdict is ours when the API server asks again because of a change by another
 	// webhook, or when a backup of the instance is restored.
-	now := subject{found.without(annotation.RedirectPort), object.Get("spec")}
-	old := subject{readAnnotations(request.OldObject.Get("metadata")).without(annotation.RedirectPort), request.OldObject.Get("spec")}
-	judged := judge(request, withoutVerdict(now), withoutVerdict(old))
+	now := subject{found.without(annotation.Verdict()...), object.Get("spec")}
+	old := subject{readAnnotations(request.OldObject.Get("metadata")).without(annotation.Verdict()...), request.OldObject.Get("spec")}
+	judged := judge(request, now, old)
 	if judged.refusals != nil {
 		return r.refuse(request, join(judged.refusals)), nil
 	}
 
-	verdict := verdictOf(now.annotations, judged.wiring)
-	before := outline(object, found.tree(), "metadata", "annotations")
+	before, _ := object.Part(verdictPart).(jsontree.Object)
 	after := jsontree.Clone(before)
-	written := jsontree.LookupObject(after, "metadata", "annotations")
+	verdict := verdictOf(now.annotations, judged.wiring)
 	for _, name := range annotation.Verdict() {
-		wanted, isWanted := verdict[name]
-		own, isOwn := found.known[name]
-		if isOwn && own != (annotation.Value{Text: wanted}) && wasWritten(request, name, own) {
-			judged.warnings = append(judged.warnings, "annotation "+name+" is written by the webhook: "+own.String()+" does not stay")
+		// Whether this request brings it in.
+		isNew := request.Operation == Create || readAnnotations(request.OldObject.Get("metadata"))[name] != found[name]
+		if found.has(name) && isNew && found[name] != (annotation.Value{Text: verdict[name]}) {
+			judged.warnings = append(judged.warnings, "annotation "+name+" is written by the webhook: "+found[name].String()+" does not stay")
 		}
-		if isWanted {
-			written[name] = wanted
-		} else {
-			delete(written, name)
-		}
+	}
+	if err := annotate(after, verdict); err != nil {
+		return Verdict{}, err
 	}
 	if judged.changed {
 		judged.warnings = append(judged.warnings, "a running instance takes changed imds.kubevirt.io/ annotations at its next live migration; a restart takes those of the VM")
@@ -57,31 +50,27 @@ func (r *Reviewer) Instance(request *admission.Request) (admission.Verdict, erro
 		r.log.Info("virtual machine instance judged", "namespace", request.Namespace, "vmi", request.ObjectName(),
 			"wiring", verdict[annotation.Wiring], "bridge", verdict[annotation.PreferredBridge], "port", verdict[annotation.RedirectPort], "reason", verdict[annotation.Reason])
 	}
-	return admission.Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, nil
+	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, nil
 }
 
-func withoutVerdict(s subject) subject {
-	return subject{s.annotations.without(annotation.Verdict()...), s.spec}
-}
+// verdictPart is what is decoded of an instance.
+var verdictPart = jsontree.Object{"metadata": jsontree.Object{"annotations": jsontree.Members(annotation.Verdict()...)}}
 
-// wasWritten reports whether this request brings the annotation in.
-func wasWritten(request *admission.Request, name string, value annotation.Value) bool {
-	return request.Operation == admission.Create || readAnnotations(request.OldObject.Get("metadata")).known[name] != value
-}
-
-// verdictOf returns the annotations that an instance is to have.
+// verdictOf returns the annotations that an instance is to have; empty: not this one.
 func verdictOf(a annotations, w wiring) map[string]string {
+	verdict := map[string]string{annotation.Wiring: "", annotation.PreferredBridge: "", annotation.Reason: "", annotation.RedirectPort: ""}
 	meant, problems := a.understood()
-	switch {
-	case !a.has(annotation.Enabled):
-		return nil // an unknown name brought it here
-	case !meant.ask():
-		return map[string]string{annotation.Wiring: annotation.WiringNone, annotation.Reason: join(problems)}
-	case w.problems != nil:
-		return map[string]string{annotation.Wiring: annotation.WiringNone, annotation.Reason: join(w.problems)}
-	case w.redirectPort != 0:
-		return map[string]string{annotation.Wiring: annotation.WiringRedirect, annotation.RedirectPort: strconv.Itoa(w.redirectPort)}
-	default:
-		return map[string]string{annotation.Wiring: annotation.WiringBridge, annotation.PreferredBridge: w.bridge}
+	if meant.ask() {
+		problems = w.problems
 	}
+	switch {
+	case !a.has(annotation.Enabled): // an unknown name brought it here
+	case !meant.ask() || problems != nil:
+		verdict[annotation.Wiring], verdict[annotation.Reason] = annotation.WiringNone, join(problems)
+	case w.redirectPort != 0:
+		verdict[annotation.Wiring], verdict[annotation.RedirectPort] = annotation.WiringRedirect, strconv.Itoa(w.redirectPort)
+	default:
+		verdict[annotation.Wiring], verdict[annotation.PreferredBridge] = annotation.WiringBridge, w.bridge
+	}
+	return verdict
 }

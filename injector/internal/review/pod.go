@@ -1,19 +1,20 @@
 package review
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// Pod is an admission.Review for the creation of pods. It decides from the pod
-// alone, so that no cache can be behind.
-func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
-	if verdict := expect(request, "pods", admission.Create); verdict != nil {
+// Pod is a Func for the creation of pods. It decides from the pod alone, so that no
+// cache can be behind.
+func (r *Reviewer) Pod(request *Request) (Verdict, error) {
+	if verdict := expect(request, "pods", Create); verdict != nil {
 		return *verdict, nil
 	}
 	top := request.Object.Fields("metadata", "spec")
@@ -23,72 +24,65 @@ func (r *Reviewer) Pod(request *admission.Request) (admission.Verdict, error) {
 	// VM starts runs no guest.
 	isEphemeral := metadata.Get("annotations", "kubevirt.io/ephemeral-provisioning") != nil
 	if metadata.Get("labels", "kubevirt.io").String() != "virt-launcher" || !found.has(annotation.Enabled) || found.decline() || isEphemeral {
-		return admission.Allow(), nil
+		return Allow(), nil
 	}
 
 	fields := spec.Fields("initContainers", "containers", "volumes", "hostNetwork", "hostPID", "shareProcessNamespace")
-	onlyAdds := r.patches.OnlyAdds(fields)
-	before, err := r.patches.Outline(metadata, spec, onlyAdds)
+	before, err := r.patches.Outline(metadata, spec)
 	if err != nil {
-		return admission.Verdict{}, err
+		return Verdict{}, err
 	}
-	before["metadata"] = outlineOfMetadata(metadata, found, before)
-	isInjected := found.text(annotation.Injected) == "true" && r.patches.IsIn(fields["initContainers"], fields["containers"])
-	if reason := forbidden(fields, isInjected); reason != "" {
+	isInjected := found.text(annotation.Injected) == "true" && hasSidecars(before)
+	if reason := forbidden(before, fields, isInjected); reason != "" {
 		return r.refuse(request, reason), nil
 	}
-	owner, isOwned := instanceOf(metadata)
-	if !isOwned {
+	vmName, vmiUID := instanceOf(metadata)
+	if vmName == "" || vmiUID == "" || len(vmName) > maxObjectName || len(vmiUID) > maxObjectName {
 		return r.refuse(request, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
 	}
+	after := jsontree.Clone(before)
 	if isInjected {
 		// Another webhook may have changed the pod's QoS class since.
-		after := jsontree.Clone(before)
 		fitResources(fields, after, true)
-		return admission.Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
+		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
 	}
 	meant, problems := found.understood()
 	port, why := reachedBy(metadata, meant)
 	if !meant.ask() {
 		why = join(problems)
+	} else if hasTokenVolume(spec) {
+		why = tokenVolumeProblem
 	}
 	if why != "" {
-		return r.leave(request, owner, before, why)
+		r.log.Warn("pod not injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "reason", why)
+		err := annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
+		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: []string{"IMDS is not injected: " + why}}, err
 	}
 
-	plain := jsontree.Clone(before)
-	takeAsMeant(plain, meant)
-	after := plain
-	if onlyAdds {
-		after, err = r.patches.Add(plain, hasTokens(meant) || hasLimits(fields))
-	} else {
-		after, err = r.patches.Apply(plain)
+	// The sidecars read a user's annotations by the downward API: as they are meant.
+	// The patches, which are the operator's, come after.
+	users := map[string]string{}
+	for _, name := range annotation.ByUser() {
+		users[name] = meant.text(name)
+	}
+	if err = annotate(after, users); err == nil {
+		after, err = r.patches.Apply(after)
 	}
 	if err == nil {
 		err = setTokens(after, meant)
 	}
 	if err == nil {
 		fitResources(fields, after, false)
-		err = annotate(after, owner, port, problems)
+		err = annotate(after, map[string]string{
+			annotation.Injected: "true", annotation.VMName: vmName, annotation.VMIUID: vmiUID,
+			annotation.RedirectPort: port, annotation.Warnings: join(problems), annotation.NotInjected: "",
+		})
 	}
 	if err != nil {
-		return admission.Verdict{}, err
+		return Verdict{}, err
 	}
-	r.log.Info("pod injected", "namespace", request.Namespace, "vm", owner.name, "pod", request.ObjectName(), "redirectPort", port, "warnings", join(problems))
-	return admission.Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
-}
-
-// leave writes on a pod why it has no IMDS.
-func (r *Reviewer) leave(request *admission.Request, owner instance, before jsontree.Object, reason string) (admission.Verdict, error) {
-	after := jsontree.Clone(before)
-	annotations, err := jsontree.Ensure(after, "metadata", "annotations")
-	if err != nil {
-		return admission.Verdict{}, err
-	}
-	annotations[annotation.NotInjected] = reason
-	delete(annotations, annotation.Injected)
-	r.log.Warn("pod not injected", "namespace", request.Namespace, "vm", owner.name, "pod", request.ObjectName(), "reason", reason)
-	return admission.Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: []string{"IMDS is not injected: " + reason}}, nil
+	r.log.Info("pod injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "redirectPort", port, "warnings", join(problems))
+	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
 }
 
 // reachedBy returns the port of the redirection, 0 where the guest comes by a
@@ -96,7 +90,7 @@ func (r *Reviewer) leave(request *admission.Request, owner instance, before json
 // instance's review it takes what the pod itself proves.
 func reachedBy(metadata jsontree.Value, a annotations) (port string, why string) {
 	port = a.text(annotation.RedirectPort)
-	hasPort := a.has(annotation.RedirectPort) && annotation.IsRedirectPort(a.known[annotation.RedirectPort])
+	hasPort := a.has(annotation.RedirectPort) && annotation.IsRedirectPort(a[annotation.RedirectPort])
 	switch a.text(annotation.Wiring) {
 	case annotation.WiringBridge:
 		return "", ""
@@ -105,12 +99,18 @@ func reachedBy(metadata jsontree.Value, a annotations) (port string, why string)
 			return "", fmt.Sprintf("annotation %s is %s, and annotation %s has no port: the review of the instance writes both", annotation.Wiring, annotation.WiringRedirect, annotation.RedirectPort)
 		}
 	case annotation.WiringNone:
-		return "", a.text(annotation.Reason)
+		return "", cmp.Or(cut(a.text(annotation.Reason), 1024), "the review of the instance says that IMDS cannot serve it")
 	default:
-		switch {
-		case provesBridge(metadata):
-			return "", ""
-		case !hasPort:
+		// KubeVirt tells service meshes of masquerade, and of no other binding; and it
+		// migrates bridge binding only with an annotation that nothing else reads
+		// (VerifyVMIMigratable in pkg/network/vmispec/interface.go).
+		for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
+			"kubevirt.io/allow-pod-bridge-network-live-migration"} {
+			if metadata.Get("annotations", name) != nil {
+				return "", ""
+			}
+		}
+		if !hasPort {
 			return "", "the instance has no annotation " + annotation.Wiring + ", by which its review says how the guest reaches IMDS: any update of the instance brings it, such as kubectl label"
 		}
 	}
@@ -120,65 +120,13 @@ func reachedBy(metadata jsontree.Value, a annotations) (port string, why string)
 	return port, ""
 }
 
-// provesBridge reports whether the pod itself shows that its network is bound by a
-// bridge: KubeVirt says so to service meshes of masquerade alone, and only with
-// bridge binding anybody asks it to migrate such a VM all the same (VerifyVMIMigratable
-// in pkg/network/vmispec/interface.go).
-func provesBridge(metadata jsontree.Value) bool {
-	for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
-		"kubevirt.io/allow-pod-bridge-network-live-migration"} {
-		if metadata.Get("annotations", name) != nil {
-			return true
-		}
-	}
-	return false
-}
-
-// outlineOfMetadata adds this project's annotations to those that the patches
-// name.
-func outlineOfMetadata(metadata jsontree.Value, found annotations, before jsontree.Object) any {
-	tree := outline(metadata, found.tree(), "annotations")
-	named := jsontree.LookupObject(before, "metadata")
-	for key, value := range named {
-		members, _ := value.(jsontree.Object)
-		own, _ := tree[key].(jsontree.Object)
-		if own == nil || members == nil {
-			tree[key] = value
-			continue
-		}
-		for name, value := range members {
-			if _, found := own[name]; !found {
-				own[name] = value
-			}
-		}
-	}
-	return tree
-}
-
-// takeAsMeant puts what a user's annotations are taken for in their place: the
-// sidecars read them by the downward API. The patches, which are the operator's,
-// come after.
-func takeAsMeant(pod jsontree.Object, meant annotations) {
-	written := jsontree.LookupObject(pod, "metadata", "annotations")
-	for _, name := range annotation.ByUser() {
-		if meant.has(name) {
-			written[name] = meant.text(name)
-		} else {
-			delete(written, name)
-		}
-	}
-}
-
-// annotate writes the webhook's own annotations, over a tenant's.
-func annotate(pod jsontree.Object, owner instance, port string, problems []string) error {
+// annotate writes annotations of a pod, over a tenant's; an empty one is removed.
+func annotate(pod jsontree.Object, values map[string]string) error {
 	written, err := jsontree.Ensure(pod, "metadata", "annotations")
 	if err != nil {
 		return err
 	}
-	for name, value := range map[string]string{
-		annotation.Injected: "true", annotation.VMName: owner.name, annotation.VMIUID: owner.uid,
-		annotation.RedirectPort: port, annotation.Warnings: join(problems), annotation.NotInjected: "",
-	} {
+	for name, value := range values {
 		if value != "" {
 			written[name] = value
 		} else {
@@ -188,23 +136,42 @@ func annotate(pod jsontree.Object, owner instance, port string, problems []strin
 	return nil
 }
 
+// hasSidecars reports whether a pod has containers of both sidecars' names. Other
+// webhooks rewrite what is in them, and a pod that somebody made so by hand has
+// nothing that he could not give it anyway.
+func hasSidecars(pod jsontree.Object) bool {
+	containers := slices.Concat(jsontree.Lookup[[]any](pod, "spec", "initContainers"), jsontree.Lookup[[]any](pod, "spec", "containers"))
+	return jsontree.IndexOf(containers, patchset.InitContainer) >= 0 && jsontree.IndexOf(containers, patchset.ServerContainer) >= 0
+}
+
+// tokenVolumeProblem is that of a VM with a volume of the token volume's name: KubeVirt
+// gives the pod's volume the name that it has in the VM.
+const tokenVolumeProblem = "the volume name " + patchset.TokenVolume + " is reserved for the IMDS sidecars: rename the VM's volume"
+
+func hasTokenVolume(spec jsontree.Value) bool {
+	for volume := range spec.Get("volumes").Elements() {
+		if jsontree.Name(volume) == patchset.TokenVolume {
+			return true
+		}
+	}
+	return false
+}
+
+// maxObjectName is the longest name of an object, in bytes (DNS subdomain, RFC 1123).
+const maxObjectName = 253
+
 // forbidden says why the sidecars must not be in this pod; empty when they may.
 // Nothing that KubeVirt renders is refused here: these are pods that somebody
 // made to look like it.
-func forbidden(spec map[string]jsontree.Value, isInjected bool) string {
+func forbidden(pod jsontree.Object, spec map[string]jsontree.Value, isInjected bool) string {
 	if !isInjected {
 		// Merged into a container that is there already, the patches would give
 		// their capabilities to its image and command.
 		for _, list := range []string{"initContainers", "containers"} {
-			for container := range spec[list].Elements() {
-				if name := container.Get("name").String(); name == patchset.InitContainer || name == patchset.ServerContainer {
+			for _, element := range jsontree.Lookup[[]any](pod, "spec", list) {
+				if name := jsontree.Name(element); patchset.IsSidecar(name) {
 					return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
 				}
-			}
-		}
-		for volume := range spec["volumes"].Elements() {
-			if volume.Get("name").String() == patchset.TokenVolume {
-				return fmt.Sprintf("the volume name %s is reserved for the IMDS sidecars: rename the pod's own volume", patchset.TokenVolume)
 			}
 		}
 	}
@@ -218,21 +185,16 @@ func forbidden(spec map[string]jsontree.Value, isInjected bool) string {
 	return ""
 }
 
-// instance is the VirtualMachineInstance that a pod runs.
-type instance struct {
-	name, uid string
-}
-
-// instanceOf reads the pod's controller. The labels would not do: KubeVirt
-// cuts the name there, or puts the hostname in its place.
-func instanceOf(metadata jsontree.Value) (instance, bool) {
+// instanceOf returns the name and UID of the VirtualMachineInstance that controls the
+// pod. The labels would not do: KubeVirt cuts the name there, or puts the hostname in
+// its place.
+func instanceOf(metadata jsontree.Value) (name, uid string) {
 	for owner := range metadata.Get("ownerReferences").Elements() {
 		group, _, _ := strings.Cut(owner.Get("apiVersion").String(), "/")
-		if !owner.Get("controller").IsTrue() || group != "kubevirt.io" || owner.Get("kind").String() != "VirtualMachineInstance" {
-			continue
+		if owner.Get("controller").IsTrue() && group == "kubevirt.io" && owner.Get("kind").String() == "VirtualMachineInstance" {
+			name, uid = owner.Get("name").String(), owner.Get("uid").String()
+			return name[:min(len(name), maxObjectName+1)], uid[:min(len(uid), maxObjectName+1)]
 		}
-		found := instance{name: owner.Get("name").String(), uid: owner.Get("uid").String()}
-		return found, found.name != "" && found.uid != ""
 	}
-	return instance{}, false
+	return "", ""
 }

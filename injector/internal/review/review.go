@@ -6,35 +6,33 @@ package review
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 
-	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// Reviewer has one admission.Review for each kind of object.
+// Reviewer has one Func for each kind of object.
 type Reviewer struct {
 	patches *patchset.Set
 	log     *slog.Logger
 }
 
 // New returns a Reviewer that applies the patches to pods.
-func New(patches *patchset.Set, log *slog.Logger) *Reviewer {
-	return &Reviewer{patches: patches, log: log}
-}
+func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
 
-// expect says that a request is none of those that the webhook's rules are for;
-// nil when it is one.
-func expect(request *admission.Request, resource string, operations ...string) *admission.Verdict {
-	if request.Resource == resource && request.SubResource == "" && slices.Contains(operations, request.Operation) {
-		return nil
+// expect returns the verdict on a request that is not to be judged; nil: it is.
+func expect(request *Request, resource string, operations ...string) *Verdict {
+	switch {
+	case request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation):
+		return new(Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
+			strings.Join(operations, " and "), resource, request.action())))
+	case !request.Object.Get("metadata", "deletionTimestamp").IsNull():
+		return new(Allow()) // on its way out, it is updated to drop its finalizers
 	}
-	verdict := admission.Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
-		strings.Join(operations, " and "), resource, request.Action()))
-	return &verdict
+	return nil
 }
 
 // subject is what is judged of a VM or an instance.
@@ -57,13 +55,13 @@ type judgement struct {
 // Only what this very request brings in is refused: otherwise a rule of today
 // would stop every controller that updates an object of yesterday. And a change
 // of the networks is KubeVirt's to judge.
-func judge(request *admission.Request, now, old subject) judgement {
-	created := request.Operation == admission.Create
+func judge(request *Request, now, old subject) judgement {
+	created := request.Operation == Create
 	result := judgement{
 		wiring:  now.wiring(),
-		changed: !created && !now.annotations.equal(old.annotations),
+		changed: !created && !maps.Equal(now.annotations, old.annotations),
 	}
-	refuses := !now.annotations.decline() && !request.IsByKubeVirt() && !(created && hasController(request.Object))
+	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && hasController(request.Object))
 	sort := func(problems, before []string, mayRefuse bool) {
 		for _, problem := range problems {
 			if refuses && mayRefuse && !slices.Contains(before, problem) {
@@ -79,10 +77,7 @@ func judge(request *admission.Request, now, old subject) judgement {
 	}
 	sort(now.annotations.problems(), before, true)
 	sort(result.wiring.problems, wiringBefore, created || result.changed)
-	result.warnings = append(result.warnings, result.wiring.warnings...)
-	if more := len(result.warnings) - maxProblems; more > 0 {
-		result.warnings = append(result.warnings[:maxProblems], fmt.Sprintf("and %d more", more))
-	}
+	result.warnings = some(append(result.warnings, result.wiring.warnings...))
 	return result
 }
 
@@ -90,18 +85,31 @@ func judge(request *admission.Request, now, old subject) judgement {
 // names to get wrong, and as many unknown ones as an object has room for.
 const maxProblems = 12
 
-// join makes one message of problems.
-func join(problems []string) string {
+func some(problems []string) []string {
 	if more := len(problems) - maxProblems; more > 0 {
-		problems = append(slices.Clone(problems[:maxProblems]), fmt.Sprintf("and %d more", more))
+		return append(slices.Clone(problems[:maxProblems]), fmt.Sprintf("and %d more", more))
 	}
-	return strings.Join(problems, "; ")
+	return problems
+}
+
+// join makes one message of problems.
+func join(problems []string) string { return strings.Join(some(problems), "; ") }
+
+// Repair returns a Func that never refuses: what another one would is a warning.
+func (r *Reviewer) Repair(decide Func) Func {
+	return func(request *Request) (Verdict, error) {
+		verdict, err := decide(request)
+		if err == nil && !verdict.Allowed {
+			verdict = Allow(verdict.Reason)
+		}
+		return verdict, err
+	}
 }
 
 // refuse denies the request and logs it.
-func (r *Reviewer) refuse(request *admission.Request, reason string) admission.Verdict {
-	r.log.Warn("refused", "what", request.Action(), "namespace", request.Namespace, "name", request.ObjectName(), "reason", reason)
-	return admission.Deny(reason)
+func (r *Reviewer) refuse(request *Request, reason string) Verdict {
+	r.log.Warn("refused", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "reason", reason)
+	return Deny(reason)
 }
 
 // hasController reports whether a controller made the object.
@@ -112,36 +120,4 @@ func hasController(object jsontree.Value) bool {
 		}
 	}
 	return false
-}
-
-func isBeingDeleted(object jsontree.Value) bool {
-	return !object.Get("metadata", "deletionTimestamp").IsNull()
-}
-
-// outline returns the objects along path as far as they are there, with leaf in
-// the place of the last one. It is what a difference needs to have the right
-// paths; the rest of the object is not decoded.
-func outline(object jsontree.Value, leaf jsontree.Object, path ...string) jsontree.Object {
-	tree := jsontree.Object{}
-	level := tree
-	for i, key := range path {
-		object = object.Get(key)
-		switch {
-		case object == nil:
-			return tree
-		case object.IsNull():
-			level[key] = nil
-			return tree
-		case !object.IsObject():
-			level[key] = annotation.Value{NotText: true, Text: "not an object"}
-			return tree
-		case i == len(path)-1:
-			level[key] = leaf
-		default:
-			next := jsontree.Object{}
-			level[key] = next
-			level = next
-		}
-	}
-	return tree
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/admission"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
@@ -25,25 +24,20 @@ func readVM(object jsontree.Value) vm {
 
 func (v vm) subject() subject { return subject{v.metadata.over(v.template), v.spec} }
 
-// VirtualMachine is an admission.Review for the creation and update of
+// VirtualMachine is a Func for the creation and update of
 // VirtualMachines. It carries the annotations from the VM's own metadata, where
 // people write them, to the template, from where KubeVirt copies them.
-func (r *Reviewer) VirtualMachine(request *admission.Request) (admission.Verdict, error) {
-	if verdict := expect(request, "virtualmachines", admission.Create, admission.Update); verdict != nil {
+func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
+	if verdict := expect(request, "virtualmachines", Create, Update); verdict != nil {
 		return *verdict, nil
 	}
 	object := request.Object
-	// A VM on its way out is updated to drop its finalizers.
-	if isBeingDeleted(object) {
-		return admission.Allow(), nil
-	}
 	now, old := readVM(object), readVM(request.OldObject)
-	if now.metadata.empty() && now.template.empty() && old.metadata.empty() {
-		return admission.Allow(), nil
+	if len(now.metadata)+len(now.template)+len(old.metadata) == 0 {
+		return Allow(), nil
 	}
 
-	path := []string{"spec", "template", "metadata", "annotations"}
-	before := outline(object, now.template.tree(), path...)
+	before, _ := object.Part(templatePart).(jsontree.Object)
 	after := jsontree.Clone(before)
 	copied, err := copyToTemplate(object, after, now, old)
 	if err != nil {
@@ -61,25 +55,30 @@ func (r *Reviewer) VirtualMachine(request *admission.Request) (admission.Verdict
 	if patch != nil {
 		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
 	}
-	return admission.Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
+	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
 }
+
+// templatePath is where the template's annotations are, templatePart what is decoded
+// of a VM.
+var (
+	templatePath = []string{"spec", "template", "metadata", "annotations"}
+	templatePart = jsontree.Object{"spec": jsontree.Object{"template": jsontree.Object{"metadata": jsontree.Object{"annotations": jsontree.Members(annotation.ByUser()...)}}}}
+)
 
 // copyToTemplate sets the annotations of the VM's metadata on the template in
 // tree. Where both have one the metadata's wins, with a warning when somebody
 // wrote another into the template. An error means that there is no place for
 // annotations in the template.
 func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (warnings []string, err error) {
-	var template jsontree.Object
 	for _, name := range annotation.ByUser() {
-		wanted, isWanted := now.metadata.known[name]
-		before, wasWanted := old.metadata.known[name]
-		own, found := now.template.known[name]
+		wanted, isWanted := now.metadata[name]
+		before, wasWanted := old.metadata[name]
+		own, found := now.template[name]
 		switch {
-		case isWanted && own != wanted:
-			if template == nil {
-				if template, err = jsontree.Ensure(tree, "spec", "template", "metadata", "annotations"); err != nil {
-					return nil, err
-				}
+		case isWanted && own != wanted && !wanted.NotText && len(wanted.Text) <= maxValue:
+			template, err := jsontree.Ensure(tree, templatePath...)
+			if err != nil {
+				return nil, err
 			}
 			if found && own != before {
 				warnings = append(warnings, fmt.Sprintf("%s: %s of metadata.annotations replaces %s of spec.template.metadata.annotations", name, wanted, own))
@@ -87,7 +86,7 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 			template[name] = wanted.Text
 		case !isWanted && wasWanted && found && own == before:
 			if ours, known := isOurCopy(object, name); ours {
-				delete(jsontree.LookupObject(tree, "spec", "template", "metadata", "annotations"), name)
+				delete(jsontree.Lookup[jsontree.Object](tree, templatePath...), name)
 			} else if !known {
 				warnings = append(warnings, fmt.Sprintf("annotation %s stays in spec.template.metadata.annotations: remove it there too if the VM shall not have it any more", name))
 			}
@@ -101,21 +100,17 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 // kubectl apply or a server-side apply leaves on the object. Without a statement
 // it is not known.
 func isOurCopy(object jsontree.Value, name string) (ours, known bool) {
+	theirs := false
 	for entry := range object.Get("metadata", "managedFields").Elements() {
 		if entry.Get("operation").String() == "Apply" {
 			known = true
-			if entry.Get("fieldsV1", "f:spec", "f:template", "f:metadata", "f:annotations", "f:"+name) != nil {
-				return false, true
-			}
+			theirs = theirs || entry.Get("fieldsV1", "f:spec", "f:template", "f:metadata", "f:annotations", "f:"+name) != nil
 		}
 	}
-	if text, found := object.Get("metadata", "annotations", "kubectl.kubernetes.io/last-applied-configuration").Text(); found {
-		if applied, err := jsontree.Parse([]byte(text)); err == nil {
-			known = true
-			if applied.Get("spec", "template", "metadata", "annotations", name) != nil {
-				return false, true
-			}
-		}
+	last := object.Get("metadata", "annotations", "kubectl.kubernetes.io/last-applied-configuration").String()
+	if applied, err := jsontree.Parse([]byte(last)); err == nil {
+		known = true
+		theirs = theirs || applied.Get("spec", "template", "metadata", "annotations", name) != nil
 	}
-	return known, known
+	return known && !theirs, known
 }

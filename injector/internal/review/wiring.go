@@ -2,8 +2,8 @@ package review
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,49 +20,45 @@ type wiring struct {
 	redirectPort int
 	// bridge is the one that KubeVirt makes for the interface to be served.
 	bridge string
-	// problems are sentences that say why IMDS cannot work so.
-	problems []string
-	// warnings are sentences that say what the VM's owner may not expect.
-	warnings []string
+	// problems are sentences that say why IMDS cannot work so, warnings what the
+	// VM's owner may not expect.
+	problems, warnings []string
 }
 
 func (w *wiring) problem(format string, args ...any) {
 	w.problems = append(w.problems, fmt.Sprintf(format, args...))
 }
 
+func (w *wiring) warning(format string, args ...any) {
+	w.warnings = append(w.warnings, fmt.Sprintf(format, args...))
+}
+
 // iface is one network interface of a VM (kubevirt.io/api/core/v1.Interface).
 type iface struct {
 	name    string
-	binding string // a name of bindings
-	plugin  string // of a binding that is none of these
+	binding string // a value of bindings, or unknown
+	plugin  string // the unknown one
 	port80  bool   // the VM lists it
 }
 
 // The ways in which an interface is bound, by whatever spelling: a field of its
 // own, or a plugin of that name (KubeVirt 1.3 made plugins of slirp, macvtap
 // and passt, and 1.7 a field of passt again).
-const (
-	byBridge  = "bridge" // a bridge in the pod with the guest's tap on it
-	byPasst   = "passt"  // sockets of the pod
-	bySRIOV   = "sriov"
-	byMacvtap = "macvtap"
-	bySlirp   = "slirp"
-	byUnknown = "unknown"
-)
-
 var bindings = map[string]string{
-	"masquerade": byBridge, "bridge": byBridge, "managedTap": byBridge, "managedtap": byBridge, "l2bridge": byBridge,
-	"passtBinding": byPasst, "passt": byPasst,
-	"sriov": bySRIOV, "macvtap": byMacvtap, "slirp": bySlirp,
+	"masquerade": "bridge", "bridge": "bridge", "managedTap": "bridge", "managedtap": "bridge", "l2bridge": "bridge", // with the guest's tap
+	"passtBinding": "passt", "passt": "passt", // sockets of the pod
+	"sriov": "sriov", "macvtap": "macvtap", "slirp": "slirp",
 }
 
 // passesThePod reports whether the interface passes the pod's network by, where
 // IMDS is: hardware, a device that QEMU takes as a whole, or user-mode networking.
 func (i iface) passesThePod() bool {
-	return i.binding == bySRIOV || i.binding == byMacvtap || i.binding == bySlirp
+	return i.binding == "sriov" || i.binding == "macvtap" || i.binding == "slirp"
 }
 
-func (i iface) isPasst() bool { return i.binding == byPasst }
+func (i iface) isPasst() bool { return i.binding == "passt" }
+
+func (i iface) hasBridge() bool { return !i.isPasst() && !i.passesThePod() }
 
 // maxInterfaces is more than a machine has slots for, and maxNameLength more
 // than a network's name has.
@@ -83,41 +79,30 @@ const (
 type nics struct {
 	list    []iface
 	primary string // the network with the pod's default route; empty: none
-	names   []string
 	// listed says which ports from firstRedirectPort on the VM wants.
 	listed [lastRedirectPort - firstRedirectPort + 1]bool
 	none   bool // the VM has no interface, and wants none
 }
 
-func readNICs(spec jsontree.Value) nics {
-	var n nics
-	devices := spec.Get("domain", "devices")
+func readNICs(spec jsontree.Value) *nics {
+	n := new(nics)
+	devices, leaving := spec.Get("domain", "devices"), false
 	for value := range devices.Get("interfaces").Elements() {
 		// What is being unplugged is no way to anywhere.
-		if len(n.list) == maxInterfaces || value.Get("state").String() == "absent" {
-			continue
+		if value.Get("state").String() == "absent" {
+			leaving = true
+		} else if len(n.list) < maxInterfaces {
+			n.list = append(n.list, n.read(value))
 		}
-		n.list = append(n.list, n.read(value))
 	}
 	// Without a list KubeVirt adds an interface of its own.
-	n.none = len(n.list) == 0 && (string(devices.Get("autoattachPodInterface")) == "false" || !isEmpty(devices.Get("interfaces")))
+	n.none = len(n.list) == 0 && (leaving || string(devices.Get("autoattachPodInterface")) == "false")
 	for network := range spec.Get("networks").Elements() {
-		name := network.Get("name").String()
-		if len(n.names) < maxInterfaces && len(name) <= maxNameLength {
-			n.names = append(n.names, name)
-		}
 		if n.primary == "" && (network.Get("pod").IsObject() || network.Get("multus", "default").IsTrue()) {
-			n.primary = name
+			n.primary = network.Get("name").String()
 		}
 	}
 	return n
-}
-
-func isEmpty(list jsontree.Value) bool {
-	for range list.Elements() {
-		return false
-	}
-	return true
 }
 
 func (n *nics) read(value jsontree.Value) iface {
@@ -128,22 +113,16 @@ func (n *nics) read(value jsontree.Value) iface {
 		}
 	}
 	if plugin := value.Get("binding", "name").String(); plugin != "" {
-		i.binding = bindings[plugin]
-		switch {
-		case i.binding != "":
-		case strings.Contains(strings.ToLower(plugin), "passt"):
-			i.binding = byPasst
-		default:
-			i.binding, i.plugin = byUnknown, plugin
+		if i.binding = bindings[plugin]; i.binding == "" && strings.Contains(strings.ToLower(plugin), "passt") {
+			i.binding = "passt"
+		} else if i.binding == "" {
+			i.binding, i.plugin = "unknown", plugin
 		}
 	}
 	for port := range value.Get("ports").Elements() {
 		number, err := strconv.Atoi(string(port.Get("port")))
-		switch {
-		case err != nil:
-		case number == 80:
-			i.port80 = true
-		case firstRedirectPort <= number && number <= lastRedirectPort:
+		i.port80 = i.port80 || number == 80
+		if err == nil && firstRedirectPort <= number && number <= lastRedirectPort {
 			n.listed[number-firstRedirectPort] = true
 		}
 	}
@@ -151,29 +130,28 @@ func (n *nics) read(value jsontree.Value) iface {
 }
 
 // wiring judges a subject; the zero value when it does not ask for IMDS.
-func (s subject) wiring() wiring {
-	var w wiring
+func (s subject) wiring() (w wiring) {
 	meant, _ := s.annotations.understood()
 	if !meant.ask() {
 		return w
 	}
-	n := readNICs(s.spec)
-	if n.none {
-		w.problem("the VM has no network interface, by which its guest could ask: add one, or remove %s", annotation.Enabled)
-		return w
+	if hasTokenVolume(s.spec) {
+		w.problem(tokenVolumeProblem)
 	}
-	if len(n.list) > 0 && !slices.ContainsFunc(n.list, func(i iface) bool { return !i.passesThePod() }) {
-		var found []string
+	n := readNICs(s.spec)
+	switch {
+	case n.none:
+		w.problem("the VM has no network interface, by which its guest could ask: add one, or remove %s", annotation.Enabled)
+	case len(n.list) > 0 && !slices.ContainsFunc(n.list, func(i iface) bool { return !i.passesThePod() }):
+		found := map[string]bool{}
 		for _, i := range n.list {
-			found = append(found, i.binding)
+			found[i.binding] = true
 		}
 		w.problem("IMDS cannot serve this VM: its interfaces are bound by %s only, which pass the pod's network by: use masquerade, bridge or passt for one of them, or remove %s",
-			strings.Join(slices.Compact(slices.Sorted(slices.Values(found))), ", "), annotation.Enabled)
-		return w
-	}
-	if n.isRedirected() {
+			strings.Join(slices.Sorted(maps.Keys(found)), ", "), annotation.Enabled)
+	case n.isRedirected():
 		w.redirect(n, meant)
-	} else {
+	default:
 		w.join(n, meant)
 	}
 	return w
@@ -183,15 +161,13 @@ func (s subject) wiring() wiring {
 // matter of the pod network, since the guest's default route is there; a VM
 // without it sends them by any of its interfaces.
 func (n *nics) isRedirected() bool {
-	for _, i := range n.list {
-		if n.primary != "" && i.name == n.primary {
-			return i.isPasst()
-		}
+	if i := n.index(n.primary); i >= 0 && n.primary != "" {
+		return n.list[i].isPasst()
 	}
 	return slices.ContainsFunc(n.list, iface.isPasst)
 }
 
-func (w *wiring) redirect(n nics, meant annotations) {
+func (w *wiring) redirect(n *nics, meant annotations) {
 	if free := slices.Index(n.listed[:], false); free >= 0 {
 		w.redirectPort = firstRedirectPort + free
 	} else {
@@ -207,59 +183,48 @@ func (w *wiring) redirect(n nics, meant annotations) {
 		}
 	}
 	if others := n.named(func(i iface) bool { return !i.isPasst() }); others != "" {
-		w.warnings = append(w.warnings, "IMDS serves the guest by passt only, and not on its interfaces "+others)
+		w.warning("IMDS serves the guest by passt only, and not on its interfaces %s", others)
 	}
 }
 
-func (w *wiring) join(n nics, meant annotations) {
+func (w *wiring) join(n *nics, meant annotations) {
 	for _, i := range n.list {
 		switch {
 		// Where the VM lists that port, passt would end, and the VM with it.
 		case i.isPasst() && i.port80:
 			w.problem("the interface %s uses passt and lists port 80, which IMDS needs in the pod: use passt for the pod network too, or another binding here, or leave out that port", annotation.Quote(i.name))
-		case i.binding == byUnknown:
-			w.warnings = append(w.warnings, fmt.Sprintf("IMDS does not know the binding plugin %s of the interface %s: it serves the guest there only if the plugin makes a bridge with a tap, and it takes port 80 of the pod",
-				annotation.Quote(i.plugin), annotation.Quote(i.name)))
+		case i.binding == "unknown":
+			w.warning("IMDS does not know the binding plugin %s of the interface %s: it serves the guest there only if the plugin makes a bridge with a tap, and it takes port 80 of the pod",
+				annotation.Quote(i.plugin), annotation.Quote(i.name))
 		}
 	}
 	if passt := n.named(iface.isPasst); passt != "" && len(w.problems) == 0 {
-		w.warnings = append(w.warnings, "IMDS takes port 80 from the VM on the interfaces that use passt: "+passt)
+		w.warning("IMDS takes port 80 from the VM on the interfaces that use passt: %s", passt)
 	}
-	w.bridge = n.bridge(meant, w)
-}
-
-// bridge returns the name of the bridge for the interface to be served: the
-// annotation's, or else the pod network's, or else the first in the spec, so
-// that a migration's target takes the same one.
-func (n *nics) bridge(meant annotations, w *wiring) string {
 	wanted := meant.text(annotation.Network)
 	if wanted == "" {
-		return n.bridgeOf(n.first())
+		w.bridge = n.bridgeOf(n.first())
+		return
 	}
-	i := slices.IndexFunc(n.list, func(i iface) bool { return i.name == wanted })
+	w.bridge = n.bridgeOf(wanted)
+	i := n.index(wanted)
 	switch {
 	case meant.has(annotation.BridgeName):
 		w.problem("annotations %s and %s both say what to serve: remove one", annotation.Network, annotation.BridgeName)
-	case !slices.Contains(n.names, wanted) || i < 0:
-		w.problem("annotation %s: %s is no network of the VM with an interface: want one of %s", annotation.Network, annotation.Quote(wanted), n.named(func(i iface) bool { return !i.isPasst() && !i.passesThePod() }))
-	case n.list[i].isPasst() || n.list[i].passesThePod():
-		w.problem("annotation %s: the interface %s is bound by %s, which makes no bridge in the pod: want one of %s", annotation.Network, annotation.Quote(wanted), n.list[i].binding,
-			n.named(func(i iface) bool { return !i.isPasst() && !i.passesThePod() }))
+	case i < 0:
+		w.problem("annotation %s: %s is no network of the VM with an interface: want one of %s", annotation.Network, annotation.Quote(wanted), n.named(iface.hasBridge))
+	case !n.list[i].hasBridge():
+		w.problem("annotation %s: the interface %s is bound by %s, which makes no bridge in the pod: want one of %s", annotation.Network, annotation.Quote(wanted), n.list[i].binding, n.named(iface.hasBridge))
 	}
-	return n.bridgeOf(wanted)
 }
 
-// first returns the network to be served where nobody says which.
-func (n *nics) first() string {
-	first := ""
+// first returns the network to be served where nobody says which: the pod network,
+// or else the first in the spec, so that a migration's target takes the same one.
+func (n *nics) first() (first string) {
 	for _, i := range n.list {
-		if i.isPasst() || i.passesThePod() {
-			continue
-		}
-		if i.name == n.primary {
+		if i.hasBridge() && i.name == n.primary {
 			return n.primary
-		}
-		if first == "" {
+		} else if i.hasBridge() && first == "" {
 			first = i.name
 		}
 	}
@@ -275,11 +240,14 @@ func (n *nics) bridgeOf(network string) string {
 	if network == n.primary {
 		return "k6t-eth0"
 	}
-	sum := sha256.Sum256([]byte(network))
-	return "k6t-" + hex.EncodeToString(sum[:])[:11]
+	return fmt.Sprintf("k6t-%x", sha256.Sum256([]byte(network)))[:len("k6t-")+11]
 }
 
-// named lists the names of some interfaces for a message.
+func (n *nics) index(name string) int {
+	return slices.IndexFunc(n.list, func(i iface) bool { return i.name == name })
+}
+
+// named lists the names of some interfaces for a message; empty: there are none.
 func (n *nics) named(is func(iface) bool) string {
 	var names []string
 	for _, i := range n.list {

@@ -1,4 +1,4 @@
-package cabundle
+package main
 
 import (
 	"bytes"
@@ -13,23 +13,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/example/kubevirt-imds/injector/internal/apiservertest"
-	"github.com/example/kubevirt-imds/injector/selfsigned"
 )
 
 func newCA(t *testing.T, lifetime time.Duration) []byte {
 	t.Helper()
-	bundle, err := selfsigned.Issue(lifetime, "localhost")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return bundle.CA
+	return issue(t, lifetime, "localhost").CA
 }
 
-// keeper is a Publisher at work, whose pauses end when the test says so.
+// keeper is a publisher at work, whose pauses end when the test says so.
 type keeper struct {
-	*Publisher
+	*publisher
 	t      *testing.T
 	log    *bytes.Buffer
 	paused chan int // gets the number of failures
@@ -37,21 +30,22 @@ type keeper struct {
 	ended  chan struct{}
 }
 
-// keep starts a Publisher and waits until it has tried once.
-func keep(t *testing.T, c *apiservertest.Server, ca []byte) (k *keeper, failures int) {
+// keep starts a publisher and waits until it has tried once.
+func keep(t *testing.T, c *testAPI, ca []byte) (k *keeper, failures int) {
 	t.Helper()
-	p, log := newPublisher(t, c)
+	p, log := testPublisher(t, c, ca)
 	k = &keeper{p, t, log, make(chan int), make(chan time.Time), make(chan struct{})}
 	ctx, cancel := context.WithCancel(t.Context())
+	p.pause = func(failures int) <-chan time.Time {
+		select {
+		case k.paused <- failures:
+		case <-ctx.Done():
+		}
+		return k.again
+	}
 	go func() {
 		defer close(k.ended)
-		p.Keep(ctx, ca, func(failures int) <-chan time.Time {
-			select {
-			case k.paused <- failures:
-			case <-ctx.Done():
-			}
-			return k.again
-		})
+		p.run(ctx)
 	}()
 	t.Cleanup(func() { cancel(); <-k.ended })
 	return k, <-k.paused
@@ -74,29 +68,29 @@ func (k *keeper) look() (failures int) {
 }
 
 // wantPublished checks that ca is in every webhook.
-func wantPublished(t *testing.T, p *Publisher, c *apiservertest.Server, ca []byte) {
+func wantPublished(t *testing.T, p *publisher, c *testAPI, ca []byte) {
 	t.Helper()
-	if err := p.Problem(); err != nil {
+	if err := p.status(); err != nil {
 		t.Error(err)
 	}
-	for _, webhook := range c.Configuration.Webhooks {
+	for _, webhook := range c.configuration.Webhooks {
 		if !bytes.Contains(webhook.ClientConfig.CABundle, ca) {
 			t.Errorf("the caBundle of %s is %q", webhook.Name, webhook.ClientConfig.CABundle)
 		}
 	}
 }
 
-func wantProblem(t *testing.T, p *Publisher, says string) {
+func wantProblem(t *testing.T, p *publisher, says string) {
 	t.Helper()
-	if err := p.Problem(); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "imds-webhook") {
+	if err := p.status(); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "imds-webhook") {
 		t.Errorf("the problem is %v, which does not say %s", err, says)
 	}
 }
 
-func newPublisher(t *testing.T, c *apiservertest.Server) (*Publisher, *bytes.Buffer) {
+func testPublisher(t *testing.T, c *testAPI, ca []byte) (*publisher, *bytes.Buffer) {
 	t.Helper()
 	var log bytes.Buffer
-	p, err := NewPublisher("imds-webhook", c.Getenv, c.Folder, slog.New(slog.NewTextHandler(&log, nil)))
+	p, err := newPublisher(ca, nil, podEnvironment{c.getenv, c.folder}, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,57 +98,57 @@ func newPublisher(t *testing.T, c *apiservertest.Server) (*Publisher, *bytes.Buf
 }
 
 // publish must succeed at once.
-func publish(t *testing.T, c *apiservertest.Server, ca []byte) {
+func publish(t *testing.T, c *testAPI, ca []byte) {
 	t.Helper()
 	if k, failures := keep(t, c, ca); failures != 0 {
-		t.Fatal(k.Problem())
+		t.Fatal(k.status())
 	}
 }
 
 func TestCAIsWrittenToEveryWebhookAndNothingElse(t *testing.T) {
-	c := apiservertest.New(t)
-	want := c.Configuration.DeepCopy()
+	c := newTestAPI(t)
+	want := c.configuration.DeepCopy()
 	ca := newCA(t, time.Hour)
-	p, _ := newPublisher(t, c)
-	if err := p.Problem(); err == nil {
+	p, _ := testPublisher(t, c, ca)
+	if err := p.status(); err == nil {
 		t.Error("there is no problem before the CA is published")
 	}
 	k, failures := keep(t, c, ca)
-	if err := k.Problem(); err != nil || failures != 0 {
+	if err := k.status(); err != nil || failures != 0 {
 		t.Errorf("%d failures: %v", failures, err)
 	}
 	for i := range want.Webhooks {
 		want.Webhooks[i].ClientConfig.CABundle = ca
 	}
 	want.ResourceVersion = "2"
-	if diff := cmp.Diff(want, c.Configuration); diff != "" {
+	if diff := cmp.Diff(want, c.configuration); diff != "" {
 		t.Errorf("(-want +stored):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"GET " + apiservertest.Path, "PATCH " + apiservertest.Path + "?fieldManager=imds-webhook"}, c.Requests); diff != "" {
+	if diff := cmp.Diff([]string{"GET " + testAPIPath, "PATCH " + testAPIPath + "?fieldManager=imds-webhook"}, c.requests); diff != "" {
 		t.Errorf("requests (-want +got):\n%s", diff)
 	}
-	if !strings.Contains(k.log.String(), "CA published") || strings.Contains(k.log.String(), c.Token) {
+	if !strings.Contains(k.log.String(), "CA published") || strings.Contains(k.log.String(), c.token) {
 		t.Errorf("log %q", k.log)
 	}
 }
 
 func TestCAComesBack(t *testing.T) {
-	for name, takeAway := range map[string]func(*apiservertest.Server){
-		"replaced":            func(c *apiservertest.Server) { c.Configuration = apiservertest.NewConfiguration() },
-		"of one webhook only": func(c *apiservertest.Server) { c.Configuration.Webhooks[1].ClientConfig.CABundle = nil },
-		"by another CA": func(c *apiservertest.Server) {
-			c.Configuration.Webhooks[0].ClientConfig.CABundle = newCA(t, time.Hour)
+	for name, takeAway := range map[string]func(*testAPI){
+		"replaced":            func(c *testAPI) { c.configuration = newConfiguration() },
+		"of one webhook only": func(c *testAPI) { c.configuration.Webhooks[1].ClientConfig.CABundle = nil },
+		"by another CA": func(c *testAPI) {
+			c.configuration.Webhooks[0].ClientConfig.CABundle = newCA(t, time.Hour)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := apiservertest.New(t)
+			c := newTestAPI(t)
 			ca := newCA(t, time.Hour)
 			k, _ := keep(t, c, ca)
-			c.Update(takeAway)
+			c.update(takeAway)
 			if failures := k.look(); failures != 0 {
 				t.Errorf("%d failures", failures)
 			}
-			wantPublished(t, k.Publisher, c, ca)
+			wantPublished(t, k.publisher, c, ca)
 			if lines := strings.Count(k.log.String(), "CA published"); lines != 2 {
 				t.Errorf("%d lines, want 2:\n%s", lines, k.log)
 			}
@@ -163,21 +157,21 @@ func TestCAComesBack(t *testing.T) {
 }
 
 func TestConfigurationDeletedAndAppliedAgain(t *testing.T) {
-	c := apiservertest.New(t)
+	c := newTestAPI(t)
 	ca := newCA(t, time.Hour)
 	k, _ := keep(t, c, ca)
-	c.Update(func(c *apiservertest.Server) { c.Configuration = nil })
+	c.update(func(c *testAPI) { c.configuration = nil })
 	for want := 1; want <= 2; want++ {
 		if failures := k.look(); failures != want {
 			t.Errorf("%d failures, want %d", failures, want)
 		}
-		wantProblem(t, k.Publisher, "404 Not Found")
+		wantProblem(t, k.publisher, "404 Not Found")
 	}
-	c.Update(func(c *apiservertest.Server) { c.Configuration = apiservertest.NewConfiguration() })
+	c.update(func(c *testAPI) { c.configuration = newConfiguration() })
 	if failures := k.look(); failures != 0 {
 		t.Errorf("%d failures", failures)
 	}
-	wantPublished(t, k.Publisher, c, ca)
+	wantPublished(t, k.publisher, c, ca)
 	if warnings := strings.Count(k.log.String(), "level=WARN"); warnings != 1 {
 		t.Errorf("%d warnings, want 1:\n%s", warnings, k.log)
 	}
@@ -186,14 +180,14 @@ func TestConfigurationDeletedAndAppliedAgain(t *testing.T) {
 // An API server that cannot be asked does not call the webhook either; what is
 // published stays so.
 func TestAPIServerThatDoesNotAnswerTakesNothingAway(t *testing.T) {
-	c := apiservertest.New(t)
+	c := newTestAPI(t)
 	ca := newCA(t, time.Hour)
 	k, _ := keep(t, c, ca)
-	c.Update(func(c *apiservertest.Server) { c.Token = "second-token" })
+	c.update(func(c *testAPI) { c.token = "second-token" })
 	if failures := k.look(); failures != 1 {
 		t.Errorf("%d failures, want 1", failures)
 	}
-	wantPublished(t, k.Publisher, c, ca)
+	wantPublished(t, k.publisher, c, ca)
 	if warnings := strings.Count(k.log.String(), "level=WARN"); warnings != 1 {
 		t.Errorf("%d warnings, want 1:\n%s", warnings, k.log)
 	}
@@ -201,7 +195,7 @@ func TestAPIServerThatDoesNotAnswerTakesNothingAway(t *testing.T) {
 
 // TestReplicasDoNotFight: each has a CA of its own, and all of them stay.
 func TestReplicasDoNotFight(t *testing.T) {
-	c := apiservertest.New(t)
+	c := newTestAPI(t)
 	var replicas []*keeper
 	var cas [][]byte
 	const all = 8
@@ -210,16 +204,16 @@ func TestReplicasDoNotFight(t *testing.T) {
 		k, _ := keep(t, c, ca)
 		replicas, cas = append(replicas, k), append(cas, ca)
 	}
-	version := c.Configuration.ResourceVersion
+	version := c.configuration.ResourceVersion
 	for _, k := range replicas {
 		if failures := k.look(); failures != 0 {
 			t.Errorf("%d failures", failures)
 		}
 	}
 	for i, k := range replicas {
-		wantPublished(t, k.Publisher, c, cas[i])
+		wantPublished(t, k.publisher, c, cas[i])
 	}
-	if got := c.Configuration.ResourceVersion; got != version {
+	if got := c.configuration.ResourceVersion; got != version {
 		t.Errorf("a replica wrote once more: version %s, then %s", version, got)
 	}
 
@@ -231,7 +225,7 @@ func TestReplicasDoNotFight(t *testing.T) {
 	for i := range all - 1 {
 		want = append(want, cas[all-1-i]...)
 	}
-	if got := c.Configuration.Webhooks[0].ClientConfig.CABundle; !bytes.Equal(got, want) {
+	if got := c.configuration.Webhooks[0].ClientConfig.CABundle; !bytes.Equal(got, want) {
 		t.Errorf("the caBundle is\n%s, want\n%s", got, want)
 	}
 }
@@ -245,10 +239,10 @@ func TestWhatIsNoLongerGoodIsDropped(t *testing.T) {
 		"nothing yet": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := apiservertest.New(t)
-			c.Configuration.Webhooks[0].ClientConfig.CABundle = bundle
+			c := newTestAPI(t)
+			c.configuration.Webhooks[0].ClientConfig.CABundle = bundle
 			publish(t, c, ca)
-			if got := c.Configuration.Webhooks[0].ClientConfig.CABundle; !bytes.Equal(got, ca) {
+			if got := c.configuration.Webhooks[0].ClientConfig.CABundle; !bytes.Equal(got, ca) {
 				t.Errorf("the caBundle is %q", got)
 			}
 		})
@@ -257,54 +251,54 @@ func TestWhatIsNoLongerGoodIsDropped(t *testing.T) {
 
 func TestPublisherTriesUntilItSucceeds(t *testing.T) {
 	for name, test := range map[string]struct {
-		broken, repaired func(*apiservertest.Server)
+		broken, repaired func(*testAPI)
 		says             string
 	}{
 		"no configuration yet": {
-			func(c *apiservertest.Server) { c.Configuration = nil },
-			func(c *apiservertest.Server) { c.Configuration = apiservertest.NewConfiguration() },
+			func(c *testAPI) { c.configuration = nil },
+			func(c *testAPI) { c.configuration = newConfiguration() },
 			"404 Not Found",
 		},
 		"no webhook in it": {
-			func(c *apiservertest.Server) { c.Configuration.Webhooks = nil },
-			func(c *apiservertest.Server) { c.Configuration.Webhooks = apiservertest.NewConfiguration().Webhooks },
+			func(c *testAPI) { c.configuration.Webhooks = nil },
+			func(c *testAPI) { c.configuration.Webhooks = newConfiguration().Webhooks },
 			"apply the manifests again",
 		},
 		"token not valid": {
-			func(c *apiservertest.Server) { c.Token = "second-token" },
-			func(c *apiservertest.Server) { c.Mount(t, "token", "second-token") },
+			func(c *testAPI) { c.token = "second-token" },
+			func(c *testAPI) { c.mount(t, "token", "second-token") },
 			"401 Unauthorized",
 		},
 		"changed in between": {
-			func(c *apiservertest.Server) { c.BeforePatch = func() { c.Configuration.Labels["a"] = "c" } },
-			func(*apiservertest.Server) {},
+			func(c *testAPI) { c.beforePatch = func() { c.configuration.Labels["a"] = "c" } },
+			func(*testAPI) {},
 			"409 Conflict",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := apiservertest.New(t)
-			c.Update(test.broken)
+			c := newTestAPI(t)
+			c.update(test.broken)
 			ca := newCA(t, time.Hour)
 			k, failures := keep(t, c, ca)
 			if failures != 1 {
 				t.Errorf("%d failures, want 1", failures)
 			}
-			wantProblem(t, k.Publisher, test.says)
+			wantProblem(t, k.publisher, test.says)
 			if name != "changed in between" {
 				// The same again is not logged again.
 				if failures := k.look(); failures != 2 {
 					t.Errorf("%d failures, want 2", failures)
 				}
 			}
-			c.Update(test.repaired)
+			c.update(test.repaired)
 			if failures := k.look(); failures != 0 {
 				t.Errorf("%d failures, want 0", failures)
 			}
-			if err := k.Problem(); err != nil {
+			if err := k.status(); err != nil {
 				t.Error(err)
 			}
 			log := k.log
-			if got := c.Configuration.Webhooks[1].ClientConfig.CABundle; !bytes.Equal(got, ca) {
+			if got := c.configuration.Webhooks[1].ClientConfig.CABundle; !bytes.Equal(got, ca) {
 				t.Errorf("the caBundle is %q", got)
 			}
 			if warnings := strings.Count(log.String(), "level=WARN"); warnings != 1 {
@@ -325,21 +319,21 @@ func TestOnlyTheAPIServerGetsTheToken(t *testing.T) {
 	defer thief.Close()
 
 	t.Run("not trusted", func(t *testing.T) {
-		c := apiservertest.New(t)
-		c.Handle(thief.Config.Handler)
-		c.Mount(t, "ca.crt", string(newCA(t, time.Hour)))
+		c := newTestAPI(t)
+		c.handle(thief.Config.Handler)
+		c.mount(t, "ca.crt", string(newCA(t, time.Hour)))
 		k, _ := keep(t, c, newCA(t, time.Hour))
-		wantProblem(t, k.Publisher, "certificate")
-		if stolen != "" || strings.Contains(k.log.String(), c.Token) {
+		wantProblem(t, k.publisher, "certificate")
+		if stolen != "" || strings.Contains(k.log.String(), c.token) {
 			t.Errorf("a server with another CA got %q; log %s", stolen, k.log)
 		}
 	})
 	t.Run("redirected", func(t *testing.T) {
-		c := apiservertest.New(t)
-		c.Handle(http.RedirectHandler(thief.URL, http.StatusTemporaryRedirect))
+		c := newTestAPI(t)
+		c.handle(http.RedirectHandler(thief.URL, http.StatusTemporaryRedirect))
 		k, _ := keep(t, c, newCA(t, time.Hour))
-		wantProblem(t, k.Publisher, "307")
-		if stolen != "" || strings.Contains(k.log.String(), c.Token) {
+		wantProblem(t, k.publisher, "307")
+		if stolen != "" || strings.Contains(k.log.String(), c.token) {
 			t.Errorf("the redirection's target got %q; log %s", stolen, k.log)
 		}
 	})
@@ -348,21 +342,21 @@ func TestOnlyTheAPIServerGetsTheToken(t *testing.T) {
 func TestOutsideOfAPodIsAnError(t *testing.T) {
 	nothing := func(string) string { return "" }
 	for name, test := range map[string]struct {
-		prepare func(c *apiservertest.Server) func(string) string
+		prepare func(c *testAPI) func(string) string
 		says    string
 	}{
-		"no environment": {func(*apiservertest.Server) func(string) string { return nothing }, "KUBERNETES_SERVICE_HOST"},
-		"no token mounted": {func(c *apiservertest.Server) func(string) string {
-			if err := os.RemoveAll(c.Folder); err != nil {
+		"no environment": {func(*testAPI) func(string) string { return nothing }, "KUBERNETES_SERVICE_HOST"},
+		"no token mounted": {func(c *testAPI) func(string) string {
+			if err := os.RemoveAll(c.folder); err != nil {
 				t.Fatal(err)
 			}
-			return c.Getenv
+			return c.getenv
 		}, "automountServiceAccountToken"},
-		"no CA": {func(c *apiservertest.Server) func(string) string { c.Mount(t, "ca.crt", "x"); return c.Getenv }, "ca.crt has no certificate"},
+		"no CA": {func(c *testAPI) func(string) string { c.mount(t, "ca.crt", "x"); return c.getenv }, "ca.crt has no certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := apiservertest.New(t)
-			_, err := NewPublisher("imds-webhook", test.prepare(c), c.Folder, slog.New(slog.DiscardHandler))
+			c := newTestAPI(t)
+			_, err := newPublisher(nil, nil, podEnvironment{test.prepare(c), c.folder}, slog.New(slog.DiscardHandler))
 			if err == nil || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("error %v does not say %s", err, test.says)
 			}

@@ -1,4 +1,4 @@
-package certificate
+package main
 
 import (
 	"bytes"
@@ -17,17 +17,15 @@ import (
 	"time"
 )
 
-const service = "imds-webhook.kubevirt-imds.svc"
-
 // issued is a certificate with its key.
 type issued struct {
 	*x509.Certificate
 	key *ecdsa.PrivateKey
 }
 
-// issue makes a certificate; signer nil: it signs itself. change may change what is
+// sign makes a certificate; signer nil: it signs itself. change may change what is
 // asked for.
-func issue(t *testing.T, name string, signer *issued, change func(*x509.Certificate)) *issued {
+func sign(t *testing.T, name string, signer *issued, change func(*x509.Certificate)) *issued {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -61,7 +59,7 @@ func ca(template *x509.Certificate) {
 }
 
 func serving(template *x509.Certificate) {
-	template.DNSNames = []string{service}
+	template.DNSNames = []string{serviceName}
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 }
 
@@ -91,8 +89,8 @@ func (i *issued) keyPEM(t *testing.T) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
-// handshake has a client that trusts roots call service, as the API server does.
-func handshake(t *testing.T, c *chain, roots *x509.CertPool) error {
+// handshakeWith has a client that trusts roots call serviceName, as the API server does.
+func handshakeWith(t *testing.T, c *chain, roots *x509.CertPool) error {
 	t.Helper()
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{c.certificate}, MinVersion: tls.VersionTLS13})
 	if err != nil {
@@ -110,17 +108,17 @@ func handshake(t *testing.T, c *chain, roots *x509.CertPool) error {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	return tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: service}).Handshake()
+	return tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: serviceName}).Handshake()
 }
 
 // TestRefusalIsTheClients compares the verdict with that of a client that trusts the
 // root: what it refuses has a reason, and what it accepts has none.
 func TestRefusalIsTheClients(t *testing.T) {
-	root, another := issue(t, "root", nil, ca), issue(t, "another root", nil, ca)
-	intermediate := issue(t, "intermediate", root, ca)
-	old := issue(t, "old intermediate", root, all(ca, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }))
-	leaf := issue(t, "leaf", root, serving)
-	lower := issue(t, "leaf", intermediate, serving)
+	root, another := sign(t, "root", nil, ca), sign(t, "another root", nil, ca)
+	intermediate := sign(t, "intermediate", root, ca)
+	old := sign(t, "old intermediate", root, all(ca, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }))
+	leaf := sign(t, "leaf", root, serving)
+	lower := sign(t, "leaf", intermediate, serving)
 
 	for name, test := range map[string]struct {
 		file []*issued
@@ -133,40 +131,40 @@ func TestRefusalIsTheClients(t *testing.T) {
 		"with another root": {file: []*issued{leaf, another}},
 		"with intermediate": {file: []*issued{lower, intermediate}},
 		"in any order":      {file: []*issued{lower, root, intermediate}},
-		"any usage":         {file: []*issued{issue(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.ExtKeyUsage = nil }))}},
-		"wildcard":          {file: []*issued{issue(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.DNSNames = []string{"*.kubevirt-imds.svc"} }))}},
+		"any usage":         {file: []*issued{sign(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.ExtKeyUsage = nil }))}},
+		"wildcard":          {file: []*issued{sign(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.DNSNames = []string{"*.kubevirt-imds.svc"} }))}},
 
-		"expired": {file: []*issued{issue(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }))},
+		"expired": {file: []*issued{sign(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }))},
 			says: []string{`"CN=leaf"`, "renew it"}},
-		"not yet": {file: []*issued{issue(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }))},
+		"not yet": {file: []*issued{sign(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }))},
 			says: []string{`"CN=leaf"`, "clock"}},
-		"no name": {file: []*issued{issue(t, "", root, all(serving, func(c *x509.Certificate) { c.DNSNames = nil }))},
-			says: []string{"not valid for any names", "subject alternative name " + service}},
-		"common name only": {file: []*issued{issue(t, service, root, all(serving, func(c *x509.Certificate) { c.DNSNames = nil }))},
-			says: []string{"Common Name", "subject alternative name " + service}},
-		"another name": {file: []*issued{issue(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.DNSNames = []string{"imds-webhook.infra.svc"} }))},
-			says: []string{"imds-webhook.infra.svc", "subject alternative name " + service}},
-		"for clients only": {file: []*issued{issue(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }))},
+		"no name": {file: []*issued{sign(t, "", root, all(serving, func(c *x509.Certificate) { c.DNSNames = nil }))},
+			says: []string{"not valid for any names", "subject alternative name " + serviceName}},
+		"common name only": {file: []*issued{sign(t, serviceName, root, all(serving, func(c *x509.Certificate) { c.DNSNames = nil }))},
+			says: []string{"Common Name", "subject alternative name " + serviceName}},
+		"another name": {file: []*issued{sign(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.DNSNames = []string{"imds-webhook.infra.svc"} }))},
+			says: []string{"imds-webhook.infra.svc", "subject alternative name " + serviceName}},
+		"for clients only": {file: []*issued{sign(t, "leaf", root, all(serving, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }))},
 			says: []string{"incompatible key usage", "serverAuth"}},
-		"intermediate expired": {file: []*issued{issue(t, "leaf", old, serving), old}, says: []string{`"CN=old intermediate"`, "renew it"}},
+		"intermediate expired": {file: []*issued{sign(t, "leaf", old, serving), old}, says: []string{`"CN=old intermediate"`, "renew it"}},
 		"intermediate missing": {file: []*issued{lower}, says: []string{"unknown authority", "intermediate"}, unseen: true},
-		"of another CA":        {file: []*issued{issue(t, "leaf", another, serving), another}, says: []string{"unknown authority", "ca.crt"}, unseen: true},
+		"of another CA":        {file: []*issued{sign(t, "leaf", another, serving), another}, says: []string{"unknown authority", "ca.crt"}, unseen: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, err := parse(pemOf(test.file...), test.file[0].keyPEM(t), pemOf(root))
+			c, err := parseChain(pemOf(test.file...), test.file[0].keyPEM(t), pemOf(root))
 			if err != nil {
 				t.Fatal(err)
 			}
-			client := handshake(t, c, poolOf(root.Certificate))
+			client := handshakeWith(t, c, poolOf(root.Certificate))
 			if (client == nil) != (test.says == nil) {
 				t.Fatalf("the client says %v", client)
 			}
-			wantRefusal(t, "with ca.crt", c.refusal(service, time.Now()), test.says)
+			wantRefusal(t, "with ca.crt", c.refusal(serviceName, time.Now()), test.says)
 			c.roots = nil
 			if test.unseen {
 				test.says = nil
 			}
-			wantRefusal(t, "without", c.refusal(service, time.Now()), test.says)
+			wantRefusal(t, "without", c.refusal(serviceName, time.Now()), test.says)
 		})
 	}
 }
@@ -185,35 +183,35 @@ func wantRefusal(t *testing.T, what string, got error, says []string) {
 
 // TestSameProblemHasTheSameText: each is logged once.
 func TestSameProblemHasTheSameText(t *testing.T) {
-	leaf := issue(t, "leaf", nil, serving)
-	c, err := parse(pemOf(leaf), leaf.keyPEM(t), nil)
+	leaf := sign(t, "leaf", nil, serving)
+	c, err := parseChain(pemOf(leaf), leaf.keyPEM(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	one, two := c.refusal(service, time.Now().Add(2*time.Hour)), c.refusal(service, time.Now().Add(3*time.Hour))
+	one, two := c.refusal(serviceName, time.Now().Add(2*time.Hour)), c.refusal(serviceName, time.Now().Add(3*time.Hour))
 	if one == nil || two == nil || one.Error() != two.Error() {
 		t.Errorf("%v, then %v", one, two)
 	}
 }
 
 func TestRootBeforeLeaf(t *testing.T) {
-	root := issue(t, "root", nil, ca)
-	leaf := issue(t, "leaf", root, serving)
-	_, err := parse(pemOf(root, leaf), leaf.keyPEM(t), nil)
+	root := sign(t, "root", nil, ca)
+	leaf := sign(t, "leaf", root, serving)
+	_, err := parseChain(pemOf(root, leaf), leaf.keyPEM(t), nil)
 	wantRefusal(t, "root first", err, []string{"certificate 2", "put the serving certificate first"})
-	_, err = parse(pemOf(root, leaf), issue(t, "other", nil, serving).keyPEM(t), nil)
+	_, err = parseChain(pemOf(root, leaf), sign(t, "other", nil, serving).keyPEM(t), nil)
 	wantRefusal(t, "key of none", err, []string{"private key does not match", "belong together"})
-	_, err = parse(bytes.ToLower(pemOf(leaf)), leaf.keyPEM(t), nil)
+	_, err = parseChain(bytes.ToLower(pemOf(leaf)), leaf.keyPEM(t), nil)
 	wantRefusal(t, "no PEM", err, []string{"must be PEM"})
 }
 
 // TestCAFileWithoutACertificate: cert-manager writes an empty one where the issuer
 // does not say its CA.
 func TestCAFileWithoutACertificate(t *testing.T) {
-	leaf := issue(t, "leaf", issue(t, "root", nil, ca), serving)
-	c, err := parse(pemOf(leaf), leaf.keyPEM(t), []byte("\n"))
+	leaf := sign(t, "leaf", sign(t, "root", nil, ca), serving)
+	c, err := parseChain(pemOf(leaf), leaf.keyPEM(t), []byte("\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantRefusal(t, "empty ca.crt", c.refusal(service, time.Now()), nil)
+	wantRefusal(t, "empty ca.crt", c.refusal(serviceName, time.Now()), nil)
 }

@@ -1,20 +1,21 @@
-// Package jsonfuzz changes JSON objects for fuzz tests, at random and by the
-// patches under test: changed bytes are seldom JSON any more, changed values
-// always are.
-package jsonfuzz
+package review
 
 import (
 	"encoding/json"
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"testing"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// Mutate makes a few random changes in object. The same seed makes the same
-// changes. The strings are values that the program under test knows.
-func Mutate(object jsontree.Object, seed uint64, strings ...string) {
+// mutate makes a few random changes in object. The same seed makes the same
+// changes. The strings are values that the program under test knows. Changed bytes are
+// seldom JSON any more, changed values always are.
+func mutate(object jsontree.Object, seed uint64, strings ...string) {
 	m := mutator{rand.New(rand.NewPCG(seed, 0)), strings}
 	for range 1 + m.IntN(4) {
 		m.object(object)
@@ -98,4 +99,41 @@ func (m mutator) value() any {
 
 func (m mutator) string() string {
 	return m.strings[m.IntN(len(m.strings))]
+}
+
+// decode reads a JSON object; nil when the text is none.
+func decode(text []byte) jsontree.Object {
+	value, err := jsontree.Parse(text)
+	if err != nil {
+		return nil
+	}
+	object, _ := value.Tree().(jsontree.Object)
+	return object
+}
+
+// patchedBy returns what the API server makes of an object by a JSON patch, which
+// another implementation than ours applies.
+func patchedBy(t testing.TB, object jsontree.Object, operations []jsontree.Operation) jsontree.Object {
+	t.Helper()
+	before, err := json.Marshal(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(operations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	patch, err := jsonpatch.DecodePatch(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	patched, err := patch.Apply(before)
+	if err != nil {
+		t.Fatalf("%s does not apply: %v", text, err)
+	}
+	after := decode(patched)
+	if after == nil {
+		t.Fatalf("patched, it is no object: %s", patched)
+	}
+	return after
 }

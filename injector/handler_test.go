@@ -1,4 +1,4 @@
-package admission
+package main
 
 import (
 	"encoding/json"
@@ -13,14 +13,15 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+	"github.com/example/kubevirt-imds/injector/internal/review"
 )
 
-// answer sends a minimal request to a handler over HTTP. It returns the response,
+// answerOf sends a minimal request to a handler over HTTP. It returns the response,
 // or the text of an HTTP error, and the log.
-func answer(t *testing.T, review Review) (*admissionv1.AdmissionResponse, string, string) {
+func answerOf(t *testing.T, decide review.Func) (*admissionv1.AdmissionResponse, string, string) {
 	t.Helper()
 	log := new(strings.Builder)
-	server := httptest.NewServer(NewServer(slog.New(slog.NewTextHandler(log, nil))).Handler(review))
+	server := httptest.NewServer(newAdmission(slog.New(slog.NewTextHandler(log, nil))).handler(decide))
 	defer server.Close()
 	response, err := http.Post(server.URL, "application/json", strings.NewReader(
 		`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u-1","namespace":"tenant-a","object":{}}}`))
@@ -48,21 +49,21 @@ func answer(t *testing.T, review Review) (*admissionv1.AdmissionResponse, string
 // The failurePolicy decides about them: a repairing webhook must not refuse.
 func TestFaultsAreHTTPErrorsAndLogged(t *testing.T) {
 	for name, test := range map[string]struct {
-		review  Review
+		decide  review.Func
 		message string
 		logged  string
 	}{
-		"error": {func(*Request) (Verdict, error) { return Allow(), errors.New("no patches") },
+		"error": {func(*review.Request) (review.Verdict, error) { return review.Allow(), errors.New("no patches") },
 			"internal error: no patches: see the log of imds-webhook", "no patches"},
-		"panic": {func(*Request) (Verdict, error) { panic("at the disco") },
+		"panic": {func(*review.Request) (review.Verdict, error) { panic("at the disco") },
 			"internal error: panic: at the disco: see the log of imds-webhook", "handler_test.go"},
-		"patch that cannot be encoded": {func(*Request) (Verdict, error) {
+		"patch that cannot be encoded": {func(*review.Request) (review.Verdict, error) {
 			var value any = func() {}
-			return Verdict{Allowed: true, Patch: []jsontree.Operation{{Op: "add", Value: &value}}}, nil
+			return review.Verdict{Allowed: true, Patch: []jsontree.Operation{{Op: "add", Value: &value}}}, nil
 		}, "internal error: json: ", "unsupported type"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			response, failure, log := answer(t, test.review)
+			response, failure, log := answerOf(t, test.decide)
 			if response != nil || !strings.HasPrefix(failure, "500 Internal Server Error: "+test.message) {
 				t.Errorf("got %+v, %s", response, failure)
 			}
@@ -74,11 +75,11 @@ func TestFaultsAreHTTPErrorsAndLogged(t *testing.T) {
 }
 
 func TestVerdicts(t *testing.T) {
-	response, _, log := answer(t, func(*Request) (Verdict, error) { return Deny("not here"), nil })
+	response, _, log := answerOf(t, func(*review.Request) (review.Verdict, error) { return review.Deny("not here"), nil })
 	if response.Allowed || response.Result.Code != http.StatusForbidden || response.Result.Message != "not here" || log != "" {
 		t.Errorf("refusal: %+v, log %s", response, log)
 	}
-	response, _, _ = answer(t, func(*Request) (Verdict, error) { return Allow("careful"), nil })
+	response, _, _ = answerOf(t, func(*review.Request) (review.Verdict, error) { return review.Allow("careful"), nil })
 	if !response.Allowed || response.Result != nil || response.Patch != nil || response.PatchType != nil || response.Warnings[0] != "careful" {
 		t.Errorf("pass: %+v", response)
 	}

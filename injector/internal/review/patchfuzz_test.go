@@ -1,20 +1,24 @@
-package patchset
+package review
 
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
 
 	"sigs.k8s.io/yaml"
 
-	"github.com/example/kubevirt-imds/injector/internal/jsonfuzz"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
 // FuzzPatch holds for whatever patch file there is beside the declared ones: it
 // is refused with a reason, or gives a set that can be applied. Nothing panics.
 func FuzzPatch(f *testing.F) {
 	var declared []string
+	patch := func(spec string) string { return "apiVersion: v1\nkind: Pod\nspec:\n" + spec }
 	for _, name := range []string{"10-imds-init.yaml", "20-imds-server.yaml"} {
 		text, err := os.ReadFile("../../../kustomize/sidecar/" + name)
 		if err != nil {
@@ -22,12 +26,14 @@ func FuzzPatch(f *testing.F) {
 		}
 		declared = append(declared, string(text))
 	}
-	seeds := append([]string{
+	seeds := []string{
 		patch("  $setElementOrder/initContainers:\n  - name: imds-server\n  initContainers:\n  - name: imds-server\n"),
 		patch("  containers:\n  - name: compute\n    $patch: delete\n"),
 		patch("  affinity: {$patch: replace, podAffinity: {}}\n  volumes:\n  - name: a\n    $retainKeys: [name, emptyDir]\n    emptyDir: {}\n"),
 		"apiVersion: v1\nkind: Pod\nmetadata: {annotations: {a: null}, labels: }\n",
-	}, declared...)
+		"apiVersion: v1\nkind: Pod\nmetadata: {annotations: {'': a}, labels: {'': b}}\n",
+		declared[0], declared[1],
+	}
 	for _, seed := range seeds {
 		f.Add(seed, uint64(0))
 		f.Add(seed, uint64(1))
@@ -38,7 +44,7 @@ func FuzzPatch(f *testing.F) {
 			if err := yaml.Unmarshal([]byte(text), &mutated); err != nil || mutated == nil {
 				return
 			}
-			jsonfuzz.Mutate(mutated, seed, "", "$patch", "delete", "replace", "merge", "$retainKeys",
+			mutate(mutated, seed, "", "$patch", "delete", "replace", "merge", "$retainKeys",
 				"$setElementOrder/initContainers", "$setElementOrder/volumes", "$deleteFromPrimitiveList/volumes",
 				"name", "env", "containers", "initContainers", "volumes", "imds-init", "compute", "sysctls", "securityContext")
 			encoded, err := json.Marshal(mutated)
@@ -47,16 +53,25 @@ func FuzzPatch(f *testing.F) {
 			}
 			text = string(encoded)
 		}
-		set := &Set{serverImage: image}
-		for _, text := range append(declared, text) {
-			if set.add("fuzz", []byte(text)) != nil {
-				return
+		dir := t.TempDir()
+		for i, text := range slices.Concat(declared, []string{text}) {
+			if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)+".yaml"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
 			}
 		}
-		if set.prove() != nil {
+		set, err := patchset.Open(dir, "registry.example/server:v1")
+		if err != nil {
 			return
 		}
+		pod, err := jsontree.Parse([]byte(`{"initContainers": [{"name": "a", "env": [{"name": "b"}]}], "volumes": [{"name": "c"}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		outline, err := set.Outline(nil, pod)
+		if err != nil {
+			t.Fatal(err)
+		}
 		// An error is as good as a pod here.
-		_, _ = set.Apply(object(t, "spec: {initContainers: [{name: a, env: [{name: b}]}], volumes: [{name: c}]}"))
+		_, _ = set.Apply(outline)
 	})
 }

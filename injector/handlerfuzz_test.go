@@ -1,4 +1,4 @@
-package admission
+package main
 
 import (
 	"bytes"
@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	admissionv1 "k8s.io/api/admission/v1"
+
+	"github.com/example/kubevirt-imds/injector/internal/review"
 )
 
 // FuzzHandler holds for whatever body there is: an answer of a kind that the
@@ -19,11 +21,11 @@ func FuzzHandler(f *testing.F) {
 	f.Add([]byte(`{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"1"}}`))
 	f.Add([]byte(`{"request":{"resource":7}}`))
 	f.Add([]byte(`[[[[`))
-	handler := NewServer(slog.New(slog.DiscardHandler)).Handler(func(request *Request) (Verdict, error) {
+	handler := newAdmission(slog.New(slog.DiscardHandler)).handler(func(request *review.Request) (review.Verdict, error) {
 		if request.Object == nil {
 			panic("no object")
 		}
-		return Allow(), nil
+		return review.Allow(), nil
 	})
 	f.Fuzz(func(t *testing.T, body []byte) {
 		request := httptest.NewRequest(http.MethodPost, "/mutate-pod", bytes.NewReader(body))

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// certificateSource gives the certificate for each TLS handshake. It reads the files
+// again when they have changed, and tells why the API server would refuse what is in
+// use.
+type certificateSource struct {
+	service           string // the DNS name that it must be for
+	certFile, keyFile string // empty: the certificate is fixed
+	where             string // before a message about the certificate
+	log               *slog.Logger
+
+	mu      sync.Mutex
+	current *chain // in use
+	newest  *chain // in the files
+	stamp   string // of the files read last
+	readErr error  // what is wrong with them
+	// What was logged last.
+	refused, unused report
+}
+
+// certificateFiles is a source of the certificate chain and the key in two PEM files,
+// for the DNS name service. A new pair that is wrong does not replace the last good
+// one. A file ca.crt beside the chain is what the API server trusts, as in the Secrets
+// of cert-manager.
+func certificateFiles(certFile, keyFile, service string, log *slog.Logger) (*certificateSource, error) {
+	s := &certificateSource{service: service, certFile: certFile, keyFile: keyFile, where: certFile + ": ", log: log}
+	if err := s.read(); err != nil {
+		return nil, err
+	}
+	s.current = s.newest
+	s.status(time.Now()) // logs what is wrong with it
+	return s, nil
+}
+
+// get is the GetCertificate of a tls.Config.
+func (s *certificateSource) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.renew(time.Now())
+	return &s.current.certificate, nil
+}
+
+// status says why the API server would refuse the certificate in use at now, and
+// why what is in the files is not in use.
+func (s *certificateSource) status(now time.Time) (refused, unused error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unused = s.renew(now)
+	if refused = s.current.refusal(s.service, now); refused != nil {
+		refused = fmt.Errorf("the API server would refuse the certificate: %s%w", s.where, refused)
+	}
+	if s.refused.isNew(refused) {
+		s.log.Error("not ready", "err", refused)
+	}
+	return refused, unused
+}
+
+// renew takes the certificate of the files into use when the API server would
+// accept it.
+func (s *certificateSource) renew(now time.Time) error {
+	if s.certFile == "" {
+		return nil
+	}
+	err := s.read()
+	if err == nil && s.newest != s.current {
+		if err = s.newest.refusal(s.service, now); err == nil {
+			s.current = s.newest
+			s.log.Info("renewed certificate is in use", "expires", s.current.parsed[0].NotAfter.UTC().Format(time.RFC3339))
+		} else {
+			err = fmt.Errorf("%s%w", s.where, err)
+		}
+	}
+	if s.unused.isNew(err) {
+		s.log.Error("renewed certificate is not used, the last good one stays", "err", err)
+	}
+	return err
+}
+
+// read reads the files again when they are not the ones that were read last. The
+// error is about the files as they are now.
+func (s *certificateSource) read() error {
+	paths := []string{s.certFile, s.keyFile}
+	caFile := filepath.Join(filepath.Dir(s.certFile), "ca.crt")
+	if _, err := os.Stat(caFile); !errors.Is(err, fs.ErrNotExist) {
+		paths = append(paths, caFile)
+	}
+	before, err := stampOf(paths...)
+	if err != nil {
+		return fmt.Errorf("%w: --tls-cert and --tls-key need the files of a TLS Secret", err)
+	}
+	if before == s.stamp {
+		return s.readErr
+	}
+	var content [3][]byte
+	for i, path := range paths {
+		if content[i], err = os.ReadFile(path); err != nil {
+			return err
+		}
+	}
+	if after, err := stampOf(paths...); err != nil || before != after {
+		return errors.New("the certificate's files change while they are read")
+	}
+	read, err := parseChain(content[0], content[1], content[2])
+	if err != nil {
+		err = fmt.Errorf("certificate %s with key %s: %w", s.certFile, s.keyFile, err)
+	} else {
+		s.newest = read
+	}
+	s.stamp, s.readErr = before, err
+	return err
+}
+
+// stampOf tells cheaply whether files have changed, by their inodes, sizes and
+// modification times. The kubelet replaces the files of a mounted Secret by moving a
+// symbolic link, so a change shows as another inode.
+func stampOf(paths ...string) (stamp string, err error) {
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", err
+		}
+		file := info.Sys().(*syscall.Stat_t)
+		stamp += fmt.Sprintln(path, file.Dev, file.Ino, file.Size, info.ModTime().UnixNano())
+	}
+	return stamp, nil
+}
+
+// report keeps the text of a problem, so that each is logged once.
+type report string
+
+// isNew reports whether err is a problem, and another one than before.
+func (r *report) isNew(err error) bool {
+	last := *r
+	if *r = ""; err != nil {
+		*r = report(err.Error())
+	}
+	return err != nil && *r != last
+}
+
+// chain is a serving certificate with what a client judges it by.
+type chain struct {
+	certificate tls.Certificate
+	parsed      []*x509.Certificate // the leaf first
+	roots       *x509.CertPool      // nil: what the API server trusts is not known
+}
+
+// parseChain reads a chain, its key and, unless it is empty, what the API server trusts.
+func parseChain(certificates, key, ca []byte) (*chain, error) {
+	pair, err := tls.X509KeyPair(certificates, key)
+	if err != nil {
+		if position := positionOfKey(certificates, key); position > 1 {
+			return nil, fmt.Errorf("the key belongs to certificate %d of the file: put the serving certificate first, and what signed it after it", position)
+		}
+		return nil, fmt.Errorf("%w: both must be PEM and belong together", err)
+	}
+	c := &chain{certificate: pair, roots: x509.NewCertPool()}
+	if !c.roots.AppendCertsFromPEM(ca) {
+		c.roots = nil
+	}
+	for i, der := range pair.Certificate {
+		parsed, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d of the file: %w", i+1, err)
+		}
+		c.parsed = append(c.parsed, parsed)
+	}
+	return c, nil
+}
+
+// positionOfKey says which certificate of a file the key belongs to, counted from
+// 1; 0: none.
+func positionOfKey(certificates, key []byte) int {
+	for position := 1; ; position++ {
+		block, rest := pem.Decode(certificates)
+		if block == nil {
+			return 0
+		}
+		if _, err := tls.X509KeyPair(pem.EncodeToMemory(block), key); err == nil {
+			return position
+		}
+		certificates = rest
+	}
+}
+
+// refusal says why a client that calls service at now would refuse the certificate,
+// and what to do about it.
+func (c *chain) refusal(service string, now time.Time) error {
+	// Without roots it cannot be told whether the chain leads to what the API server
+	// trusts. As far as it goes, it must be good.
+	attempts := []*x509.CertPool{poolOf(c.parsed[len(c.parsed)-1]), poolOf(c.parsed[0])}
+	if c.roots != nil {
+		attempts = []*x509.CertPool{c.roots}
+	}
+	var err error
+	for _, roots := range attempts {
+		_, err = c.parsed[0].Verify(x509.VerifyOptions{
+			DNSName: service, CurrentTime: now, Roots: roots, Intermediates: poolOf(c.parsed[1:]...),
+			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		})
+		var unknown x509.UnknownAuthorityError
+		if !errors.As(err, &unknown) {
+			break
+		}
+	}
+	return remedy(err, service)
+}
+
+func poolOf(certificates ...*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, certificate := range certificates {
+		pool.AddCert(certificate)
+	}
+	return pool
+}
+
+// remedy adds to the verdict on a certificate what to do about it.
+func remedy(err error, service string) error {
+	var invalid x509.CertificateInvalidError
+	var hostname x509.HostnameError
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		// Not err itself: it has the current time in it, and would be another
+		// problem at each look.
+		return fmt.Errorf("the certificate of %q is valid from %s to %s only: renew it, or set the node's clock", invalid.Cert.Subject,
+			invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
+	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
+		return fmt.Errorf("%w: issue it with the extended key usage serverAuth", err)
+	case errors.As(err, &hostname):
+		return fmt.Errorf("%w: issue it with the subject alternative name %s, by which the API server calls (--service)", err, service)
+	case errors.As(err, &unknown):
+		return fmt.Errorf("%w: ca.crt must hold the CA, and the file any intermediate certificates after its own", err)
+	}
+	return err
+}

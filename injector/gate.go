@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+)
+
+// gate bounds how many requests are read and reviewed at a time, and with it
+// the memory that they hold. Whoever waits gets in by how short a time the requests
+// of its host hold a place: the API server, whose requests take milliseconds, goes
+// before everybody that sends slowly, and before who is not known yet.
+type gate struct {
+	mu      sync.Mutex
+	free    int
+	waiting []*waiter // in the order of their arrival
+	// used and before are what is known of hosts, since then and for a while before.
+	used, before map[string]use
+	since        time.Time
+}
+
+// use is how many requests of a host held a place, and for how long together.
+type use struct {
+	requests int
+	held     time.Duration
+}
+
+type waiter struct {
+	host  string
+	enter chan bool // true: a place; false: none
+}
+
+const (
+	// maxWaiting is for what may hold a header, a stack and a stream's buffer each.
+	maxWaiting = 512
+	// useCounts is how long a host's use counts at least, and maxHosts how many are
+	// remembered.
+	useCounts = 10 * time.Second
+	maxHosts  = 4096
+	// unknownUse is taken for that of a host of which nothing is known.
+	unknownUse = 200 * time.Millisecond
+)
+
+var errBusy = errors.New("too many requests at a time: try again")
+
+func newGate(places int) *gate { return &gate{free: places, used: map[string]use{}} }
+
+// usual is how long a request of the host holds a place.
+func (g *gate) usual(host string) time.Duration {
+	for _, known := range []use{g.used[host], g.before[host]} {
+		if known.requests > 0 {
+			return known.held / time.Duration(known.requests)
+		}
+	}
+	return unknownUse
+}
+
+// enter waits for a place, which leave gives back. It is errBusy when too many
+// wait, most of them from this host.
+func (g *gate) enter(ctx context.Context, host string) (leave func(), err error) {
+	w := &waiter{host: host, enter: make(chan bool, 1)}
+	g.mu.Lock()
+	g.waiting = append(g.waiting, w)
+	if g.free > 0 {
+		g.free--
+		g.next()
+	} else if len(g.waiting) > maxWaiting {
+		g.turnAway()
+	}
+	g.mu.Unlock()
+
+	select {
+	case entered := <-w.enter:
+		if !entered {
+			return nil, errBusy
+		}
+	case <-ctx.Done():
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if i := slices.Index(g.waiting, w); i >= 0 {
+			g.waiting = slices.Delete(g.waiting, i, i+1)
+		} else if <-w.enter {
+			g.next()
+		}
+		return nil, ctx.Err()
+	}
+	begin := time.Now()
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		now := time.Now()
+		if now.Sub(g.since) > useCounts || len(g.used) >= maxHosts {
+			g.before, g.used, g.since = g.used, map[string]use{}, now
+		}
+		known := g.used[host]
+		g.used[host] = use{known.requests + 1, known.held + now.Sub(begin)}
+		g.next()
+	}, nil
+}
+
+// next gives a place that is free to who waits.
+func (g *gate) next() {
+	best := 0
+	for i, w := range g.waiting {
+		if g.usual(w.host) < g.usual(g.waiting[best].host) {
+			best = i
+		}
+	}
+	g.answer(best, true)
+}
+
+// turnAway refuses the newest of the host with the most that wait.
+func (g *gate) turnAway() {
+	count, last := map[string]int{}, 0
+	for i, w := range g.waiting {
+		if count[w.host]++; count[w.host] >= count[g.waiting[last].host] {
+			last = i
+		}
+	}
+	g.answer(last, false)
+}
+
+func (g *gate) answer(i int, enter bool) {
+	if len(g.waiting) == 0 {
+		g.free++
+		return
+	}
+	g.waiting[i].enter <- enter
+	g.waiting = slices.Delete(g.waiting, i, i+1)
+}

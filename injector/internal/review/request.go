@@ -1,0 +1,120 @@
+package review
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+)
+
+// Request is the part of an admission.k8s.io/v1 AdmissionRequest that reviews
+// need. The objects are text: typed objects would lose the fields that a newer
+// API has.
+type Request struct {
+	UID, Resource, SubResource, Namespace, Name, Operation string
+	// Username is who makes the request.
+	Username          string
+	Object, OldObject jsontree.Value
+}
+
+// maxText is more than any name, namespace, UID or ServiceAccount's user name has, in
+// bytes.
+const maxText = 512
+
+// ParseRequest reads an AdmissionReview.
+func ParseRequest(body []byte) (*Request, error) {
+	review, err := jsontree.Parse(body)
+	if err != nil {
+		return nil, fmt.Errorf("the body is not an AdmissionReview: %w", err)
+	}
+	top := review.Fields("kind", "apiVersion", "request")
+	if kind, version := top["kind"].String(), top["apiVersion"].String(); version != "admission.k8s.io/v1" || kind != "AdmissionReview" {
+		return nil, fmt.Errorf(
+			"%s of %s is not supported: set admissionReviewVersions to v1 in the webhook's configuration, so that it gets an AdmissionReview of admission.k8s.io/v1",
+			annotation.Quote(kind), annotation.Quote(version))
+	}
+	fields := top["request"].Fields("uid", "resource", "subResource", "namespace", "name", "operation", "userInfo", "object", "oldObject")
+	r := &Request{Object: fields["object"], OldObject: fields["oldObject"]}
+	for name, object := range map[string]jsontree.Value{"object": r.Object, "oldObject": r.OldObject} {
+		if !object.IsNull() && !object.IsObject() {
+			return nil, fmt.Errorf("request.%s is not an object", name)
+		}
+	}
+	fields["resource.resource"] = fields["resource"].Get("resource")
+	if user := fields["userInfo"].Get("username"); len(user) <= maxText {
+		r.Username = user.String()
+	}
+	for name, into := range map[string]*string{
+		"uid": &r.UID, "resource.resource": &r.Resource, "subResource": &r.SubResource, "namespace": &r.Namespace,
+		"name": &r.Name, "operation": &r.Operation,
+	} {
+		if len(fields[name]) > maxText {
+			return nil, fmt.Errorf("request.%s has more than %d bytes", name, maxText)
+		}
+		*into = fields[name].String()
+	}
+	if r.UID == "" {
+		return nil, errors.New("the AdmissionReview has no request with a uid")
+	}
+	return r, nil
+}
+
+// action names what is done to what, as in "UPDATE of virtualmachines/status".
+func (r *Request) action() string {
+	return strings.TrimSuffix(r.Operation+" of "+r.Resource+"/"+r.SubResource, "/")
+}
+
+// ObjectName is the name of the object, or what is known of it while the API
+// server has still to make the rest of it.
+func (r *Request) ObjectName() string {
+	metadata := r.Object.Get("metadata")
+	return cut(cmp.Or(metadata.Get("name").String(), metadata.Get("generateName").String(), r.Name), maxNameLength)
+}
+
+// cut bounds a tenant's text that is written somewhere, in bytes.
+func cut(text string, most int) string {
+	if len(text) > most {
+		text = text[:most] + "..."
+	}
+	return strings.ToValidUTF8(text, "?")
+}
+
+// isByKubeVirt reports whether one of KubeVirt's own controllers makes the
+// request. A tenant may give a ServiceAccount such a name; who does is refused
+// less, and gets no more.
+func (r *Request) isByKubeVirt() bool {
+	account, found := strings.CutPrefix(r.Username, "system:serviceaccount:")
+	_, name, _ := strings.Cut(account, ":")
+	return found && strings.HasPrefix(name, "kubevirt-")
+}
+
+// The operations of a Request that reviews act on.
+const (
+	Create = "CREATE"
+	Update = "UPDATE"
+)
+
+// Verdict is the answer to a Request.
+type Verdict struct {
+	Allowed bool
+	// Reason says why the object is refused; one sentence, for whoever ran
+	// kubectl apply.
+	Reason string
+	// Warnings are shown to the client of an allowed request.
+	Warnings []string
+	// Patch changes the object of an allowed request.
+	Patch []jsontree.Operation
+}
+
+// Allow lets the object pass as it is.
+func Allow(warnings ...string) Verdict { return Verdict{Allowed: true, Warnings: warnings} }
+
+// Deny refuses the object.
+func Deny(reason string) Verdict { return Verdict{Reason: reason} }
+
+// Func decides about one request. An error is a fault of ours, not of the
+// object: what becomes of that is for the failurePolicy to say.
+type Func func(*Request) (Verdict, error)

@@ -1,0 +1,174 @@
+package review
+
+import (
+	"encoding/json"
+	"math"
+	"regexp"
+	"strconv"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+	"github.com/example/kubevirt-imds/injector/internal/patchset"
+)
+
+// setTokens sets the lifetime of the tokens in the pod's token volume and adds
+// one token per audience, with the lifetime of the default token, at
+// audiences/0, audiences/1 and so on.
+func setTokens(pod jsontree.Object, meant annotations) error {
+	lifetime, audiences := meant.text(annotation.TokenExpirationSeconds), meant.text(annotation.TokenAudiences)
+	if lifetime == "" && audiences == "" {
+		return nil
+	}
+	projected, err := patchset.TokenProjection(pod)
+	if err != nil {
+		return err
+	}
+	sources := jsontree.Lookup[[]any](projected, "sources")
+	var seconds any
+	for _, element := range sources {
+		source, _ := element.(jsontree.Object)
+		token := jsontree.Lookup[jsontree.Object](source, "serviceAccountToken")
+		if token != nil && lifetime != "" {
+			token["expirationSeconds"] = json.Number(lifetime)
+		}
+		if seconds == nil {
+			seconds = token["expirationSeconds"]
+		}
+	}
+	if audiences != "" {
+		for i, audience := range annotation.Audiences(audiences) {
+			token := jsontree.Object{"audience": audience, "path": "audiences/" + strconv.Itoa(i)}
+			if seconds != nil {
+				token["expirationSeconds"] = seconds
+			}
+			sources = append(sources, jsontree.Object{"serviceAccountToken": token})
+		}
+	}
+	projected["sources"] = sources
+	return nil
+}
+
+// guaranteedCPU is both request and limit of a sidecar in a Guaranteed pod:
+// measured, it wires a guest in some milliseconds more than without a limit, and
+// answers the liveness probe within its time under any flood by the guest.
+const guaranteedCPU = "50m"
+
+// shown is what all of the pod's own containers say about a resource.
+type shown struct {
+	missing bool              // in one of them, the request or the limit
+	least   resource.Quantity // the least request, but for that of compute
+	ratio   float64           // the largest of a limit to its request
+}
+
+// readResources reads what the pod's own containers show of "cpu" and "memory", and
+// whether they are Guaranteed by the rule of the kubelet's QoS classes.
+func readResources(spec map[string]jsontree.Value) (all map[string]*shown, guaranteed bool) {
+	all, guaranteed = map[string]*shown{"cpu": {ratio: 1}, "memory": {ratio: 1}}, true
+	for _, list := range []string{"initContainers", "containers"} {
+		for container := range spec[list].Elements() {
+			containerName, resources := jsontree.Name(container), container.Get("resources")
+			if patchset.IsSidecar(containerName) {
+				continue
+			}
+			for name, s := range all {
+				request, hasRequest := readQuantity(resources.Get("requests", name))
+				limit, _ := readQuantity(resources.Get("limits", name))
+				guaranteed = guaranteed && !limit.IsZero() && (!hasRequest || request.Cmp(limit) == 0)
+				if request.IsZero() || limit.IsZero() {
+					s.missing = true
+					continue
+				}
+				s.ratio = max(s.ratio, limit.AsApproximateFloat64()/request.AsApproximateFloat64())
+				if containerName != "compute" && (s.least.IsZero() || request.Cmp(s.least) < 0) {
+					s.least = request
+				}
+			}
+		}
+	}
+	return all, guaranteed
+}
+
+// sane are the quantities that take no time to compare: "1e500000000" does.
+var sane = regexp.MustCompile(`^[0-9.]{1,20}([a-zA-Z]{0,2}|[eE][+-]?[0-9]{1,2})$`)
+
+func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
+	text, isText := value.Text()
+	if !isText {
+		text = string(value)
+	}
+	if !sane.MatchString(text) {
+		return resource.Quantity{}, false
+	}
+	quantity, err := resource.ParseQuantity(text)
+	return quantity, err == nil
+}
+
+// fitResources gives the sidecars requests and limits that the pod's own
+// containers show to be right. A Guaranteed pod, which KubeVirt wants for
+// dedicated CPUs, must stay one. In any other, a LimitRange that takes KubeVirt's
+// small containers must take the sidecars too: none requests less than they, and
+// no limit is a larger multiple of its request. What the pod does not show, such
+// as a LimitRange with nothing but a minimum, is for a patch file of the
+// operator's.
+func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInjected bool) {
+	own, guaranteed := readResources(spec)
+	if !guaranteed && (isInjected || own["cpu"].missing && own["memory"].missing) {
+		return
+	}
+	for _, list := range []string{"initContainers", "containers"} {
+		for _, name := range []string{patchset.InitContainer, patchset.ServerContainer} {
+			container := jsontree.Named(jsontree.Lookup[[]any](tree, "spec", list), name)
+			if container == nil {
+				continue
+			}
+			requests, errRequests := jsontree.Ensure(container, "resources", "requests")
+			limits, errLimits := jsontree.Ensure(container, "resources", "limits")
+			switch {
+			case errRequests != nil || errLimits != nil:
+			case guaranteed:
+				guarantee(requests, limits)
+			default:
+				own["cpu"].raise("cpu", requests, limits)
+				own["memory"].raise("memory", requests, limits)
+			}
+		}
+	}
+}
+
+func guarantee(requests, limits jsontree.Object) {
+	if requests["cpu"] != limits["cpu"] || limits["cpu"] == nil {
+		requests["cpu"], limits["cpu"] = guaranteedCPU, guaranteedCPU
+	}
+	if limits["memory"] != nil {
+		requests["memory"] = limits["memory"]
+	} else {
+		limits["memory"] = requests["memory"]
+	}
+}
+
+// raise raises a sidecar's request, and a limit that is then below it, to what the
+// pod's own containers show, all of which have a limit where a LimitRange or a quota
+// asks for one.
+func (s *shown) raise(name string, requests, limits jsontree.Object) {
+	request, errRequest := resource.ParseQuantity(jsontree.Lookup[string](requests, name))
+	limit, errLimit := resource.ParseQuantity(jsontree.Lookup[string](limits, name))
+	if s.missing || errRequest != nil || errLimit != nil {
+		return // in the sidecar, the operator's patches leave it out
+	}
+	byRatio := resource.NewMilliQuantity(int64(math.Ceil(float64(limit.MilliValue())/s.ratio)), limit.Format)
+	if name == "memory" {
+		byRatio = resource.NewQuantity(int64(math.Ceil(float64(limit.Value())/s.ratio)), limit.Format)
+	}
+	wanted := request
+	for _, least := range []resource.Quantity{s.least, *byRatio} {
+		if least.Cmp(wanted) > 0 {
+			wanted = least
+			requests[name] = wanted.String()
+		}
+	}
+	if wanted.Cmp(limit) > 0 {
+		limits[name] = wanted.String()
+	}
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// configurationName is the name of the webhook's MutatingWebhookConfiguration.
+const configurationName = "imds-webhook"
+const configurationPath = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/" + configurationName
+
+// publisher makes the API server trust a webhook that issues its own certificate:
+// it writes the CA into the MutatingWebhookConfiguration, and again whenever
+// somebody has replaced the configuration by one without it.
+//
+// It asks every few seconds. A watch would see a change at once, but takes two more
+// verbs, and more code than one object is worth. A nil publisher does nothing:
+// cert-manager or the operator publishes the CA.
+type publisher struct {
+	ca []byte // PEM
+	// pause tells how long to wait after an attempt: failures is the number of
+	// those that failed since the last that did not.
+	pause     func(failures int) <-chan time.Time
+	url       string
+	tokenFile string
+	client    *http.Client
+	log       *slog.Logger
+
+	mu       sync.Mutex
+	problem  error  // nil while the CA is there, as far as is known
+	reported report // the last failure that was logged
+}
+
+// newPublisher finds the API server and the right to speak to it in the pod's
+// environment. It does not connect yet.
+func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironment, log *slog.Logger) (*publisher, error) {
+	host, port := pod.getenv("KUBERNETES_SERVICE_HOST"), pod.getenv("KUBERNETES_SERVICE_PORT")
+	if host == "" || port == "" {
+		return nil, errors.New("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: run in a pod")
+	}
+	caFile := filepath.Join(pod.serviceAccountFolder, "ca.crt")
+	trusted, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fmt.Errorf("%w: set automountServiceAccountToken on the pod", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(trusted) {
+		return nil, fmt.Errorf("%s has no certificate in it", caFile)
+	}
+	return &publisher{
+		ca: ca, pause: pause, log: log, problem: errors.New("not tried yet"),
+		url:       "https://" + net.JoinHostPort(host, port) + configurationPath,
+		tokenFile: filepath.Join(pod.serviceAccountFolder, "token"),
+		client: &http.Client{
+			// No proxy from the environment, and no redirection: the token is for
+			// the API server alone.
+			Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			Timeout:       10 * time.Second,
+		},
+	}, nil
+}
+
+// status says why the CA is not in the configuration; nil while it is. An API
+// server that does not answer takes nothing away.
+func (p *publisher) status() error {
+	if p == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.problem == nil {
+		return nil
+	}
+	return fmt.Errorf("the CA is not in MutatingWebhookConfiguration %s: %w", configurationName, p.problem)
+}
+
+// run keeps the CA in the configuration until ctx ends.
+func (p *publisher) run(ctx context.Context) {
+	if p == nil {
+		return
+	}
+	for failures := 0; ; {
+		written, known, err := p.write(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		p.mu.Lock()
+		if failures++; err == nil {
+			failures = 0
+			if written || p.problem != nil {
+				p.log.Info("CA published", "configuration", configurationName)
+			}
+		}
+		if known || p.problem != nil {
+			p.problem = err
+		}
+		if p.reported.isNew(err) {
+			p.log.Warn("CA not published, trying again", "configuration", configurationName, "err", err)
+		}
+		p.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.pause(failures):
+		}
+	}
+}
+
+// configuration is the part of a MutatingWebhookConfiguration that is read and
+// written here.
+type configuration struct {
+	Metadata struct {
+		ResourceVersion string `json:"resourceVersion"`
+	} `json:"metadata"`
+	Webhooks []struct {
+		Name         string `json:"name"`
+		ClientConfig struct {
+			CABundle []byte `json:"caBundle"` // base64 in JSON
+		} `json:"clientConfig"`
+	} `json:"webhooks"`
+}
+
+// write reads the configuration, and writes the CA to every webhook in it that has it
+// not. The resourceVersion makes the API server refuse when somebody else was faster.
+// An error is known when it tells that the CA is not there.
+func (p *publisher) write(ctx context.Context) (written, known bool, err error) {
+	var current configuration
+	if code, err := p.ask(ctx, http.MethodGet, "", nil, &current); err != nil {
+		return false, code == http.StatusNotFound, err
+	}
+	if len(current.Webhooks) == 0 {
+		return false, true, errors.New("there is no webhook in it: apply the manifests again")
+	}
+	for i := range current.Webhooks {
+		if bundle := &current.Webhooks[i].ClientConfig.CABundle; !bytes.Contains(*bundle, p.ca) {
+			*bundle, written = withOthers(p.ca, *bundle, time.Now()), true
+		}
+	}
+	if written {
+		// A strategic merge by the webhooks' names: all else stays as it is.
+		_, err = p.ask(ctx, http.MethodPatch, "?fieldManager=imds-webhook", &current, new(configuration))
+	}
+	return written, true, err
+}
+
+// ask sends a request about the configuration; an answer other than 200 is an error
+// with the API server's own reason.
+func (p *publisher) ask(ctx context.Context, method, query string, patch, answer *configuration) (code int, err error) {
+	var body bytes.Buffer
+	if patch != nil {
+		if err := json.NewEncoder(&body).Encode(patch); err != nil {
+			return 0, err
+		}
+	}
+	request, err := http.NewRequestWithContext(ctx, method, p.url+query, &body)
+	if err != nil {
+		return 0, err
+	}
+	// Read each time: the kubelet renews it.
+	token, err := os.ReadFile(p.tokenFile)
+	if err != nil {
+		return 0, err
+	}
+	request.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
+	request.Header.Set("Accept", "application/json")
+	request.Header.Set("Content-Type", "application/strategic-merge-patch+json")
+	response, err := p.client.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	decoder := json.NewDecoder(io.LimitReader(response.Body, maxObject))
+	where := method + " " + configurationPath + query
+	if response.StatusCode != http.StatusOK {
+		var status struct{ Message string }
+		reason := "no reason given"
+		if decoder.Decode(&status) == nil {
+			reason = fmt.Sprintf("%.300q", status.Message)
+		}
+		return response.StatusCode, fmt.Errorf("%s: %s: %s", where, response.Status, reason)
+	}
+	if err := decoder.Decode(answer); err != nil {
+		return response.StatusCode, fmt.Errorf("%s: the answer is not understood: %w", where, err)
+	}
+	return response.StatusCode, nil
+}
+
+// maxOthers is how many CAs stay beside the own one. It must not be fewer than the
+// other replicas that run at any time, during roll-outs too: each would write its CA
+// anew whenever another one pushes it out.
+const maxOthers = 7
+
+// withOthers returns ca followed by the newest certificates of bundle: other
+// replicas serve with a CA of their own, and one that this one replaces does until
+// its connections are drained. Those that have expired are dropped.
+func withOthers(ca, bundle []byte, now time.Time) []byte {
+	all := bytes.Clone(ca)
+	for others := 0; others < maxOthers; {
+		var block *pem.Block
+		if block, bundle = pem.Decode(bundle); block == nil {
+			break
+		}
+		if other, err := x509.ParseCertificate(block.Bytes); err == nil && now.Before(other.NotAfter) {
+			all = append(all, pem.EncodeToMemory(block)...)
+			others++
+		}
+	}
+	return all
+}
