@@ -73,7 +73,7 @@ kind-load cluster="kind": image
 # check all of it on a real Kubernetes, built from Go modules (root; once about 7 minutes); or: e2e guests, e2e kind
 e2e what='check' *ARGS:
     @case {{ what }} in check | guests | kind) ;; *) echo "just e2e {{ what }}: use check, guests or kind, and then options" >&2; exit 2 ;; esac
-    cd tools/e2e/conditions && go vet ./... && go test ./...
+    cd tools/e2e/conditions && go vet ./... && go test -count=1 ./...
     cd tools/e2e && go vet ./... && go test ./... && {{ if what == "kind" { "./kind.sh" } else { "go run . " + what } }} {{ ARGS }}
 
 # compare the hot paths with a reference in the same run

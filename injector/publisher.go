@@ -141,7 +141,7 @@ type configuration struct {
 func (p *publisher) write(ctx context.Context) (written, known bool, err error) {
 	var current configuration
 	if code, err := p.ask(ctx, http.MethodGet, "", nil, &current); err != nil {
-		return false, code == http.StatusNotFound, err
+		return false, code == http.StatusNotFound || code == http.StatusForbidden, err
 	}
 	if len(current.Webhooks) == 0 {
 		return false, true, errors.New("there is no webhook in it: apply the manifests again")

@@ -193,6 +193,17 @@ func TestAPIServerThatDoesNotAnswerTakesNothingAway(t *testing.T) {
 	}
 }
 
+// Somebody removed the rights with another installation: nothing can be published.
+func TestRightsThatAreGoneAreAProblem(t *testing.T) {
+	c := newTestAPI(t)
+	k, _ := keep(t, c, newCA(t, time.Hour))
+	c.handle(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"message":"forbidden"}`, http.StatusForbidden) }))
+	k.look()
+	if err := k.publisher.status(); err == nil || !strings.Contains(err.Error(), "forbidden") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestReplicasDoNotFight: each has a CA of its own, and all of them stay.
 func TestReplicasDoNotFight(t *testing.T) {
 	c := newTestAPI(t)

@@ -265,8 +265,8 @@ func TestAPIServerAsksOnlyAboutWhoAsked(t *testing.T) {
 			{"pod", contract.MutatePodPath, "Fail", "IfNeeded", "", "pods", []admissionregistrationv1.OperationType{create}},
 			{"virtualmachine", contract.MutateVirtualMachinePath, "Fail", "Never", "kubevirt.io", "virtualmachines", []admissionregistrationv1.OperationType{create, update}},
 			{"virtualmachineinstance", contract.MutateVirtualMachineInstancePath, "Fail", "IfNeeded", "kubevirt.io", "virtualmachineinstances", []admissionregistrationv1.OperationType{create, update}},
-			{"repair.virtualmachine", contract.MutateVirtualMachinePath, "Ignore", "Never", "kubevirt.io", "virtualmachines", []admissionregistrationv1.OperationType{create, update}},
-			{"repair.virtualmachineinstance", contract.MutateVirtualMachineInstancePath, "Ignore", "Never", "kubevirt.io", "virtualmachineinstances", []admissionregistrationv1.OperationType{update}},
+			{"repair.virtualmachine", contract.RepairVirtualMachinePath, "Ignore", "Never", "kubevirt.io", "virtualmachines", []admissionregistrationv1.OperationType{create, update}},
+			{"repair.virtualmachineinstance", contract.RepairVirtualMachineInstancePath, "Ignore", "Never", "kubevirt.io", "virtualmachineinstances", []admissionregistrationv1.OperationType{update}},
 		}
 		if len(r.configuration.Webhooks) != len(wants) {
 			t.Fatalf("%d webhooks, want %d", len(r.configuration.Webhooks), len(wants))

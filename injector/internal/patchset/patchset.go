@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
@@ -155,6 +156,9 @@ func (s *Set) prove() error {
 			case name == "compute":
 				continue
 			}
+			if err := check(list, element.(jsontree.Object)); err != nil {
+				return err
+			}
 			text, err := json.Marshal(element)
 			if err != nil {
 				return err
@@ -165,6 +169,30 @@ func (s *Set) prove() error {
 	_, err = TokenProjection(pod)
 	return err
 }
+
+// check says why the API server or the kubelet would not take an element that the
+// patches bring to every VM's pod, as far as it is a likely mistake.
+func check(list string, element jsontree.Object) error {
+	name := jsontree.Name(element)
+	switch {
+	case list == "volumes":
+		return nil
+	case strings.HasPrefix(name, "imds-") && !IsSidecar(name):
+		return fmt.Errorf("the container %s is no sidecar: want %s or %s, or another name", name, InitContainer, ServerContainer)
+	case list == "initContainers" && IsSidecar(name) && element["restartPolicy"] != "Always":
+		return fmt.Errorf("the init container %s has restartPolicy %v: the VM's own container would wait for its end: want Always", name, element["restartPolicy"])
+	}
+	for resource, text := range jsontree.Lookup[jsontree.Object](element, "resources", "requests") {
+		request, errRequest := quantity(text)
+		limit, errLimit := quantity(jsontree.Lookup[any](element, "resources", "limits", resource))
+		if errRequest == nil && errLimit == nil && request.Cmp(limit) > 0 {
+			return fmt.Errorf("the container %s requests %s of %s, more than its limit of %s", name, request.String(), resource, limit.String())
+		}
+	}
+	return nil
+}
+
+func quantity(value any) (resource.Quantity, error) { return resource.ParseQuantity(fmt.Sprint(value)) }
 
 // TokenProjection returns the "projected" object of the pod's token volume. It
 // has at least one source that is a serviceAccountToken.

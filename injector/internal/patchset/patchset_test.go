@@ -24,7 +24,9 @@ metadata:
 spec:
   initContainers:
   - name: imds-init
+    restartPolicy: Always
   - name: imds-server
+    restartPolicy: Always
   volumes:
   - name: imds-token
     projected:
@@ -32,6 +34,9 @@ spec:
       - serviceAccountToken:
           path: token
 `
+
+// sidecars are the two containers alone.
+const sidecars = "  initContainers:\n  - name: imds-init\n    restartPolicy: Always\n  - name: imds-server\n    restartPolicy: Always\n"
 
 // folder makes a folder of patch files from names and contents in turn.
 func folder(t *testing.T, namesAndContents ...string) string {
@@ -217,10 +222,13 @@ func TestWrongFilesNameFileFieldAndReason(t *testing.T) {
 
 func TestSetsThatLackSomething(t *testing.T) {
 	for want, dir := range map[string]string{
-		"no patch files in":                                      folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
-		"no patch brings the container imds-server":              folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n", "", 1)),
-		"no patch brings the volume imds-token":                  folder(t, "a.yaml", patch("  initContainers:\n  - name: imds-init\n  - name: imds-server\n")),
-		"volume imds-token has no projected serviceAccountToken": folder(t, "a.yaml", patch("  initContainers:\n  - name: imds-init\n  - name: imds-server\n  volumes:\n  - name: imds-token\n    emptyDir: {}\n")),
+		"no patch files in":                         folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
+		"no patch brings the container imds-server": folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n    restartPolicy: Always\n", "", 1)),
+		"no patch brings the volume imds-token":     folder(t, "a.yaml", patch(sidecars)),
+		"the container imds-servr is no sidecar: want imds-init or imds-server": folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-servr\n    env: []\n")),
+		"the init container imds-init has restartPolicy <nil>":                                     folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-init\n    restartPolicy: null\n")),
+		"the container imds-server requests 64Mi of memory, more than its limit of 32Mi":           folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    resources: {requests: {memory: 64Mi}, limits: {memory: 32Mi}}\n")),
+		"volume imds-token has no projected serviceAccountToken":                                   folder(t, "a.yaml", patch(sidecars+"  volumes:\n  - name: imds-token\n    emptyDir: {}\n")),
 	} {
 		if _, err := Open(dir, image); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
@@ -316,7 +324,7 @@ func TestAPatchMayStateTheOrderItself(t *testing.T) {
 `))
 	pod := patchedBy(t, dir, "{metadata: {}, spec: {initContainers: [{name: existing, image: own}]}}")
 	containers := jsontree.Lookup[[]any](pod, "spec", "initContainers")
-	if got, want := encoded(t, containers), `[{"image":"`+image+`","name":"imds-server"},{"image":"own","name":"existing"},{"image":"`+image+`","name":"imds-init"}]`; got != want {
+	if got, want := encoded(t, containers), `[{"image":"`+image+`","name":"imds-server","restartPolicy":"Always"},{"image":"own","name":"existing"},{"image":"`+image+`","name":"imds-init","restartPolicy":"Always"}]`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
@@ -327,7 +335,9 @@ func TestDirectiveReplacesAList(t *testing.T) {
   - name: any
     $patch: replace
   - name: imds-init
+    restartPolicy: Always
   - name: imds-server
+    restartPolicy: Always
 `))
 	pod := patchedBy(t, dir, "{metadata: {}, spec: {initContainers: [{name: existing}]}}")
 	if got := values(t, pod, "name", "spec", "initContainers"); got != "imds-init imds-server" {
@@ -480,7 +490,7 @@ func TestNullOfAFieldThatIsNotThere(t *testing.T) {
 	pod := applied(t, `{spec: {initContainers: [{name: existing, resources: {limits: {cpu: "1", memory: null}}, own: null}]}}`, dir)
 	containers := jsontree.Lookup[[]any](pod, "spec", "initContainers")
 	if got, want := encoded(t, containers), `[{"name":"existing","own":null,"resources":{"limits":{"memory":null}}},`+
-		`{"image":"`+image+`","name":"imds-init"},{"image":"`+image+`","name":"imds-server","resources":{"limits":{"memory":"32Mi"}}},`+
+		`{"image":"`+image+`","name":"imds-init","restartPolicy":"Always"},{"image":"`+image+`","name":"imds-server","resources":{"limits":{"memory":"32Mi"}},"restartPolicy":"Always"},`+
 		`{"image":"`+image+`","name":"new","resources":{"limits":{}}}]`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

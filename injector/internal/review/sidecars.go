@@ -59,6 +59,7 @@ const guaranteedCPU = "50m"
 type shown struct {
 	missing bool              // in one of them, the request or the limit
 	least   resource.Quantity // the least request, but for that of compute
+	most    resource.Quantity // the largest limit
 	ratio   float64           // the largest of a limit to its request
 }
 
@@ -79,6 +80,9 @@ func readResources(spec map[string]jsontree.Value) (all map[string]*shown, guara
 				if request.IsZero() || limit.IsZero() {
 					s.missing = true
 					continue
+				}
+				if limit.Cmp(s.most) > 0 {
+					s.most = limit
 				}
 				s.ratio = max(s.ratio, limit.AsApproximateFloat64()/request.AsApproximateFloat64())
 				if containerName != "compute" && (s.least.IsZero() || request.Cmp(s.least) < 0) {
@@ -108,8 +112,8 @@ func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
 // fitResources gives the sidecars requests and limits that the pod's own
 // containers show to be right. A Guaranteed pod, which KubeVirt wants for
 // dedicated CPUs, must stay one. In any other, a LimitRange that takes KubeVirt's
-// small containers must take the sidecars too: none requests less than they, and
-// no limit is a larger multiple of its request. What the pod does not show, such
+// small containers must take the sidecars too: none requests less than they, none has
+// a limit above the largest, and no limit is a larger multiple of its request. What the pod does not show, such
 // as a LimitRange with nothing but a minimum, is for a patch file of the
 // operator's.
 func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInjected bool) {
@@ -156,6 +160,10 @@ func (s *shown) raise(name string, requests, limits jsontree.Object) {
 	limit, errLimit := resource.ParseQuantity(jsontree.Lookup[string](limits, name))
 	if s.missing || errRequest != nil || errLimit != nil {
 		return // in the sidecar, the operator's patches leave it out
+	}
+	if limit.Cmp(s.most) > 0 {
+		limit = s.most
+		limits[name] = limit.String()
 	}
 	byRatio := resource.NewMilliQuantity(int64(math.Ceil(float64(limit.MilliValue())/s.ratio)), limit.Format)
 	if name == "memory" {

@@ -102,9 +102,11 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 func isOurCopy(object jsontree.Value, name string) (ours, known bool) {
 	theirs := false
 	for entry := range object.Get("metadata", "managedFields").Elements() {
-		if entry.Get("operation").String() == "Apply" {
+		// Who applies something else, such as a label, says nothing of the template.
+		template := entry.Get("fieldsV1", "f:spec", "f:template")
+		if entry.Get("operation").String() == "Apply" && template != nil {
 			known = true
-			theirs = theirs || entry.Get("fieldsV1", "f:spec", "f:template", "f:metadata", "f:annotations", "f:"+name) != nil
+			theirs = theirs || template.Get("f:metadata", "f:annotations", "f:"+name) != nil
 		}
 	}
 	last := object.Get("metadata", "annotations", "kubectl.kubernetes.io/last-applied-configuration").String()

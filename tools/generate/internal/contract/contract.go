@@ -22,6 +22,8 @@ const (
 	MutatePodPath                    = "/mutate-pod"
 	MutateVirtualMachinePath         = "/mutate-virtualmachine"
 	MutateVirtualMachineInstancePath = "/mutate-virtualmachineinstance"
+	RepairVirtualMachinePath         = "/repair-virtualmachine"
+	RepairVirtualMachineInstancePath = "/repair-virtualmachineinstance"
 )
 
 // Sidecar is a container that the webhook adds to a VM's pod.

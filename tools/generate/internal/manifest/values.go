@@ -33,6 +33,8 @@ func values(options Options) map[string]any {
 		"MutatePodPath":                    contract.MutatePodPath,
 		"MutateVirtualMachinePath":         contract.MutateVirtualMachinePath,
 		"MutateVirtualMachineInstancePath": contract.MutateVirtualMachineInstancePath,
+		"RepairVirtualMachinePath":         contract.RepairVirtualMachinePath,
+		"RepairVirtualMachineInstancePath": contract.RepairVirtualMachineInstancePath,
 
 		"AnnotationDomain":   annotation.Domain,
 		"AnnotationPrefix":   annotation.Prefix,
