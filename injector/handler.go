@@ -13,13 +13,13 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync/atomic"
-	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/review"
 )
 
@@ -36,11 +36,6 @@ const (
 
 	smallPlaces = 32
 	largePlaces = 2
-
-	// bodyTime and answerTime are how long a client may take to send the body,
-	// in a place that others wait for, and to take the answer.
-	bodyTime   = 2 * time.Second
-	answerTime = 2 * time.Second
 )
 
 // admission answers the API server's requests, with bounds on what they may cost
@@ -49,20 +44,27 @@ type admission struct {
 	log *slog.Logger
 	// small and large bound the bodies that are held.
 	small, large *gate
-	// reviews bounds the trees that are made of them.
-	reviews chan struct{}
+	// reviews are done by a few goroutines: that bounds the trees that are made of
+	// bodies, and their stacks need not grow for each request.
+	reviews chan func()
 }
 
 func newAdmission(log *slog.Logger) *admission {
-	return &admission{log: log, small: newGate(smallPlaces), large: newGate(largePlaces), reviews: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	a := &admission{log: log, small: newGate(smallPlaces), large: newGate(largePlaces), reviews: make(chan func())}
+	for range runtime.GOMAXPROCS(0) {
+		go func() {
+			for review := range a.reviews {
+				review()
+			}
+		}()
+	}
+	return a
 }
 
 // handler answers POST requests by what decide decides.
 func (a *admission) handler(decide review.Func) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer, status, err := a.answer(w, r, decide)
-		// A client that does not take the answer must not hold it for long.
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTime))
+		answer, status, err := a.answer(r, decide)
 		if err != nil {
 			a.log.Warn("request refused", "path", r.URL.Path, "remote", r.RemoteAddr, "status", status, "err", err)
 			http.Error(w, err.Error(), status)
@@ -79,7 +81,7 @@ func (a *admission) handler(decide review.Func) http.Handler {
 }
 
 // answer returns the answer, or the status and text of an HTTP error.
-func (a *admission) answer(w http.ResponseWriter, r *http.Request, decide review.Func) ([]byte, int, error) {
+func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, status int, err error) {
 	contentType := r.Header.Get("Content-Type")
 	if mediaType, _, err := mime.ParseMediaType(contentType); err != nil || mediaType != "application/json" {
 		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("content type %s is not supported: send application/json", annotation.Quote(contentType))
@@ -100,41 +102,39 @@ func (a *admission) answer(w http.ResponseWriter, r *http.Request, decide review
 	}
 	defer leave()
 
-	body, status, err := read(w, r)
-	if err != nil {
-		return nil, status, err
+	body := make([]byte, r.ContentLength)
+	switch _, err := io.ReadFull(r.Body, body); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, http.StatusRequestTimeout, errors.New("the body took too long")
+	case err != nil:
+		return nil, http.StatusBadRequest, fmt.Errorf("the body cannot be read: %w", err)
+	}
+	done := make(chan struct{})
+	work := func() {
+		defer close(done)
+		answer, status, err = a.review(r, body, decide)
 	}
 	select {
-	case a.reviews <- struct{}{}:
+	case a.reviews <- work:
+		<-done
+		return answer, status, err
 	case <-r.Context().Done():
 		return nil, http.StatusServiceUnavailable, r.Context().Err()
 	}
-	defer func() { <-a.reviews }()
+}
+
+// review answers the request in a body.
+func (a *admission) review(r *http.Request, body []byte, decide review.Func) (answer []byte, status int, err error) {
 	request, err := review.ParseRequest(body)
 	if err != nil {
 		return nil, http.StatusBadRequest, err
 	}
-	answer, err := a.respond(request, decide)
-	if err != nil {
+	if answer, err = a.respond(request, decide); err != nil {
 		// No verdict: the webhook's failurePolicy says what becomes of the object.
 		a.log.Error("review failed", "path", r.URL.Path, "namespace", request.Namespace, "name", request.ObjectName(), "err", err)
 		return nil, http.StatusInternalServerError, fmt.Errorf("internal error: %w: see the log of imds-webhook", err)
 	}
 	return answer, http.StatusOK, nil
-}
-
-// read reads the body, which has a place.
-func read(w http.ResponseWriter, r *http.Request) (body []byte, status int, err error) {
-	// Where it cannot be set the connection is gone, and reading says so.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
-	body = make([]byte, r.ContentLength)
-	switch _, err = io.ReadFull(r.Body, body); {
-	case err == nil:
-		return body, http.StatusOK, nil
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, http.StatusRequestTimeout, fmt.Errorf("the body took more than %s", bodyTime)
-	}
-	return nil, http.StatusBadRequest, fmt.Errorf("the body cannot be read: %w", err)
 }
 
 // respond turns the verdict into the answer, and a panic into an error.
@@ -152,7 +152,7 @@ func (a *admission) respond(request *review.Request, decide review.Func) (answer
 	response := &admissionv1.AdmissionResponse{UID: types.UID(request.UID), Allowed: verdict.Allowed, Warnings: verdict.Warnings}
 	if verdict.Patch != nil {
 		response.PatchType = new(admissionv1.PatchTypeJSONPatch)
-		if response.Patch, err = json.Marshal(verdict.Patch); err != nil {
+		if response.Patch, err = jsontree.Encode(verdict.Patch); err != nil {
 			return nil, err
 		}
 	}

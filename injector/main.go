@@ -60,6 +60,8 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 		return 0
 	}
 
+	// What it holds is little and bounded: the collector may wait for more of it.
+	debug.SetGCPercent(400)
 	log := slog.New(newLimitedLog(slog.NewTextHandler(stderr, nil)))
 	if limit := limitMemory(memoryLimitFiles); limit > 0 {
 		log.Info("memory limited", "bytes", limit)

@@ -197,7 +197,9 @@ func TestAPIServerThatDoesNotAnswerTakesNothingAway(t *testing.T) {
 func TestRightsThatAreGoneAreAProblem(t *testing.T) {
 	c := newTestAPI(t)
 	k, _ := keep(t, c, newCA(t, time.Hour))
-	c.handle(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"message":"forbidden"}`, http.StatusForbidden) }))
+	c.handle(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, `{"message":"forbidden"}`, http.StatusForbidden)
+	}))
 	k.look()
 	if err := k.publisher.status(); err == nil || !strings.Contains(err.Error(), "forbidden") {
 		t.Errorf("got %v", err)

@@ -2,6 +2,8 @@ package jsontree
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -15,6 +17,41 @@ type Operation struct {
 	Path string `json:"path"`
 	// Value is nil for a removal, and points to nil for null.
 	Value *any `json:"value,omitempty"`
+}
+
+// append encodes the operation. A Value is taken as it is: encoding/json would check
+// it once more.
+func (o Operation) append(patch []byte) ([]byte, error) {
+	patch = fmt.Appendf(patch, `{"op":%q,"path":`, o.Op)
+	path, err := json.Marshal(o.Path)
+	if err != nil {
+		return nil, err
+	}
+	patch = append(patch, path...)
+	if o.Value != nil {
+		text, isText := (*o.Value).(Value)
+		if !isText {
+			if text, err = json.Marshal(*o.Value); err != nil {
+				return nil, err
+			}
+		}
+		patch = append(append(patch, `,"value":`...), text...)
+	}
+	return append(patch, '}'), nil
+}
+
+// Encode returns a patch as JSON.
+func Encode(operations []Operation) (patch []byte, err error) {
+	patch = append(patch, '[')
+	for i, operation := range operations {
+		if i > 0 {
+			patch = append(patch, ',')
+		}
+		if patch, err = operation.append(patch); err != nil {
+			return nil, err
+		}
+	}
+	return append(patch, ']'), nil
 }
 
 // Diff returns the operations that turn before into after, none when they are

@@ -177,28 +177,27 @@ func skipComma(text []byte, i int) int {
 
 // skipValue returns the end of the value that begins at i.
 func skipValue(text []byte, i int) int {
-	for depth := 0; ; {
-		switch text[i] {
-		case '"':
-			i = skipString(text, i)
-		case '{', '[':
-			depth++
-			i++
-		case '}', ']':
-			depth--
-			i++
-		case ',', ':', ' ', '\t', '\n', '\r':
-			i++
-			continue
-		default: // a number, true, false or null
-			for i < len(text) && strings.IndexByte(",}] \n\t\r", text[i]) < 0 {
-				i++
+	switch text[i] {
+	case '"':
+		return skipString(text, i)
+	case '{', '[':
+		for depth := 0; ; i++ {
+			switch text[i] {
+			case '"':
+				i = skipString(text, i) - 1
+			case '{', '[':
+				depth++
+			case '}', ']':
+				if depth--; depth == 0 {
+					return i + 1
+				}
 			}
 		}
-		if depth == 0 {
-			return i
-		}
 	}
+	for i < len(text) && strings.IndexByte(",}] \n\t\r", text[i]) < 0 {
+		i++
+	}
+	return i
 }
 
 // skipString returns the end of the string that begins at i.
@@ -206,6 +205,9 @@ func skipString(text []byte, i int) int {
 	begin := i + 1
 	for end := begin; ; end++ {
 		end += bytes.IndexByte(text[end:], '"')
+		if text[end-1] != '\\' {
+			return end + 1
+		}
 		// Backslashes before it escape each other.
 		if before := bytes.TrimRight(text[begin:end], `\`); (end-begin-len(before))%2 == 0 {
 			return end + 1

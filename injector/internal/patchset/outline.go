@@ -3,6 +3,7 @@ package patchset
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
@@ -18,9 +19,10 @@ const (
 
 // Outline returns the part of a pod that is changed, as Apply and a difference need
 // it: what the patches name, and this project's annotations and containers. The other
-// elements of lists stay text. It is an error when the part is larger than
+// elements of lists stay text. The fields of the spec are those of Fields, and maybe
+// others. It is an error when the part is larger than
 // any that KubeVirt makes.
-func (s *Set) Outline(podMetadata, podSpec jsontree.Value) (jsontree.Object, error) {
+func (s *Set) Outline(podMetadata, podSpec jsontree.Value, fields map[string]jsontree.Value) (jsontree.Object, error) {
 	pod, spec, left := jsontree.Object{"metadata": jsontree.Object{}}, jsontree.Object{}, maxDecoded
 	if podMetadata != nil {
 		pod["metadata"] = podMetadata.Part(s.metadata)
@@ -39,8 +41,7 @@ func (s *Set) Outline(podMetadata, podSpec jsontree.Value) (jsontree.Object, err
 		}
 		return value.Tree()
 	}
-	for key, value := range podSpec.Members() {
-		field := string(key)
+	for field, value := range fields {
 		switch {
 		case !slices.Contains(lists, field):
 			if s.fields[field] {
@@ -73,4 +74,13 @@ func (s *Set) Outline(podMetadata, podSpec jsontree.Value) (jsontree.Object, err
 		return nil, fmt.Errorf("what the patches change has more than %d bytes", maxDecoded)
 	}
 	return pod, nil
+}
+
+// Fields returns the names of the fields of a pod's spec that an outline has.
+func (s *Set) Fields() []string {
+	names := maps.Clone(s.fields)
+	for _, list := range lists {
+		names[list] = true
+	}
+	return slices.Collect(maps.Keys(names))
 }

@@ -150,7 +150,7 @@ func patchedBy(t *testing.T, dir, pod string) jsontree.Object {
 }
 
 func outlineOf(set *Set, pod jsontree.Value) (jsontree.Object, error) {
-	return set.Outline(pod.Get("metadata"), pod.Get("spec"))
+	return set.Outline(pod.Get("metadata"), pod.Get("spec"), pod.Get("spec").Fields(set.Fields()...))
 }
 
 func encoded(t *testing.T, value any) string {
@@ -222,13 +222,13 @@ func TestWrongFilesNameFileFieldAndReason(t *testing.T) {
 
 func TestSetsThatLackSomething(t *testing.T) {
 	for want, dir := range map[string]string{
-		"no patch files in":                         folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
-		"no patch brings the container imds-server": folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n    restartPolicy: Always\n", "", 1)),
-		"no patch brings the volume imds-token":     folder(t, "a.yaml", patch(sidecars)),
-		"the container imds-servr is no sidecar: want imds-init or imds-server": folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-servr\n    env: []\n")),
-		"the init container imds-init has restartPolicy <nil>":                                     folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-init\n    restartPolicy: null\n")),
-		"the container imds-server requests 64Mi of memory, more than its limit of 32Mi":           folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    resources: {requests: {memory: 64Mi}, limits: {memory: 32Mi}}\n")),
-		"volume imds-token has no projected serviceAccountToken":                                   folder(t, "a.yaml", patch(sidecars+"  volumes:\n  - name: imds-token\n    emptyDir: {}\n")),
+		"no patch files in":                                                              folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
+		"no patch brings the container imds-server":                                      folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n    restartPolicy: Always\n", "", 1)),
+		"no patch brings the volume imds-token":                                          folder(t, "a.yaml", patch(sidecars)),
+		"the container imds-servr is no sidecar: want imds-init or imds-server":          folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-servr\n    env: []\n")),
+		"the init container imds-init has restartPolicy <nil>":                           folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-init\n    restartPolicy: null\n")),
+		"the container imds-server requests 64Mi of memory, more than its limit of 32Mi": folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    resources: {requests: {memory: 64Mi}, limits: {memory: 32Mi}}\n")),
+		"volume imds-token has no projected serviceAccountToken":                         folder(t, "a.yaml", patch(sidecars+"  volumes:\n  - name: imds-token\n    emptyDir: {}\n")),
 	} {
 		if _, err := Open(dir, image); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)

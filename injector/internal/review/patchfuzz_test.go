@@ -67,7 +67,7 @@ func FuzzPatch(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		outline, err := set.Outline(nil, pod)
+		outline, err := set.Outline(nil, pod, pod.Fields(set.Fields()...))
 		if err != nil {
 			t.Fatal(err)
 		}

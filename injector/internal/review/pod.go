@@ -27,8 +27,8 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 		return Allow(), nil
 	}
 
-	fields := spec.Fields("initContainers", "containers", "volumes", "hostNetwork", "hostPID", "shareProcessNamespace")
-	before, err := r.patches.Outline(metadata, spec)
+	fields := spec.Fields(append(r.patches.Fields(), "hostNetwork", "hostPID", "shareProcessNamespace")...)
+	before, err := r.patches.Outline(metadata, spec, fields)
 	if err != nil {
 		return Verdict{}, err
 	}
@@ -50,7 +50,7 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 	port, why := reachedBy(metadata, meant)
 	if !meant.ask() {
 		why = join(problems)
-	} else if hasTokenVolume(spec) {
+	} else if hasTokenVolume(fields["volumes"]) {
 		why = tokenVolumeProblem
 	}
 	if why != "" {
@@ -148,8 +148,8 @@ func hasSidecars(pod jsontree.Object) bool {
 // gives the pod's volume the name that it has in the VM.
 const tokenVolumeProblem = "the volume name " + patchset.TokenVolume + " is reserved for the IMDS sidecars: rename the VM's volume"
 
-func hasTokenVolume(spec jsontree.Value) bool {
-	for volume := range spec.Get("volumes").Elements() {
+func hasTokenVolume(volumes jsontree.Value) bool {
+	for volume := range volumes.Elements() {
 		if jsontree.Name(volume) == patchset.TokenVolume {
 			return true
 		}

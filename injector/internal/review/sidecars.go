@@ -67,8 +67,11 @@ type shown struct {
 // whether they are Guaranteed by the rule of the kubelet's QoS classes.
 func readResources(spec map[string]jsontree.Value) (all map[string]*shown, guaranteed bool) {
 	all, guaranteed = map[string]*shown{"cpu": {ratio: 1}, "memory": {ratio: 1}}, true
-	for _, list := range []string{"initContainers", "containers"} {
+	for _, list := range []string{"containers", "initContainers"} {
 		for container := range spec[list].Elements() {
+			if !guaranteed && all["cpu"].missing && all["memory"].missing {
+				return all, guaranteed // there is no more to know
+			}
 			containerName, resources := jsontree.Name(container), container.Get("resources")
 			if patchset.IsSidecar(containerName) {
 				continue

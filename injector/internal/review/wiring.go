@@ -135,7 +135,7 @@ func (s subject) wiring() (w wiring) {
 	if !meant.ask() {
 		return w
 	}
-	if hasTokenVolume(s.spec) {
+	if hasTokenVolume(s.spec.Get("volumes")) {
 		w.problem(tokenVolumeProblem)
 	}
 	n := readNICs(s.spec)
