@@ -111,7 +111,7 @@ func TestDrainDoesNotWaitForeverForASlowClient(t *testing.T) {
 // meanwhile.
 func TestSlowClientIsCutOff(t *testing.T) {
 	timing := immediately
-	timing.header, timing.request = time.Second, 2*time.Second
+	timing.arrival, timing.answer = time.Second, 2*time.Second
 	w := startWebhook(t, declaredPatches, timing)
 	for name, start := range map[string]string{
 		"header": "POST /mutate-pod HTTP/1.1\r\nHost: x\r\nX-Slow: ",
@@ -130,7 +130,7 @@ func TestSlowClientIsCutOff(t *testing.T) {
 			if response := w.review("/mutate-pod", podRequest(fixture(t, "masquerade"))); response.Patch == nil {
 				t.Error("another client got no patch")
 			}
-			if err := connection.SetReadDeadline(time.Now().Add(productionTiming.request)); err != nil {
+			if err := connection.SetReadDeadline(time.Now().Add(productionTiming.answer)); err != nil {
 				t.Fatal(err)
 			}
 			// An answer or none: what counts is that the connection ends.

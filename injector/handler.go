@@ -61,6 +61,27 @@ func newAdmission(log *slog.Logger) *admission {
 	return a
 }
 
+// bounded lets a few requests in at a time, whatever they ask for, and each until its
+// answer is taken: net/http holds tens of KB for one.
+func (a *admission) bounded(handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		gate := a.small
+		if r.ContentLength > maxSmall {
+			gate = a.large
+		}
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		leave, err := gate.enter(r.Context(), host)
+		if err != nil {
+			a.log.Warn("request turned away", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
+			w.WriteHeader(http.StatusServiceUnavailable) // a text would wait to be taken
+			return
+		}
+		defer leave()
+		handler.ServeHTTP(w, r)
+		_ = http.NewResponseController(w).Flush() // else it would wait for that outside
+	})
+}
+
 // handler answers POST requests by what decide decides.
 func (a *admission) handler(decide review.Func) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -86,22 +107,12 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 	if mediaType, _, err := mime.ParseMediaType(contentType); err != nil || mediaType != "application/json" {
 		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("content type %s is not supported: send application/json", annotation.Quote(contentType))
 	}
-	gate := a.small
 	switch {
 	case r.ContentLength < 0:
 		return nil, http.StatusLengthRequired, errors.New("the body has no length: send Content-Length")
 	case r.ContentLength > maxBody:
 		return nil, http.StatusRequestEntityTooLarge, fmt.Errorf("the body has more than %d bytes", maxBody)
-	case r.ContentLength > maxSmall:
-		gate = a.large
 	}
-	host, _, _ := net.SplitHostPort(r.RemoteAddr)
-	leave, err := gate.enter(r.Context(), host)
-	if err != nil {
-		return nil, http.StatusServiceUnavailable, err
-	}
-	defer leave()
-
 	body := make([]byte, r.ContentLength)
 	switch _, err := io.ReadFull(r.Body, body); {
 	case errors.Is(err, os.ErrDeadlineExceeded):

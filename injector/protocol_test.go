@@ -37,7 +37,7 @@ func TestRequestsThatAreNoAdmissionReview(t *testing.T) {
 		{"object that is a list", "/mutate-pod", "application/json", string(reviewOf(t, podRequest([]byte(`[]`)))),
 			http.StatusBadRequest, "request.object is not an object"},
 		{"unknown path", "/validate", "application/json", review,
-			http.StatusNotFound, "Not Found"},
+			http.StatusNotFound, "not found"},
 		{"larger than any object", "/mutate-pod", "application/json", `{"apiVersion":"` + strings.Repeat("v", 6<<20+64<<10) + `"}`,
 			http.StatusRequestEntityTooLarge, "more than 6356992 bytes"},
 	} {

@@ -18,9 +18,9 @@ import (
 
 // timing is how long things may take.
 type timing struct {
-	// header and request limit how long a client takes to send the header of
-	// a request and the whole of it, and to take the answer.
-	header, request time.Duration
+	// arrival and answer limit how long a client takes to send a request, and to
+	// wait for the answer and take it.
+	arrival, answer time.Duration
 	// idle is how long a connection without a request stays open.
 	idle time.Duration
 	// withdrawal is how long the service goes on taking requests after it was
@@ -34,10 +34,10 @@ type timing struct {
 }
 
 var productionTiming = timing{
-	// Shorter than the 5 s that the manifests give the webhook: a body that is sent
-	// slowly holds a place that others wait for.
-	header:  2 * time.Second,
-	request: 4 * time.Second,
+	// A body that is sent slowly holds a place, and who waits for that has the 5 s that
+	// the manifests give the webhook.
+	arrival: 2 * time.Second,
+	answer:  4 * time.Second,
 	// Longer than the 90 s of the API server's client, so that no request
 	// meets a connection that is just being closed.
 	idle: 2 * time.Minute,
@@ -59,16 +59,13 @@ func publishPause(failures int) time.Duration {
 
 const (
 	// maxHeaderBytes is several times what the API server sends.
-	maxHeaderBytes   = 4 << 10
+	maxHeaderBytes   = 2 << 10
 	maxReceiveBuffer = 64 << 10
 	// maxStreams is for the API server, which opens one more connection when
 	// one has no stream left; its requests share a few.
-	maxStreams           = 64
-	maxConnections       = 128
+	maxStreams           = 32
+	maxConnections       = 64
 	maxHealthConnections = 32
-	// maxMistaken is how many requests to wrong paths and by wrong methods are
-	// answered at a time.
-	maxMistaken = 16
 )
 
 // service is the webhook with its two listeners open.
@@ -86,7 +83,6 @@ type service struct {
 func listen(opts options, certificates *certificateSource, publisher *publisher, patches *patchset.Set, timing timing, log *slog.Logger) (*service, error) {
 	reviews := http.NewServeMux()
 	admission, reviewer := newAdmission(log), review.New(patches, log)
-	mistaken := make(chan struct{}, maxMistaken)
 	for path, decide := range map[string]review.Func{
 		"/mutate-pod":                    reviewer.Pod,
 		"/mutate-virtualmachine":         reviewer.VirtualMachine,
@@ -95,9 +91,7 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 		"/repair-virtualmachineinstance": reviewer.Repair(reviewer.Instance),
 	} {
 		reviews.Handle("POST "+path, admission.handler(decide))
-		reviews.Handle(path, bounded(mistaken, http.StatusMethodNotAllowed))
 	}
-	reviews.Handle("/", bounded(mistaken, http.StatusNotFound))
 	health := http.NewServeMux()
 
 	s := &service{certificates: certificates, publisher: publisher, timing: timing, log: log}
@@ -105,7 +99,7 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	health.HandleFunc("GET /readyz", s.ready)
 	s.health = s.newServer(health)
 	(&connections{most: maxHealthConnections, open: map[net.Conn]*connection{}}).guard(s.health)
-	s.webhook = s.newServer(s.closing(reviews))
+	s.webhook = s.newServer(s.closing(admission.bounded(reviews)))
 	(&connections{most: maxConnections, open: map[net.Conn]*connection{}}).guard(s.webhook)
 	s.webhook.HTTP2 = &http.HTTP2Config{
 		// What a connection may send before anybody reads.
@@ -130,23 +124,6 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	}
 	log.Info("listening", "webhook", s.webhookListener.Addr().String(), "health", s.healthListener.Addr().String())
 	return s, nil
-}
-
-// bounded refuses requests by the wrong method or to no path of ours, a few at a time:
-// who does not take the answer would hold what net/http has for each.
-func bounded(places chan struct{}, status int) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case places <- struct{}{}:
-			defer func() { <-places }()
-		default:
-			panic(http.ErrAbortHandler)
-		}
-		if status == http.StatusMethodNotAllowed {
-			w.Header().Set("Allow", http.MethodPost)
-		}
-		http.Error(w, http.StatusText(status), status)
-	})
 }
 
 // closing has each answer end its connection while the service drains: the API
@@ -183,9 +160,9 @@ func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
 func (s *service) newServer(handler http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           handler,
-		ReadHeaderTimeout: s.timing.header,
-		ReadTimeout:       s.timing.request,
-		WriteTimeout:      s.timing.request,
+		ReadHeaderTimeout: s.timing.arrival,
+		ReadTimeout:       s.timing.arrival,
+		WriteTimeout:      s.timing.answer,
 		IdleTimeout:       s.timing.idle,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
