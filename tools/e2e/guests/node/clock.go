@@ -31,8 +31,8 @@ const (
 type jumps struct {
 	ahead        hand.Got // with the token of before
 	aheadHealth  hand.Got
-	aheadRotated string // the ID of the token that was served after the kubelet's renewal
-	back         string // that token's, two days before it was issued
+	aheadRotated string   // the ID of the token that was served after the kubelet's renewal
+	back         hand.Got // with that token, two days before it was issued
 	backRotated  string
 	fluttering   []string // IDs, each after a renewal
 
@@ -47,7 +47,7 @@ func ClockJumps(s *stage.Stage) []suite.Check {
 	check := stage.Aspects(func(t *suite.T) *jumps { return jump(t, s) })
 	return []suite.Check{
 		check("ahead", "a day ahead, the token is refused as expired by the node's clock, until there is another", refusesExpired),
-		check("back", "a day back, a token from the future is served, and so is its successor", servesFuture),
+		check("back", "a day back, a token from the future is refused by the node's clock, until there is another", refusesFuture),
 		check("flutter", "a second back ten times a second, each renewed token is served at once", servesRenewed),
 		check("deadlines", "a connection without a request ends after 5 s, a day ahead / a day back", endsSilence),
 		check("probe", "the liveness probe succeeds", livesOn),
@@ -74,7 +74,7 @@ func jump(t *suite.T, s *stage.Stage) *jumps {
 	seen.aheadRotated = n.tokenID()
 
 	seen.silences[1] = n.silence(-2 * day)
-	seen.back = n.tokenID()
+	seen.back = n.get("guest", "/v1/token", 0)
 	seen.probes = append(seen.probes, n.probe())
 	n.rotate("back", lifetime)
 	seen.backRotated = n.tokenID()
@@ -134,10 +134,14 @@ func refusesExpired(t *suite.T, seen *jumps) {
 	t.Figure("503, served")
 }
 
-func servesFuture(t *suite.T, seen *jumps) {
-	expectToken(t, seen.back, "ahead")
+func refusesFuture(t *suite.T, seen *jumps) {
+	for _, want := range []string{"token-unavailable", "the token is not valid before ", "by the node's clock", "set the node's clock"} {
+		if seen.back.Status != http.StatusServiceUnavailable || !strings.Contains(seen.back.Body, want) {
+			t.Errorf("with a token from the future it answers %+v, want 503 and %q", seen.back, want)
+		}
+	}
 	expectToken(t, seen.backRotated, "back")
-	t.Figure("served")
+	t.Figure("503, served")
 }
 
 func servesRenewed(t *suite.T, seen *jumps) {
