@@ -14,8 +14,9 @@ import (
 )
 
 // connections bounds how many there are, and with it what they hold, and closes one
-// where there would be too many: of the host with the most of them the oldest that
-// has had no valid review answered, or else the oldest.
+// where there would be too many, of the host with the most of them. Half of the room
+// is for those on which a review was answered: where the others have more than their
+// half the oldest of them goes, or else the one whose last review is longest ago.
 type connections struct {
 	most int
 	mu   sync.Mutex
@@ -23,13 +24,13 @@ type connections struct {
 }
 
 type connection struct {
-	host   string
-	since  time.Time
-	proven *atomic.Bool // it has had a valid review answered
+	host     string
+	since    time.Time
+	reviewed atomic.Int64 // when a valid review was answered last, in Unix nanoseconds
 }
 
-// provenKey is that of a connection's proven in the context of its requests.
-type provenKey struct{}
+// connectionKey is that of a connection in the context of its requests.
+type connectionKey struct{}
 
 // guard has the server's connections bounded.
 func (c *connections) guard(server *http.Server) {
@@ -40,9 +41,9 @@ func (c *connections) guard(server *http.Server) {
 			c.makeRoom()
 		}
 		host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-		opened := &connection{host, time.Now(), new(atomic.Bool)}
+		opened := &connection{host: host, since: time.Now()}
 		c.open[conn] = opened
-		return context.WithValue(ctx, provenKey{}, opened.proven)
+		return context.WithValue(ctx, connectionKey{}, opened)
 	}
 	server.ConnState = func(conn net.Conn, state http.ConnState) {
 		if state == http.StateClosed {
@@ -54,24 +55,27 @@ func (c *connections) guard(server *http.Server) {
 }
 
 func (c *connections) makeRoom() {
-	count := map[string]int{}
+	count, strangers := map[string]int{}, 0
 	for _, one := range c.open {
 		count[one.host]++
+		if one.reviewed.Load() == 0 {
+			strangers++
+		}
+	}
+	goes := func(one *connection) int { // 0: before those of the other half
+		if (one.reviewed.Load() == 0) == (strangers > c.most/2) {
+			return 0
+		}
+		return 1
 	}
 	victim := slices.MinFunc(slices.Collect(maps.Keys(c.open)), func(a, b net.Conn) int {
 		one, other := c.open[a], c.open[b]
-		return cmp.Or(count[other.host]-count[one.host], one.worth()-other.worth(), one.since.Compare(other.since))
+		return cmp.Or(count[other.host]-count[one.host], goes(one)-goes(other),
+			cmp.Compare(one.reviewed.Load(), other.reviewed.Load()), one.since.Compare(other.since))
 	})
 	delete(c.open, victim)
 	if secure, isTLS := victim.(*tls.Conn); isTLS {
 		victim = secure.NetConn() // its own Close waits to say goodbye
 	}
 	victim.Close()
-}
-
-func (c *connection) worth() int {
-	if c.proven.Load() {
-		return 1
-	}
-	return 0
 }

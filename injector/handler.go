@@ -12,7 +12,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"sync/atomic"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -91,8 +91,8 @@ func (a *admission) handler(decide review.Func) http.Handler {
 			http.Error(w, err.Error(), status)
 			return
 		}
-		if proven, ok := r.Context().Value(provenKey{}).(*atomic.Bool); ok {
-			proven.Store(true)
+		if on, found := r.Context().Value(connectionKey{}).(*connection); found {
+			on.reviewed.Store(time.Now().UnixNano())
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if _, err := w.Write(answer); err != nil {

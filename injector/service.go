@@ -63,8 +63,8 @@ const (
 	maxReceiveBuffer = 64 << 10
 	// maxStreams is for the API server, which opens one more connection when
 	// one has no stream left; its requests share a few.
-	maxStreams           = 32
-	maxConnections       = 64
+	maxStreams           = 16
+	maxConnections       = 128
 	maxHealthConnections = 32
 )
 
