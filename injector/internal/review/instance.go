@@ -22,8 +22,9 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 
 	// The verdict is ours when the API server asks again because of a change by another
 	// webhook, or when a backup of the instance is restored.
+	foundBefore := readAnnotations(request.OldObject.Get("metadata"))
 	now := subject{found.without(annotation.Verdict()...), object.Get("spec")}
-	old := subject{readAnnotations(request.OldObject.Get("metadata")).without(annotation.Verdict()...), request.OldObject.Get("spec")}
+	old := subject{foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec")}
 	judged := judge(request, now, old)
 	if judged.refusals != nil {
 		return r.refuse(request, join(judged.refusals)), nil
@@ -34,7 +35,7 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 	verdict := verdictOf(now.annotations, judged.wiring)
 	for _, name := range annotation.Verdict() {
 		// Whether this request brings it in.
-		isNew := request.Operation == Create || readAnnotations(request.OldObject.Get("metadata"))[name] != found[name]
+		isNew := request.Operation == Create || foundBefore[name] != found[name]
 		if found.has(name) && isNew && found[name] != (annotation.Value{Text: verdict[name]}) {
 			judged.warnings = append(judged.warnings, "annotation "+name+" is written by the webhook: "+found[name].String()+" does not stay")
 		}

@@ -189,12 +189,11 @@ func forbidden(pod jsontree.Object, spec map[string]jsontree.Value, isInjected b
 // pod. The labels would not do: KubeVirt cuts the name there, or puts the hostname in
 // its place.
 func instanceOf(metadata jsontree.Value) (name, uid string) {
-	for owner := range metadata.Get("ownerReferences").Elements() {
-		group, _, _ := strings.Cut(owner.Get("apiVersion").String(), "/")
-		if owner.Get("controller").IsTrue() && group == "kubevirt.io" && owner.Get("kind").String() == "VirtualMachineInstance" {
-			name, uid = owner.Get("name").String(), owner.Get("uid").String()
-			return name[:min(len(name), maxObjectName+1)], uid[:min(len(uid), maxObjectName+1)]
-		}
+	owner := controllerOf(metadata)
+	group, _, _ := strings.Cut(owner.Get("apiVersion").String(), "/")
+	if group != "kubevirt.io" || owner.Get("kind").String() != "VirtualMachineInstance" {
+		return "", ""
 	}
-	return "", ""
+	name, uid = owner.Get("name").String(), owner.Get("uid").String()
+	return name[:min(len(name), maxObjectName+1)], uid[:min(len(uid), maxObjectName+1)]
 }

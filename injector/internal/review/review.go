@@ -61,7 +61,7 @@ func judge(request *Request, now, old subject) judgement {
 		wiring:  now.wiring(),
 		changed: !created && !maps.Equal(now.annotations, old.annotations),
 	}
-	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && hasController(request.Object))
+	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(request.Object.Get("metadata")) != nil)
 	sort := func(problems, before []string, mayRefuse bool) {
 		for _, problem := range problems {
 			if refuses && mayRefuse && !slices.Contains(before, problem) {
@@ -112,12 +112,13 @@ func (r *Reviewer) refuse(request *Request, reason string) Verdict {
 	return Deny(reason)
 }
 
-// hasController reports whether a controller made the object.
-func hasController(object jsontree.Value) bool {
-	for owner := range object.Get("metadata", "ownerReferences").Elements() {
+// controllerOf returns the ownerReference of the controller that made an object; the
+// empty Value when none did. The API server admits one at most.
+func controllerOf(metadata jsontree.Value) jsontree.Value {
+	for owner := range metadata.Get("ownerReferences").Elements() {
 		if owner.Get("controller").IsTrue() {
-			return true
+			return owner
 		}
 	}
-	return false
+	return nil
 }

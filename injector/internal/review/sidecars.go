@@ -116,9 +116,9 @@ func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
 // containers show to be right. A Guaranteed pod, which KubeVirt wants for
 // dedicated CPUs, must stay one. In any other, a LimitRange that takes KubeVirt's
 // small containers must take the sidecars too: none requests less than they, none has
-// a limit above the largest, and no limit is a larger multiple of its request. What the pod does not show, such
-// as a LimitRange with nothing but a minimum, is for a patch file of the
-// operator's.
+// a limit above the largest, and no limit is a larger multiple of its request. What
+// the pod does not show, such as a LimitRange with nothing but a minimum, is for a
+// patch file of the operator's.
 func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInjected bool) {
 	own, guaranteed := readResources(spec)
 	if !guaranteed && (isInjected || own["cpu"].missing && own["memory"].missing) {
