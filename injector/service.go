@@ -97,10 +97,8 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	s := &service{certificates: certificates, publisher: publisher, timing: timing, log: log}
 	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "OK") })
 	health.HandleFunc("GET /readyz", s.ready)
-	s.health = s.newServer(health)
-	(&connections{most: maxHealthConnections, open: map[net.Conn]*connection{}}).guard(s.health)
-	s.webhook = s.newServer(s.closing(admission.bounded(reviews)))
-	(&connections{most: maxConnections, open: map[net.Conn]*connection{}}).guard(s.webhook)
+	s.health = s.newServer(health, maxHealthConnections)
+	s.webhook = s.newServer(s.closing(admission.bounded(reviews)), maxConnections)
 	s.webhook.HTTP2 = &http.HTTP2Config{
 		// What a connection may send before anybody reads.
 		MaxReceiveBufferPerConnection: maxReceiveBuffer,
@@ -157,8 +155,9 @@ func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-func (s *service) newServer(handler http.Handler) *http.Server {
-	return &http.Server{
+// newServer returns a server whose connections are bounded.
+func (s *service) newServer(handler http.Handler, mostConnections int) *http.Server {
+	server := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: s.timing.arrival,
 		ReadTimeout:       s.timing.arrival,
@@ -167,6 +166,8 @@ func (s *service) newServer(handler http.Handler) *http.Server {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
+	(&connections{most: mostConnections, open: map[net.Conn]*connection{}}).guard(server)
+	return server
 }
 
 // run serves until ctx ends, then drains.
