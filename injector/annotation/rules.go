@@ -41,7 +41,7 @@ var redirectPort = rule{RedirectPort, "an integer from 1024 to 65535", isInteger
 // Problem says what is wrong with an annotation whose name has Prefix, on an
 // object that a user writes; empty when all is well.
 func Problem(name string, value Value) string {
-	i := slices.IndexFunc(rules, func(r rule) bool { return r.name == name })
+	i := ruleOf(name)
 	switch {
 	case i >= 0:
 		return rules[i].problem(value)
@@ -55,7 +55,11 @@ func Problem(name string, value Value) string {
 // Strictest returns what stands in for a value of the annotation that is not
 // understood; empty when it is left out.
 func Strictest(name string) string {
-	return rules[slices.IndexFunc(rules, func(r rule) bool { return r.name == name })].strictest
+	return rules[ruleOf(name)].strictest
+}
+
+func ruleOf(name string) int {
+	return slices.IndexFunc(rules, func(r rule) bool { return r.name == name })
 }
 
 // IsRedirectPort reports whether value is one that the webhook writes.

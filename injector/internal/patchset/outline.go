@@ -20,8 +20,7 @@ const (
 // Outline returns the part of a pod that is changed, as Apply and a difference need
 // it: what the patches name, and this project's annotations and containers. The other
 // elements of lists stay text. The fields of the spec are those of Fields, and maybe
-// others. It is an error when the part is larger than
-// any that KubeVirt makes.
+// others. It is an error when the part is larger than any that KubeVirt makes.
 func (s *Set) Outline(podMetadata, podSpec jsontree.Value, fields map[string]jsontree.Value) (jsontree.Object, error) {
 	pod, spec, left := jsontree.Object{"metadata": jsontree.Object{}}, jsontree.Object{}, maxDecoded
 	if podMetadata != nil {

@@ -40,8 +40,9 @@ func Redirect(port uint16) Wiring { return Wiring{RedirectPort: port} }
 // Plan decides from the links of the pod and the name of the bridge to use.
 // Where bridgeName is empty the preferred bridge is taken if it is there, or else
 // the pod network's or, for a VM without a pod network, the bridge with a guest
-// that was made first. A bridge counts only once a guest's tap is its port: before that KubeVirt is still
-// making it, and would hand on the endpoint's MAC if it were the only port.
+// that was made first. A bridge counts only once a guest's tap is its port: before
+// that KubeVirt is still making it, and would hand on the endpoint's MAC if it were
+// the only port.
 func Plan(links []Link, bridgeName, preferred string) Wiring {
 	var joinable []Wiring
 	var guestless []string
