@@ -67,6 +67,15 @@ func (k *keeper) look() (failures int) {
 	return 0
 }
 
+// wantFailures has it try again and checks how many attempts have failed since the
+// last that did not.
+func (k *keeper) wantFailures(want int) {
+	k.t.Helper()
+	if failures := k.look(); failures != want {
+		k.t.Errorf("%d failures, want %d", failures, want)
+	}
+}
+
 // wantPublished checks that ca is in every webhook.
 func wantPublished(t *testing.T, p *publisher, c *testAPI, ca []byte) {
 	t.Helper()
@@ -145,9 +154,7 @@ func TestCAComesBack(t *testing.T) {
 			ca := newCA(t, time.Hour)
 			k, _ := keep(t, c, ca)
 			c.update(takeAway)
-			if failures := k.look(); failures != 0 {
-				t.Errorf("%d failures", failures)
-			}
+			k.wantFailures(0)
 			wantPublished(t, k.publisher, c, ca)
 			if lines := strings.Count(k.log.String(), "CA published"); lines != 2 {
 				t.Errorf("%d lines, want 2:\n%s", lines, k.log)
@@ -162,15 +169,11 @@ func TestConfigurationDeletedAndAppliedAgain(t *testing.T) {
 	k, _ := keep(t, c, ca)
 	c.update(func(c *testAPI) { c.configuration = nil })
 	for want := 1; want <= 2; want++ {
-		if failures := k.look(); failures != want {
-			t.Errorf("%d failures, want %d", failures, want)
-		}
+		k.wantFailures(want)
 		wantProblem(t, k.publisher, "404 Not Found")
 	}
 	c.update(func(c *testAPI) { c.configuration = newConfiguration() })
-	if failures := k.look(); failures != 0 {
-		t.Errorf("%d failures", failures)
-	}
+	k.wantFailures(0)
 	wantPublished(t, k.publisher, c, ca)
 	if warnings := strings.Count(k.log.String(), "level=WARN"); warnings != 1 {
 		t.Errorf("%d warnings, want 1:\n%s", warnings, k.log)
@@ -184,9 +187,7 @@ func TestAPIServerThatDoesNotAnswerTakesNothingAway(t *testing.T) {
 	ca := newCA(t, time.Hour)
 	k, _ := keep(t, c, ca)
 	c.update(func(c *testAPI) { c.token = "second-token" })
-	if failures := k.look(); failures != 1 {
-		t.Errorf("%d failures, want 1", failures)
-	}
+	k.wantFailures(1)
 	wantPublished(t, k.publisher, c, ca)
 	if warnings := strings.Count(k.log.String(), "level=WARN"); warnings != 1 {
 		t.Errorf("%d warnings, want 1:\n%s", warnings, k.log)
@@ -219,9 +220,7 @@ func TestReplicasDoNotFight(t *testing.T) {
 	}
 	version := c.configuration.ResourceVersion
 	for _, k := range replicas {
-		if failures := k.look(); failures != 0 {
-			t.Errorf("%d failures", failures)
-		}
+		k.wantFailures(0)
 	}
 	for i, k := range replicas {
 		wantPublished(t, k.publisher, c, cas[i])
@@ -299,14 +298,10 @@ func TestPublisherTriesUntilItSucceeds(t *testing.T) {
 			wantProblem(t, k.publisher, test.says)
 			if name != "changed in between" {
 				// The same again is not logged again.
-				if failures := k.look(); failures != 2 {
-					t.Errorf("%d failures, want 2", failures)
-				}
+				k.wantFailures(2)
 			}
 			c.update(test.repaired)
-			if failures := k.look(); failures != 0 {
-				t.Errorf("%d failures, want 0", failures)
-			}
+			k.wantFailures(0)
 			if err := k.status(); err != nil {
 				t.Error(err)
 			}
