@@ -83,13 +83,9 @@ func (a *apiServer) create(ctx context.Context, raw []byte) (*admitted, error) {
 	if err != nil {
 		return nil, fmt.Errorf("JSON patch: %w", err)
 	}
-	patch, err := jsonpatch.DecodePatch(response.Patch)
+	patched, err := applyPatch(response.Patch, raw)
 	if err != nil {
-		return nil, fmt.Errorf("JSON patch: %w", err)
-	}
-	patched, err := patch.Apply(raw)
-	if err != nil {
-		return nil, fmt.Errorf("JSON patch: %w", err)
+		return nil, err
 	}
 	result := &admitted{pod: &corev1.Pod{}, changes: changes}
 	decoder := json.NewDecoder(bytes.NewReader(patched))
@@ -128,12 +124,8 @@ func (a *apiServer) judge(ctx context.Context, binding podnet.Binding, pod []byt
 	if err != nil {
 		return nil, err
 	}
-	patch, err := jsonpatch.DecodePatch(response.Patch)
-	if err != nil {
-		return nil, fmt.Errorf("JSON patch: %w", err)
-	}
-	if instance, err = patch.Apply(instance); err != nil {
-		return nil, fmt.Errorf("JSON patch: %w", err)
+	if instance, err = applyPatch(response.Patch, instance); err != nil {
+		return nil, err
 	}
 	var judged struct {
 		Metadata struct {
@@ -148,6 +140,18 @@ func (a *apiServer) judge(ctx context.Context, binding podnet.Binding, pod []byt
 		return nil, err
 	}
 	return jsonpatch.MergePatch(pod, copied)
+}
+
+// applyPatch returns an object as the webhook's JSON patch leaves it.
+func applyPatch(patch, object []byte) ([]byte, error) {
+	decoded, err := jsonpatch.DecodePatch(patch)
+	if err == nil {
+		object, err = decoded.Apply(object)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("JSON patch: %w", err)
+	}
+	return object, nil
 }
 
 // review sends an AdmissionReview to the webhook.
