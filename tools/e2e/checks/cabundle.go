@@ -1,7 +1,6 @@
 package checks
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -58,23 +57,9 @@ func (in *installation) deletesConfiguration(t *suite.T) {
 	t.Check(in.awaitAdmission(ctx))
 }
 
-// admitsAgain asks again and again, since no event tells when the API server uses a configuration, until a pod that
-// asks is injected.
+// admitsAgain waits until a pod that asks is injected.
 func (in *installation) admitsAgain(t *suite.T) {
-	const pause = 100 * time.Millisecond
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	for {
-		admitted, err := in.admit(ctx, launcherPod(t, in.site, "masquerade"))
-		if err == nil && len(sidecars(admitted)) > 0 {
-			t.Logf("admitting after %.1f s", time.Since(begin).Seconds())
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("after %s a pod that asks is still refused, or not injected: %v", patience, err)
-		case <-time.After(pause):
-		}
-	}
+	t.Check(in.awaitInjection(t.Context()))
+	t.Logf("admitting after %.1f s", time.Since(begin).Seconds())
 }

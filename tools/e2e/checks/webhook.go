@@ -57,6 +57,11 @@ func (in *installation) awaitAdmission(ctx context.Context) error {
 			return err
 		}
 	}
+	return in.awaitInjection(ctx)
+}
+
+// awaitInjection returns when a pod that asks is injected: no event tells when the API server uses a configuration.
+func (in *installation) awaitInjection(ctx context.Context) error {
 	pod, err := in.readPod("masquerade")
 	if err != nil {
 		return err
