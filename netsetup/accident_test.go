@@ -1,14 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"net"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
@@ -60,6 +65,45 @@ var accidents = []struct {
 	}, "msg=repaired", nil},
 	{"somebody deletes the rules of the ip6 family", func(t *testing.T, pod *podnet.Pod) {
 		deleteTable(t, pod, nftables.TableFamilyIPv6)
+	}, "msg=repaired", nil},
+	{"somebody makes the rules dormant", func(t *testing.T, pod *podnet.Pod) {
+		inPod(t, pod, "nft", "add table bridge imds { flags dormant; }")
+	}, "msg=repaired", nil},
+	{"somebody changes a chain's policy", func(t *testing.T, pod *podnet.Pod) {
+		inPod(t, pod, "nft", "chain ip imds input { policy drop; }")
+	}, "msg=repaired", nil},
+	{"somebody adds a rule before ours", func(t *testing.T, pod *podnet.Pod) {
+		inPod(t, pod, "nft", "insert rule bridge imds prerouting accept")
+	}, "msg=repaired", nil},
+	{"somebody sets ARP off", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.Pod.Netlink().LinkSetARPOff(link(t, pod, wiring.Device)))
+	}, "msg=repaired", nil},
+	{"somebody disables the bridge port", func(t *testing.T, pod *podnet.Pod) {
+		setPortState(t, pod, 0)
+	}, "msg=repaired", nil},
+	{"somebody moves the routing rule", func(t *testing.T, pod *podnet.Pod) {
+		handle := pod.Pod.Netlink()
+		rules, err := handle.RuleList(netlink.FAMILY_V4)
+		must(t, err)
+		for _, rule := range rules {
+			if rule.Priority == 169 {
+				moved := rule
+				moved.Priority = 40000
+				must(t, handle.RuleAdd(&moved))
+				must(t, handle.RuleDel(&rule))
+			}
+		}
+	}, "msg=repaired", nil},
+	{"somebody changes the way back", func(t *testing.T, pod *podnet.Pod) {
+		must(t, pod.Pod.Netlink().RouteReplace(&netlink.Route{
+			LinkIndex: link(t, pod, wiring.Device).Attrs().Index, Table: 0xa9fea9fe, Scope: netlink.SCOPE_LINK,
+			Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+		}))
+	}, "msg=repaired", nil},
+	{"somebody adds an address", func(t *testing.T, pod *podnet.Pod) {
+		address, err := netlink.ParseAddr("192.0.2.1/32")
+		must(t, err)
+		must(t, pod.Pod.Netlink().AddrAdd(link(t, pod, wiring.Device), address))
 	}, "msg=repaired", nil},
 	{"tap unplugged and plugged again", func(t *testing.T, pod *podnet.Pod) {
 		must(t, pod.UnplugTap())
@@ -175,8 +219,8 @@ type podState struct {
 func snapshot(t *testing.T, pod *podnet.Pod) podState {
 	t.Helper()
 	var s podState
-	nl := pod.Pod.Netlink()
-	links, err := nl.LinkList()
+	handle := pod.Pod.Netlink()
+	links, err := handle.LinkList()
 	must(t, err)
 	names := map[int]string{}
 	for _, l := range links {
@@ -192,16 +236,18 @@ func snapshot(t *testing.T, pod *podnet.Pod) podState {
 		if a.Name == wiring.Device || a.Name == wiring.Port {
 			family = netlink.FAMILY_ALL
 		}
-		addresses, err := nl.AddrList(l, family)
+		addresses, err := handle.AddrList(l, family)
 		must(t, err)
 		for _, address := range addresses {
 			s.add("address %s on %s", address.IPNet, a.Name)
 		}
 	}
-	routes, err := nl.RouteList(link(t, pod, wiring.Device), netlink.FAMILY_V6)
-	must(t, err)
-	for _, route := range routes {
-		s.add("route to %s by %s", route.Dst, wiring.Device)
+	if device, err := handle.LinkByName(wiring.Device); err == nil {
+		routes, err := handle.RouteList(device, netlink.FAMILY_V6)
+		must(t, err)
+		for _, route := range routes {
+			s.add("route to %s by %s", route.Dst, wiring.Device)
+		}
 	}
 	nft, err := pod.Pod.Nftables()
 	must(t, err)
@@ -251,4 +297,48 @@ func deleteTable(t *testing.T, pod *podnet.Pod, family nftables.TableFamily) {
 	must(t, err)
 	nft.DelTable(&nftables.Table{Name: "imds", Family: family})
 	must(t, nft.Flush())
+}
+
+// setPortState sets the state of the endpoint's bridge port, as `bridge link set` does.
+func setPortState(t *testing.T, pod *podnet.Pod, state uint8) {
+	t.Helper()
+	request := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	message := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	message.Index = int32(link(t, pod, wiring.Port).Attrs().Index)
+	request.AddData(message)
+	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	info.AddRtAttr(1, nl.Uint8Attr(state)) // IFLA_BRPORT_STATE
+	request.AddData(info)
+	must(t, pod.Pod.Do(func() error {
+		_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	}))
+}
+
+// inPod runs a program in the pod's network namespace, such as nft, whose syntax says
+// best what somebody does.
+func inPod(t *testing.T, pod *podnet.Pod, program string, args ...string) string {
+	t.Helper()
+	requireProgram(t, program)
+	var output bytes.Buffer
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr = &output, &output
+	must(t, pod.Pod.Start(cmd))
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%s %q: %v\n%s", program, args, err, &output)
+	}
+	return output.String()
+}
+
+// requireProgram skips where the program is not there, or fails if CI=true.
+func requireProgram(t *testing.T, program string) {
+	t.Helper()
+	if _, err := exec.LookPath(program); err == nil {
+		return
+	}
+	why := program + " is not installed: on Debian apt-get install nftables"
+	if os.Getenv("CI") == "true" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
 }

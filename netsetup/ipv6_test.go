@@ -212,7 +212,7 @@ func TestHostileGuestChangesNothingInThePod(t *testing.T) {
 }
 
 // isOfUse says whether a guest needs this frame of the endpoint: ARP, IPv4, TCP
-// over IPv6 and neighbour discovery.
+// over IPv6, its advertisements and its refusals.
 func isOfUse(frame podnet.Frame) bool {
 	const next, message = 14 + 6, 14 + 40
 	switch kind := uint16(frame.Data[12])<<8 | uint16(frame.Data[13]); kind {
@@ -220,7 +220,7 @@ func isOfUse(frame podnet.Frame) bool {
 		return true
 	case unix.ETH_P_IPV6:
 		return frame.Data[next] == unix.IPPROTO_TCP ||
-			frame.Data[next] == unix.IPPROTO_ICMPV6 && (frame.Data[message] == solicitation || frame.Data[message] == advertisement)
+			frame.Data[next] == unix.IPPROTO_ICMPV6 && (frame.Data[message] == refusal || frame.Data[message] == advertisement)
 	}
 	return false
 }

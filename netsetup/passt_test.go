@@ -122,17 +122,6 @@ func TestPasstGuestIsServed(t *testing.T) {
 	}
 }
 
-// The proof in the log goes the guest's way, by the redirection.
-func TestPasstIsProvedByTheGuestsWay(t *testing.T) {
-	pod := newPod(t, podnet.Options{})
-	p := start(t, pod, onThisKernel, redirectTo)
-	p.waitFor(t, `server="not listening yet"`)
-	p.kill()
-	serveAt(t, pod, redirectEndpoint)
-	p = start(t, pod, onThisKernel, redirectTo)
-	p.waitFor(t, `server="200 OK"`)
-}
-
 // The neighbour asks the pod for the address at the guest's port and at the
 // server's. The listener here is bound to no device, as the server's is: the
 // rules alone have to keep the neighbour off.

@@ -14,7 +14,7 @@ import (
 )
 
 // probe127 asks from 127.0.0.1, as imds-server's own probe does, at the address
-// that imds-server listens on.
+// that the guest asks at.
 func probe127(t *testing.T, n *podnet.Namespace, address string) (answer string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -55,7 +55,7 @@ func TestPodsProbeIsAnswered(t *testing.T) {
 	t.Run("passt", func(t *testing.T) {
 		t.Parallel()
 		pod, _ := passtPod(t, podnet.Options{})
-		mustAnswerProbe(t, pod, redirectEndpoint)
+		mustAnswerProbe(t, pod, endpoint)
 	})
 }
 

@@ -26,9 +26,11 @@ func (t target) wiring(inv links.Inventory) wiring.Wiring {
 	return wiring.Plan(inv.Links(), t.bridgeName, t.preferredBridge)
 }
 
-// reconciler brings the pod's network to the wiring that it should have.
+// reconciler brings the network of a pod to the wiring that it should have: that of
+// the network namespace of the thread which calls it.
 type reconciler struct {
 	target    target
+	probed    bool // the kernel has been asked what it can do
 	rules     rules.Table
 	inventory links.Inventory // what the wiring was decided on
 }
@@ -36,53 +38,78 @@ type reconciler struct {
 // outcome is what came of a reconcile.
 type outcome struct {
 	wiring  wiring.Wiring // aimed at
+	ipv6    bool          // served over IPv6 too
 	changed bool          // something had to be changed for it
 	took    time.Duration
-	err     error // why it is not reached
+	err     error // why nobody is served
+	lesser  error // why some are not: over IPv6, or by another NIC, or refused at once
 }
 
 // reconcile makes the network what it should be for the links that are there.
 // An attempt that failed because the links changed meanwhile is made again.
 func (r *reconciler) reconcile() outcome {
 	began := time.Now()
-	var result outcome
+	changed := false
 	for {
-		w, changed, err := r.attempt()
-		result = outcome{wiring: w, changed: changed || result.changed, took: time.Since(began), err: err}
-		if err == nil || !r.overtaken() {
+		result := r.attempt()
+		changed = changed || result.changed
+		if result.err == nil && result.lesser == nil || !r.overtaken() {
+			result.changed, result.took = changed, time.Since(began)
 			return result
 		}
 	}
 }
 
-// attempt puts the rules first: the endpoint is never there without them.
-func (r *reconciler) attempt() (w wiring.Wiring, changed bool, err error) {
-	if err := r.list(); err != nil {
-		return w, false, err
+// probe asks the kernel what it can do, until it can do enough.
+func (r *reconciler) probe() (err error) {
+	if !r.probed {
+		r.rules.Node, err = rules.Probe(r.target.redirectPort != 0)
+		r.probed = err == nil
 	}
-	w = r.target.wiring(r.inventory)
-	if !w.Redirected() { // passt asks over IPv4 alone
-		if w.IPv6, err = r.inventory.SpeaksIPv6(); err != nil {
-			return w, false, err
-		}
+	return err
+}
+
+// attempt puts the rules first: the endpoint is never there without them. What only
+// some guests need comes last, so that its failure takes nothing from the others.
+func (r *reconciler) attempt() (o outcome) {
+	if o.err = r.probe(); o.err != nil {
+		return o
 	}
-	ruled, err := r.rules.Install(w)
+	if o.err = r.list(); o.err != nil {
+		return o
+	}
+	o.wiring = r.target.wiring(r.inventory)
+	ruled, err := r.rules.Install(o.wiring)
 	if err != nil {
 		// A guest that is not served beats a neighbour that is.
 		_, partErr := links.Part(r.inventory)
-		return w, false, errors.Join(err, partErr)
+		o.err = errors.Join(err, partErr)
+		return o
 	}
-	made, err := links.EnsureEndpoint(r.inventory, w.IPv6)
+	made, err := links.EnsureEndpoint(r.inventory)
+	o.changed = ruled || made
+	if err == nil && made {
+		err = r.list()
+	}
 	if err != nil {
-		return w, true, err
+		o.err = err
+		return o
 	}
-	if made {
-		if err := r.list(); err != nil {
-			return w, true, err
-		}
+	joined, err := links.EnsureJoined(r.inventory, o.wiring)
+	o.changed = o.changed || joined
+	if err != nil {
+		o.err = err
+		return o
 	}
-	joined, err := links.EnsureJoined(r.inventory, w)
-	return w, ruled || made || joined, err
+	var lesser []error
+	if r.rules.Node.IPv6 && !o.wiring.Redirected() { // passt asks over IPv4 alone
+		served, changed, err := links.EnsureIPv6(r.inventory, o.wiring.MTU)
+		o.ipv6, o.changed, lesser = served, o.changed || changed, append(lesser, err)
+	}
+	hung, err := r.rules.InstallDevices(o.wiring, r.inventory.Index(wiring.Port))
+	o.changed = o.changed || hung
+	o.lesser = errors.Join(append(lesser, err)...)
+	return o
 }
 
 // list reads the links, again where they changed while it read.

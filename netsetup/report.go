@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -10,54 +11,102 @@ import (
 )
 
 // reporter logs one line for each state of the wiring and for each repair, not
-// one for each event.
+// one for each event, and of each kind no more than a reader wants: whoever changes
+// the network all day does not fill the node's disk.
 type reporter struct {
 	log  *slog.Logger
+	now  func() time.Time
 	last string // the state that was told last
+	// lesser is what was told last of what only some guests miss.
+	lesser string
+	kinds  map[string]*allowance
 }
+
+// allowance is how many lines of a kind may still be written: linesAtOnce, and one
+// more each lineEvery.
+type allowance struct {
+	left       int
+	since      time.Time // when the last was added
+	suppressed int
+}
+
+const (
+	linesAtOnce = 20
+	lineEvery   = time.Minute
+)
 
 // tell logs what came of a reconcile, where it is news.
 func (r *reporter) tell(o outcome) {
-	state := fmt.Sprint(o.wiring, o.err)
+	state := fmt.Sprint(o.wiring, o.ipv6, o.err)
 	entered := state != r.last
 	r.last = state
 	switch {
 	case o.err != nil:
 		if entered {
-			r.log.Error("not served", "reason", o.err)
+			r.write(slog.LevelError, "not served", "reason", o.err)
 		}
 	case !served(o.wiring):
 		if entered {
-			r.log.Info("endpoint ready, nobody to serve yet", "missing", o.wiring.Waiting)
+			r.write(slog.LevelInfo, "endpoint ready, nobody to serve yet", "missing", o.wiring.Waiting)
 		}
 	case entered:
-		r.log.Info("wired", wired(o)...)
+		r.write(slog.LevelInfo, "wired", wired(o)...)
 	case o.changed:
-		r.log.Info("repaired", wired(o)...)
+		r.write(slog.LevelInfo, "repaired", wired(o)...)
 	}
+	lesser := ""
+	if o.lesser != nil {
+		lesser = o.lesser.Error()
+	}
+	if o.err == nil && lesser != r.lesser {
+		r.lesser = lesser
+		if lesser != "" {
+			r.write(slog.LevelWarn, "served in part", "reason", lesser)
+		}
+	}
+}
+
+// write writes a line, if there is an allowance for one of its kind. The next that is
+// written says how many were not.
+func (r *reporter) write(level slog.Level, message string, attributes ...any) {
+	now := r.now()
+	if r.kinds == nil {
+		r.kinds = map[string]*allowance{}
+	}
+	a := r.kinds[message]
+	if a == nil {
+		a = &allowance{left: linesAtOnce, since: now}
+		r.kinds[message] = a
+	}
+	earned := int(now.Sub(a.since) / lineEvery)
+	a.left, a.since = min(a.left+earned, linesAtOnce), a.since.Add(time.Duration(earned)*lineEvery)
+	if a.left == 0 {
+		a.suppressed++
+		return
+	}
+	a.left--
+	if a.suppressed > 0 {
+		attributes = append(attributes, "more", a.suppressed)
+		a.suppressed = 0
+	}
+	r.log.Log(context.Background(), level, message, attributes...)
 }
 
 // served says whether the guest has a way to the endpoint.
 func served(w wiring.Wiring) bool { return w.Joined() || w.Redirected() }
 
-// wired is the wiring as attributes of a log line, with the proof that the
-// address answers.
+// wired is the wiring as attributes of a log line.
 func wired(o outcome) []any {
+	took := o.took.Round(time.Microsecond)
 	if o.wiring.Redirected() {
-		return []any{
-			"binding", "passt",
-			"port", o.wiring.RedirectPort,
-			"took", o.took.Round(time.Microsecond),
-			"server", probe(),
-		}
+		return []any{"binding", "passt", "port", o.wiring.RedirectPort, "took", took}
 	}
 	return []any{
 		"bridge", o.wiring.Bridge.Name,
-		"guests", strings.Join(o.wiring.Guests, ","),
+		"guests", strings.Join(wiring.Names(o.wiring.Guests), ","),
 		"uplinks", strings.Join(o.wiring.Uplinks, ","),
 		"mtu", o.wiring.MTU,
-		"ipv6", o.wiring.IPv6,
-		"took", o.took.Round(time.Microsecond),
-		"server", probe(),
+		"ipv6", o.ipv6,
+		"took", took,
 	}
 }

@@ -18,6 +18,8 @@ but NET_ADMIN.
 usage: imds-init [init] [--once]   wire, then wire again at every change of the
                                    pod's network, until SIGTERM; with --once:
                                    wire for what is there, then exit
+       imds-init check             print what this node's kernel has and lacks;
+                                   the exit status is 1 where no VM can be served
        imds-init --version
 
 Ending, it leaves the wiring in place.
@@ -53,8 +55,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	once := flags.Bool("once", false, "")
 	showVersion := flags.Bool("version", false, "")
 
-	if len(args) > 0 && args[0] == "init" {
-		args = args[1:]
+	command := "init"
+	if len(args) > 0 && (args[0] == "init" || args[0] == "check") {
+		command, args = args[0], args[1:]
 	}
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return exitOK
@@ -68,6 +71,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if *showVersion {
 		fmt.Fprintln(stdout, "imds-init", buildVersion())
 		return exitOK
+	}
+	if command == "check" {
+		return check(stdout)
 	}
 	to, err := targetFromEnvironment(getenv)
 	if err != nil {

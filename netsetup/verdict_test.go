@@ -29,6 +29,7 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 		entering = "bridge prerouting"
 		leaving  = "bridge postrouting"
 		intoPod  = "ip6 prerouting"
+		refusing = "netdev veth-imds"
 	)
 	tcp, icmp := make([]byte, 20), byte(unix.IPPROTO_ICMPV6)
 	syn := func(from, to net.HardwareAddr, source netip.Addr) []byte {
@@ -50,79 +51,77 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 		rule  string
 	}{
 		// The guest asks.
-		{"guest asks", l.guest, syn(guestMAC, wiring.DeviceMAC, guest), entering, "a guest asks"},
-		{"guest asks by its gateway's MAC", l.guest, syn(guestMAC, strangerMAC, guest), leaving, "a guest asks"},
-		{"guest asks by broadcast", l.guest, syn(guestMAC, broadcast, guest), intoPod, "a guest asks"},
-		{"guest looks for the endpoint", l.guest, solicit(guestMAC, groupMAC, guest), entering, "a guest looks for the endpoint"},
-		{"guest looks for it by its gateway's MAC", l.guest, solicit(guestMAC, strangerMAC, guest), leaving, "a guest looks for the endpoint"},
-		{"the endpoint hears who looks for it", l.guest, solicit(guestMAC, groupMAC, guest), intoPod, "a guest looks for the endpoint"},
-		{"the endpoint tells where it is", l.guest, solicit(guestMAC, groupMAC, guest), entering, "the endpoint tells where it is"},
-		{"guest tells where it is", l.guest, advertise(guestMAC, strangerMAC, guest, ours, guest), entering, "a guest tells the endpoint where it is"},
-		{"guest tells where it is, across the bridge", l.guest, advertise(guestMAC, wiring.DeviceMAC, guest, ours, guest), leaving, "a guest tells the endpoint where it is"},
-		{"the endpoint hears where the guest is", l.guest, advertise(guestMAC, wiring.DeviceMAC, guest, ours, guest), intoPod, "a guest tells the endpoint where it is"},
-		{"the questions bypass NAT", l.guest, syn(guestMAC, wiring.DeviceMAC, guest), intoPod, "questions bypass NAT"},
+		{"guest asks", l.guest, syn(guestMAC, wiring.DeviceMAC, guest), entering, "lead the guest's IPv6 packets to the endpoint"},
+		{"guest asks by its gateway's MAC", l.guest, syn(guestMAC, strangerMAC, guest), leaving, "accept IPv6 packets to the endpoint"},
+		{"guest asks by broadcast", l.guest, syn(guestMAC, broadcast, guest), intoPod, "accept the guest's questions"},
+		{"guest looks for the endpoint", l.guest, solicit(guestMAC, groupMAC, guest), entering, "lead the guest's solicitations to the endpoint, as probes"},
+		{"guest looks for it by its gateway's MAC", l.guest, solicit(guestMAC, strangerMAC, guest), leaving, "accept solicitations of the endpoint"},
+		{"the endpoint hears who looks for it", l.guest, solicit(guestMAC, groupMAC, guest), intoPod, "accept the guest's solicitations"},
+		{"the endpoint tells where it is", l.guest, solicit(guestMAC, groupMAC, guest), entering, "accept the endpoint's neighbour advertisements"},
+		{"guest tells where it is", l.guest, advertise(guestMAC, strangerMAC, guest, ours, guest), entering, "drop advertisements and other ICMPv6 to the endpoint"},
+		{"the keep questions from NAT", l.guest, syn(guestMAC, wiring.DeviceMAC, guest), intoPod, "keep questions from NAT"},
 
 		// A hostile guest asks in other ways.
-		{"guest asks from a global address", l.guest, syn(guestMAC, wiring.DeviceMAC, podnet.PodIPv6Addr), entering, "nobody else asks over IPv6"},
-		{"guest asks from multicast", l.guest, syn(guestMAC, wiring.DeviceMAC, allNodes), entering, "nobody else asks over IPv6"},
-		{"guest asks behind options", l.guest, behindOptions(syn(guestMAC, wiring.DeviceMAC, guest)), entering, "nobody else asks over IPv6"},
-		{"guest asks in fragments, the first", l.guest, fragment(syn(guestMAC, wiring.DeviceMAC, guest), 0), entering, "nobody else asks over IPv6"},
-		{"guest asks in fragments, a later one", l.guest, fragment(syn(guestMAC, wiring.DeviceMAC, guest), 8), entering, "nobody else asks over IPv6"},
-		{"guest asks over UDP", l.guest, podnet.IPv6(guestMAC, wiring.DeviceMAC, guest, ours, unix.IPPROTO_UDP, tcp), entering, "nobody else asks over IPv6"},
-		{"guest asks for an echo", l.guest, podnet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, ours, []byte{128, 0, 0, 0, 0, 0, 0, 0}), entering, "nobody else asks over IPv6"},
-		{"guest looks for it by duplicate address detection", l.guest, solicit(guestMAC, groupMAC, netip.IPv6Unspecified()), entering, "nobody else solicits its IPv6 address"},
-		{"guest looks for it behind options", l.guest, behindOptions(solicit(guestMAC, groupMAC, guest)), entering, "nobody else solicits its IPv6 address"},
-		{"guest has the address", l.guest, podnet.IPv6(guestMAC, strangerMAC, ours, strange, unix.IPPROTO_TCP, tcp), entering, "nobody else has its IPv6 address"},
-		{"guest advertises the address", l.guest, advertise(guestMAC, strangerMAC, guest, strange, ours), entering, "nobody else advertises its IPv6 address"},
-		{"guest advertises the address to the endpoint", l.guest, advertise(guestMAC, wiring.DeviceMAC, guest, ours, ours), entering, "nobody else advertises its IPv6 address"},
-		{"guest plays router to the endpoint", l.guest, podnet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, allNodes, advertisedRouter), entering, "the endpoint gets nothing else"},
-		{"guest plays router to all", l.guest, podnet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), leaving, "the endpoint gets nothing else"},
-		{"guest sends a fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x2000), entering, "a question comes in one piece"},
-		{"guest sends a later fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x00b9), entering, "a question comes in one piece"},
-		{"guest asks with options", l.guest, ipv4WithOptions(guestMAC, strangerMAC, unix.IPPROTO_UDP, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0, make([]byte, 4), tcp), entering, "a question has no options"},
+		{"guest asks from a global address", l.guest, syn(guestMAC, wiring.DeviceMAC, podnet.PodIPv6Addr), entering, "drop all else to our IPv6 address"},
+		{"guest asks from multicast", l.guest, syn(guestMAC, wiring.DeviceMAC, allNodes), entering, "drop all else to our IPv6 address"},
+		{"guest asks behind options", l.guest, behindOptions(syn(guestMAC, wiring.DeviceMAC, guest)), refusing, "refuse other protocols over IPv6"},
+		{"guest asks in fragments, the first", l.guest, fragment(syn(guestMAC, wiring.DeviceMAC, guest), 0), refusing, "refuse other protocols over IPv6"},
+		{"guest asks in fragments, a later one", l.guest, fragment(syn(guestMAC, wiring.DeviceMAC, guest), 8), refusing, "refuse other protocols over IPv6"},
+		{"guest asks over UDP", l.guest, podnet.IPv6(guestMAC, wiring.DeviceMAC, guest, ours, unix.IPPROTO_UDP, tcp), refusing, "refuse other protocols over IPv6"},
+		{"guest asks for an echo", l.guest, podnet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, ours, []byte{128, 0, 0, 0, 0, 0, 0, 0}), refusing, "refuse other protocols over IPv6"},
+		{"guest looks for it by duplicate address detection", l.guest, solicit(guestMAC, groupMAC, netip.IPv6Unspecified()), entering, "drop solicitations of our IPv6 address"},
+		{"guest looks for it behind options", l.guest, behindOptions(solicit(guestMAC, groupMAC, guest)), entering, "drop solicitations of our IPv6 address"},
+		{"guest has the address", l.guest, podnet.IPv6(guestMAC, strangerMAC, ours, strange, unix.IPPROTO_TCP, tcp), entering, "drop packets from our IPv6 address"},
+		{"guest advertises the address", l.guest, advertise(guestMAC, strangerMAC, guest, strange, ours), entering, "drop advertisements of our IPv6 address"},
+		{"guest advertises the address to the endpoint", l.guest, advertise(guestMAC, wiring.DeviceMAC, guest, ours, ours), entering, "drop advertisements of our IPv6 address"},
+		{"guest plays router to the endpoint", l.guest, podnet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, allNodes, advertisedRouter), entering, "drop all else to our MACs"},
+		{"guest plays router to all", l.guest, podnet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), leaving, "drop all else to the endpoint"},
+		{"guest sends a fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x2000), entering, "drop fragments to our IPv4 address"},
+		{"guest sends a later fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x00b9), entering, "drop fragments to our IPv4 address"},
+		{"guest asks with options", l.guest, ipv4WithOptions(guestMAC, strangerMAC, unix.IPPROTO_UDP, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0, make([]byte, 4), tcp), entering, "drop IPv4 options to our IPv4 address"},
 
 		// The neighbour asks, claims and spoofs.
-		{"neighbour asks", l.neighbour, syn(strangerMAC, guestMAC, strange), entering, "nobody else asks over IPv6"},
-		{"neighbour asks by the endpoint's MAC", l.neighbour, syn(strangerMAC, wiring.DeviceMAC, strange), entering, "nobody else asks over IPv6"},
-		{"neighbour looks for the endpoint", l.neighbour, solicit(strangerMAC, groupMAC, strange), entering, "nobody else solicits its IPv6 address"},
-		{"neighbour looks for it behind a priority tag", l.neighbour, tag(solicit(strangerMAC, groupMAC, strange), unix.ETH_P_8021Q, 0), entering, "nobody else solicits its IPv6 address"},
-		{"neighbour has the address", l.neighbour, podnet.IPv6(strangerMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "nobody else has its IPv6 address"},
-		{"neighbour plays router by the address", l.neighbour, podnet.ICMPv6(strangerMAC, allNodesMAC, ours, allNodes, advertisedRouter), entering, "nobody else has its IPv6 address"},
-		{"neighbour advertises the address", l.neighbour, advertise(strangerMAC, guestMAC, strange, guest, ours), entering, "nobody else advertises its IPv6 address"},
-		{"neighbour advertises the address to all", l.neighbour, advertise(strangerMAC, allNodesMAC, strange, allNodes, ours), entering, "nobody else advertises its IPv6 address"},
-		{"neighbour advertises it behind options", l.neighbour, behindOptions(advertise(strangerMAC, guestMAC, strange, guest, ours)), entering, "nobody else advertises its IPv6 address"},
-		{"neighbour advertises it in a fragment", l.neighbour, fragment(advertise(strangerMAC, guestMAC, strange, guest, ours), 0), entering, "nobody else advertises its IPv6 address"},
+		{"neighbour asks", l.neighbour, syn(strangerMAC, guestMAC, strange), entering, "drop all else to our IPv6 address"},
+		{"neighbour asks by the endpoint's MAC", l.neighbour, syn(strangerMAC, wiring.DeviceMAC, strange), entering, "drop all else to our IPv6 address"},
+		{"neighbour looks for the endpoint", l.neighbour, solicit(strangerMAC, groupMAC, strange), entering, "drop solicitations of our IPv6 address"},
+		{"neighbour looks for it behind a priority tag", l.neighbour, tag(solicit(strangerMAC, groupMAC, strange), unix.ETH_P_8021Q, 0), entering, "drop solicitations of our IPv6 address"},
+		{"neighbour has the address", l.neighbour, podnet.IPv6(strangerMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "drop packets from our IPv6 address"},
+		{"neighbour plays router by the address", l.neighbour, podnet.ICMPv6(strangerMAC, allNodesMAC, ours, allNodes, advertisedRouter), entering, "drop packets from our IPv6 address"},
+		{"neighbour advertises the address", l.neighbour, advertise(strangerMAC, guestMAC, strange, guest, ours), entering, "drop advertisements of our IPv6 address"},
+		{"neighbour advertises the address to all", l.neighbour, advertise(strangerMAC, allNodesMAC, strange, allNodes, ours), entering, "drop advertisements of our IPv6 address"},
+		{"neighbour advertises it behind options", l.neighbour, behindOptions(advertise(strangerMAC, guestMAC, strange, guest, ours)), entering, "drop advertisements of our IPv6 address"},
+		{"neighbour advertises it in a fragment", l.neighbour, fragment(advertise(strangerMAC, guestMAC, strange, guest, ours), 0), entering, "drop advertisements of our IPv6 address"},
 
 		// VLANs are other networks, but for our MACs.
-		{"neighbour in a VLAN", l.neighbour, tag(syn(strangerMAC, guestMAC, strange), unix.ETH_P_8021Q, 7), entering, "a VLAN is another network"},
-		{"neighbour in a provider's VLAN", l.neighbour, tag(syn(strangerMAC, guestMAC, strange), unix.ETH_P_8021AD, 7), entering, "a VLAN is another network"},
-		{"guest in a VLAN", l.guest, tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021Q, 7), leaving, "a VLAN is another network"},
-		{"guest in a provider's VLAN", l.guest, tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021AD, 7), leaving, "a VLAN is another network"},
-		{"guest to the endpoint's MAC in a VLAN", l.guest, tag(syn(guestMAC, wiring.DeviceMAC, guest), unix.ETH_P_8021Q, 7), entering, "the endpoint is in no VLAN"},
-		{"guest to the endpoint's MAC in a provider's VLAN", l.guest, tag(syn(guestMAC, wiring.DeviceMAC, guest), unix.ETH_P_8021AD, 7), entering, "the endpoint is in no VLAN"},
-		{"guest to all in a VLAN", l.guest, tag(solicit(guestMAC, groupMAC, guest), unix.ETH_P_8021Q, 7), leaving, "the endpoint is in no VLAN"},
-		{"guest to all in a provider's VLAN", l.guest, tag(solicit(guestMAC, groupMAC, guest), unix.ETH_P_8021AD, 7), leaving, "the endpoint is in no VLAN"},
-		{"guest hides a tag behind a priority tag", l.guest, tag(tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021Q, 0), unix.ETH_P_8021Q, 0), entering, "no tag behind a priority tag"},
-		{"guest hides a provider's tag behind a priority tag", l.guest, tag(tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021AD, 7), unix.ETH_P_8021Q, 0), entering, "no tag behind a priority tag"},
+		{"neighbour in a VLAN", l.neighbour, tag(syn(strangerMAC, guestMAC, strange), unix.ETH_P_8021Q, 7), entering, "accept VLAN frames: other networks"},
+		{"neighbour in a provider's VLAN", l.neighbour, tag(syn(strangerMAC, guestMAC, strange), unix.ETH_P_8021AD, 7), entering, "accept VLAN frames: other networks"},
+		{"guest in a VLAN", l.guest, tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021Q, 7), leaving, "accept VLAN frames: other networks"},
+		{"guest in a provider's VLAN", l.guest, tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021AD, 7), leaving, "accept VLAN frames: other networks"},
+		{"guest to the endpoint's MAC in a VLAN", l.guest, tag(syn(guestMAC, wiring.DeviceMAC, guest), unix.ETH_P_8021Q, 7), entering, "drop VLAN frames to our MACs"},
+		{"guest to the endpoint's MAC in a provider's VLAN", l.guest, tag(syn(guestMAC, wiring.DeviceMAC, guest), unix.ETH_P_8021AD, 7), entering, "drop VLAN frames to our MACs"},
+		{"guest to all in a VLAN", l.guest, tag(solicit(guestMAC, groupMAC, guest), unix.ETH_P_8021Q, 7), leaving, "drop VLAN frames to the endpoint"},
+		{"guest to all in a provider's VLAN", l.guest, tag(solicit(guestMAC, groupMAC, guest), unix.ETH_P_8021AD, 7), leaving, "drop VLAN frames to the endpoint"},
+		{"guest hides a tag behind a priority tag", l.guest, tag(tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021Q, 0), unix.ETH_P_8021Q, 0), entering, "drop a VLAN tag behind a priority tag"},
+		{"guest hides a provider's tag behind a priority tag", l.guest, tag(tag(syn(guestMAC, strangerMAC, guest), unix.ETH_P_8021AD, 7), unix.ETH_P_8021Q, 0), entering, "drop a VLAN tag behind a priority tag"},
 
-		{"neighbour with the endpoint's MAC in a VLAN", l.neighbour, tag(syn(wiring.DeviceMAC, guestMAC, strange), unix.ETH_P_8021Q, 7), entering, "nobody else has its MAC"},
-		{"neighbour with its port's MAC in a VLAN", l.neighbour, tag(syn(wiring.PortMAC, guestMAC, strange), unix.ETH_P_8021Q, 7), entering, "nobody else has its port's MAC"},
+		{"neighbour with the endpoint's MAC in a VLAN", l.neighbour, tag(syn(wiring.DeviceMAC, guestMAC, strange), unix.ETH_P_8021Q, 7), entering, "drop frames with one of our MACs as source"},
+		{"neighbour with its port's MAC in a VLAN", l.neighbour, tag(syn(wiring.PortMAC, guestMAC, strange), unix.ETH_P_8021Q, 7), entering, "drop frames with one of our MACs as source"},
 
 		// The pod itself, by its bridge, where no rule has looked before.
-		{"pod asks by the bridge", l.bridge, syn(l.bridgeMAC, guestMAC, guest), leaving, "nobody else asks over IPv6"},
-		{"pod looks for the endpoint by the bridge", l.bridge, podnet.NeighbourMessage(solicitation, l.bridgeMAC, guestMAC, strange, group, ours, l.bridgeMAC), leaving, "nobody else solicits its IPv6 address"},
-		{"pod has the address by the bridge", l.bridge, podnet.IPv6(l.bridgeMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), leaving, "nobody else has its IPv6 address"},
-		{"pod advertises the address by the bridge", l.bridge, advertise(l.bridgeMAC, guestMAC, strange, guest, ours), leaving, "nobody else advertises its IPv6 address"},
+		{"pod asks by the bridge", l.bridge, syn(l.bridgeMAC, guestMAC, guest), leaving, "drop all else to our IPv6 address"},
+		{"pod looks for the endpoint by the bridge", l.bridge, podnet.NeighbourMessage(solicitation, l.bridgeMAC, guestMAC, strange, group, ours, l.bridgeMAC), leaving, "drop solicitations of our IPv6 address"},
+		{"pod has the address by the bridge", l.bridge, podnet.IPv6(l.bridgeMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), leaving, "drop packets from our IPv6 address"},
+		{"pod advertises the address by the bridge", l.bridge, advertise(l.bridgeMAC, guestMAC, strange, guest, ours), leaving, "drop advertisements of our IPv6 address"},
 
 		// What a device with IPv6 says by itself, past the rules of its own family.
-		{"the endpoint answers", l.device, podnet.IPv6(wiring.DeviceMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "the endpoint answers"},
-		{"the endpoint looks for the guest", l.device, podnet.NeighbourMessage(solicitation, wiring.DeviceMAC, guestMAC, ours, guest, guest, wiring.DeviceMAC), entering, "the endpoint looks for a guest"},
-		{"the endpoint solicits routers", l.device, podnet.ICMPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, []byte{133, 0, 0, 0, 0, 0, 0, 0}), entering, "the endpoint says nothing else over IPv6"},
-		{"the endpoint reports its groups", l.device, podnet.IPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, 0, []byte{icmp, 0, 5, 2, 0, 0, 1, 0}), entering, "the endpoint says nothing else over IPv6"},
+		{"the endpoint answers", l.device, podnet.IPv6(wiring.DeviceMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "accept the endpoint's TCP over IPv6"},
+		{"the endpoint looks for the guest", l.device, podnet.NeighbourMessage(solicitation, wiring.DeviceMAC, guestMAC, ours, guest, guest, wiring.DeviceMAC), entering, "drop all else from the endpoint"},
+		{"the endpoint solicits routers", l.device, podnet.ICMPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, []byte{133, 0, 0, 0, 0, 0, 0, 0}), entering, "drop all else from the endpoint"},
+		{"the endpoint reports its groups", l.device, podnet.IPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, 0, []byte{icmp, 0, 5, 2, 0, 0, 1, 0}), entering, "drop all else from the endpoint"},
 
 		// What reaches the device, past the rules of the bridge.
-		{"a router advertises itself to the endpoint", l.port, podnet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), intoPod, "the endpoint hears nothing else"},
-		{"a question to another address of the pod", l.port, podnet.IPv6(guestMAC, wiring.DeviceMAC, guest, podnet.PodIPv6Addr, unix.IPPROTO_TCP, tcp), intoPod, "the endpoint hears nothing else"},
+		{"a router advertises itself to the endpoint", l.port, podnet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), intoPod, "drop all else that the endpoint gets"},
+		{"a question to another address of the pod", l.port, podnet.IPv6(guestMAC, wiring.DeviceMAC, guest, podnet.PodIPv6Addr, unix.IPPROTO_TCP, tcp), intoPod, "drop all else that the endpoint gets"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := counters(t, pod)[c.chain+", "+c.rule]
@@ -168,11 +167,11 @@ func TestThePodsOwnPacketsMeetTheirRules(t *testing.T) {
 		send func() error
 		rule string
 	}{
-		{"a question by eth0", by(eth0, empty(podnet.PodIPv6Addr, ours)), "ip6 output, questions stay in the pod"},
-		{"a question by eth0, without NAT", by(eth0, empty(podnet.PodIPv6Addr, ours)), "ip6 output, questions bypass NAT"},
-		{"an answer by eth0", by(eth0, empty(ours, podnet.NeighbourIPv6Addr)), "ip6 output, answers leave by the endpoint"},
-		{"something else by the endpoint", by(device, empty(ours, guest)), "ip6 output, the endpoint says nothing else over IPv6"},
-		{"a solicitation by the endpoint", by(device, podnet.NeighbourMessage(solicitation, own, stranger, ours, guest, guest, own)), "ip6 output, the endpoint looks for a guest"},
+		{"a question by eth0", by(eth0, empty(podnet.PodIPv6Addr, ours)), "ip6 output, drop the pod's questions that leave it"},
+		{"a question by eth0, without NAT", by(eth0, empty(podnet.PodIPv6Addr, ours)), "ip6 output, keep questions from NAT"},
+		{"an answer by eth0", by(eth0, empty(ours, podnet.NeighbourIPv6Addr)), "ip6 output, drop answers by other interfaces"},
+		{"something else by the endpoint", by(device, empty(ours, guest)), "ip6 output, drop all else from the endpoint"},
+		{"a solicitation by the endpoint", by(device, podnet.NeighbourMessage(solicitation, own, stranger, ours, guest, guest, own)), "ip6 output, drop all else from the endpoint"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := counters(t, pod)[c.rule]
@@ -202,11 +201,11 @@ func TestThePodsOwnPacketsMeetTheirRules(t *testing.T) {
 	// These have counted since the endpoint was made and the guest served.
 	counted := counters(t, pod)
 	for _, rule := range []string{
-		"ip6 prerouting, only the endpoint and the pod itself ask",
-		"ip6 prerouting, answers bypass NAT",
-		"ip6 output, answers bypass NAT",
-		"ip6 output, the endpoint answers",
-		"ip6 output, the endpoint tells where it is",
+		"ip6 prerouting, drop questions by other interfaces",
+		"ip6 prerouting, keep answers from NAT",
+		"ip6 output, keep answers from NAT",
+		"ip6 output, accept the endpoint's TCP",
+		"ip6 output, accept the endpoint's advertisements",
 	} {
 		if counted[rule] == 0 {
 			t.Errorf("the rule %q has counted nothing", rule)
@@ -219,7 +218,7 @@ func TestThePodsOwnPacketsMeetTheirRules(t *testing.T) {
 func counters(t *testing.T, pod *podnet.Pod) map[string]uint64 {
 	t.Helper()
 	families := map[nftables.TableFamily]string{
-		nftables.TableFamilyBridge: "bridge", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyARP: "arp",
+		nftables.TableFamilyBridge: "bridge", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyARP: "arp", nftables.TableFamilyNetdev: "netdev",
 	}
 	nft, err := pod.Pod.Nftables()
 	must(t, err)
@@ -316,8 +315,9 @@ var (
 	broadcast   = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 )
 
-// Messages of neighbour discovery (RFC 4861).
+// Messages of ICMPv6 (RFC 4443, RFC 4861).
 const (
+	refusal       = 1
 	solicitation  = 135
 	advertisement = 136
 )

@@ -2,62 +2,79 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/example/kubevirt-imds/netsetup/internal/events"
-	"github.com/example/kubevirt-imds/netsetup/internal/rules"
 )
 
-// retryAfter is how long a failed attempt rests when no event comes before. A
-// failure whose end the kernel does not announce, such as a lack of memory or
-// a module that is loaded later, heals by it; everything else by its event.
-const retryAfter = time.Second
+// A failed attempt rests when no event comes before, twice as long each time. A
+// failure whose end the kernel does not announce, such as a lack of memory or a module
+// that is loaded later, heals by it; everything else by its event.
+const (
+	shortestRest = time.Second
+	longestRest  = 5 * time.Second
+	// What the kernel lacks is seldom loaded later, and each attempt has it look.
+	longestRestOfProbes = time.Minute
+)
 
 // keepWired brings the pod's network to the wiring that it should have, again
 // after each change, until the context ends. It does not end by itself: in a
 // pod that cannot be served, a container that fails would hold back the VM.
+// The network is that of the namespace of the thread which calls it, which must be
+// locked to the goroutine unless all threads share it.
 func keepWired(ctx context.Context, to target, log *slog.Logger) {
-	report := reporter{log: log}
+	report := reporter{log: log, now: time.Now}
 	reconciler := reconciler{target: to}
-	changes := watch(ctx, &report)
-	for ctx.Err() == nil {
-		result := reconciler.reconcile()
+	var changes <-chan struct{}
+	for rest := shortestRest; ctx.Err() == nil; {
+		result := outcome{err: reconciler.probe()}
+		if result.err == nil && changes == nil {
+			changes, result.err = events.Watch(ctx)
+		}
+		if result.err == nil {
+			result = reconciler.reconcile()
+		}
+		// What came meanwhile may be the end of the failure, as when a link goes that
+		// was being changed: that is not worth a line.
+		for again := 0; result.err != nil && again < 3 && drained(changes); again++ {
+			result = reconciler.reconcile()
+		}
 		report.tell(result)
 		var retry <-chan time.Time
-		if result.err != nil {
-			retry = time.After(retryAfter)
+		if result.err == nil && result.lesser == nil {
+			rest = shortestRest
+		} else {
+			retry = time.After(rest)
+			longest := longestRest
+			if !reconciler.probed {
+				longest = longestRestOfProbes
+			}
+			rest = min(2*rest, longest)
+		}
+		events := changes
+		if result.err != nil && !reconciler.probed {
+			// No event brings what the kernel lacks, and each attempt has it look
+			// for modules.
+			events = nil
 		}
 		select {
 		case <-ctx.Done():
-		case <-changes:
+		case <-events:
 		case <-retry:
 		}
 	}
 	log.Info("stopped; the wiring stays")
 }
 
-// watch subscribes to the changes of the network, again until it succeeds or
-// the context ends.
-func watch(ctx context.Context, report *reporter) <-chan struct{} {
-	for {
-		changes, err := events.Watch(ctx)
-		if err == nil {
-			return changes
-		}
-		if errors.Is(err, unix.EPROTONOSUPPORT) {
-			err = fmt.Errorf("%w: %w", rules.ErrUnsupported, err)
-		}
-		report.tell(outcome{err: err})
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(retryAfter):
-		}
+// drained says whether there was an event, and takes it.
+func drained(changes <-chan struct{}) bool {
+	select {
+	case <-changes:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -72,7 +89,7 @@ func wireOnce(to target, log *slog.Logger) error {
 	if !served(result.wiring) {
 		return fmt.Errorf("nobody to serve: missing %s; run without --once to wait for it", result.wiring.Waiting)
 	}
-	report := reporter{log: log}
+	report := reporter{log: log, now: time.Now}
 	report.tell(result)
 	return nil
 }

@@ -197,12 +197,6 @@ func TestSidecarBesidePasst(t *testing.T) {
 		if err := bindAlone(imdsPrefix.Addr(), 80); err != syscall.EADDRINUSE {
 			t.Errorf("port 80 of the address is free for who asks as passt does: %v", err)
 		}
-		vm, err := net.Listen("tcp", ":80")
-		if err != nil {
-			t.Fatalf("the VM has not its own port 80: %v", err)
-		}
-		defer vm.Close()
-
 		hosts := map[string]string{"169.254.169.254": "200", "169.254.169.254:80": "200", redirected: "403"}
 		for host, want := range hosts {
 			if answer := askHost(t, redirected, host); !strings.HasPrefix(answer, "HTTP/1.1 "+want) {
@@ -221,7 +215,8 @@ func TestSidecarBesidePasst(t *testing.T) {
 			guests = append(guests, conn)
 		}
 		for range several {
-			if output, err := asSidecar(t, program(variables, "probe")).CombinedOutput(); err != nil {
+			// Nobody redirects here, so that only its life can be asked for.
+			if output, err := asSidecar(t, program(variables, "probe", "-live")).CombinedOutput(); err != nil {
 				t.Fatalf("probe: %v: %s", err, output)
 			}
 		}
@@ -230,6 +225,12 @@ func TestSidecarBesidePasst(t *testing.T) {
 				t.Errorf("a connection of the guest that was there before is answered %q", answer)
 			}
 		}
+
+		vm, err := net.Listen("tcp", ":80")
+		if err != nil {
+			t.Fatalf("the VM has not its own port 80: %v", err)
+		}
+		defer vm.Close()
 
 		// Started again it finds the VM's port taken, which is as good.
 		s.stop(t)

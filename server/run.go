@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"runtime/debug"
 
 	"github.com/example/kubevirt-imds/server/internal/config"
@@ -80,9 +81,12 @@ func runProbe(ctx context.Context, lookupEnv config.Lookup, live bool) error {
 	if err != nil {
 		return err
 	}
+	served := listen.Served()[0]
+	address := listen.Dial()
 	return probe.Check(ctx, probe.Server{
-		Address: listen.Dial(),
-		Host:    listen.Served()[0],
+		Address: netip.AddrPortFrom(address.Addr(), served.Port()),
+		Listens: address,
+		Host:    served,
 		Source:  listen.ProbeSource(),
 	}, live)
 }

@@ -12,28 +12,36 @@ import (
 
 // sources are the kernel's notifications that concern the wiring.
 var sources = []struct {
+	name     string
 	protocol int
 	groups   []int
 }{
-	{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK,
+	{"network", unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE}},
-	{unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}},
+	{"nf_tables", unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}},
 }
 
 // Watch subscribes to the changes of links, addresses, routes and IPv4 policy
-// rules, and of nf_tables, in the network namespace of the process. The
+// rules, and of nf_tables, in the network namespace of the calling thread. The
 // channel gets a value after each change; several that come close together
 // are one value, since whoever reads it looks at all that is there anyway. It
 // is subscribed when Watch returns, so that nothing that happens later is
 // missed, and it ends with the context.
 func Watch(ctx context.Context) (<-chan struct{}, error) {
-	changed := make(chan struct{}, 1)
+	var sockets []*os.File
 	for _, source := range sources {
 		socket, err := subscribe(source.protocol, source.groups)
 		if err != nil {
-			return nil, fmt.Errorf("subscribe to netlink events of protocol %d: %w", source.protocol, err)
+			for _, s := range sockets {
+				s.Close()
+			}
+			return nil, fmt.Errorf("subscribe to the kernel's %s events: %w", source.name, err)
 		}
+		sockets = append(sockets, socket)
+	}
+	changed := make(chan struct{}, 1)
+	for _, socket := range sockets {
 		context.AfterFunc(ctx, func() { socket.Close() })
 		go forward(socket, changed)
 	}

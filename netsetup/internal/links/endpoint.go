@@ -13,26 +13,33 @@ import (
 )
 
 // EnsureEndpoint makes sure that the veth pair is there and up, that its device
-// carries the addresses and is the way back for answers, and that the kernel
-// gives neither end an IPv6 address of its own making. Without ipv6 it leaves
-// out that family's address. Links of those names that are not our pair are
-// replaced. It says whether it had to change anything; then the inventory is out
-// of date.
-func EnsureEndpoint(inv Inventory, ipv6 bool) (changed bool, err error) {
+// carries the IPv4 address and is the way back for answers, and that the kernel gives
+// neither end an IPv6 address of its own making. Links of those names that are not our
+// pair are replaced. It says whether it had to change anything; then the inventory is
+// out of date.
+func EnsureEndpoint(inv Inventory) (changed bool, err error) {
 	device, port, made, err := ensurePair(inv)
 	if err != nil {
 		return true, err
 	}
-	changed = made
-	for _, ensure := range []func() (bool, error){
+	return all(made,
+		func() (bool, error) { return ensureNoOwnIPv6(device) },
+		func() (bool, error) { return ensureNoOwnIPv6(port) },
 		func() (bool, error) { return ensureConf(device) },
 		func() (bool, error) { return ensureAddress(device) },
 		func() (bool, error) { return ensureUp(port) },
 		func() (bool, error) { return ensureUp(device) },
-		func() (bool, error) { return ensureRoute(device) },
-		func() (bool, error) { return ensureIPv6(device, ipv6) },
-	} {
-		did, err := ensure()
+		func() (bool, error) { return ensureRoutes(device) },
+		ensureRule,
+		func() (bool, error) { return ensureGateway(device, wiring.Gateway) },
+	)
+}
+
+// all calls functions that each ensure something, until one fails, and says whether
+// anything was changed.
+func all(changed bool, ensure ...func() (bool, error)) (bool, error) {
+	for _, f := range ensure {
+		did, err := f()
 		if err != nil {
 			return true, err
 		}
@@ -72,66 +79,69 @@ func isPair(device, port netlink.Link) bool {
 		bytes.Equal(d.HardwareAddr, wiring.DeviceMAC) && bytes.Equal(p.HardwareAddr, wiring.PortMAC)
 }
 
-// makePair makes the two ends, both down: IPv6 gives an interface its
-// link-local address when it comes up, and by then it must have been told not
-// to.
+// makePair makes the two ends, both down: IPv6 gives an interface its link-local
+// address when it comes up, and by then it must have been told not to.
 func makePair() (device, port netlink.Link, err error) {
 	pair := netlink.NewVeth(netlink.LinkAttrs{Name: wiring.Device, HardwareAddr: wiring.DeviceMAC})
 	pair.PeerName, pair.PeerHardwareAddr = wiring.Port, wiring.PortMAC
 	if err := netlink.LinkAdd(pair); err != nil {
 		return nil, nil, fmt.Errorf("make veth pair %s, %s: %w", wiring.Device, wiring.Port, err)
 	}
-	if device, err = withoutIPv6(wiring.Device); err != nil {
-		return nil, nil, err
+	if device, err = netlink.LinkByName(wiring.Device); err != nil {
+		return nil, nil, fmt.Errorf("find link %s, just made: %w", wiring.Device, err)
 	}
-	port, err = withoutIPv6(wiring.Port)
-	return device, port, err
+	if port, err = netlink.LinkByName(wiring.Port); err != nil {
+		return nil, nil, fmt.Errorf("find link %s, just made: %w", wiring.Port, err)
+	}
+	return device, port, nil
 }
-
-func withoutIPv6(name string) (netlink.Link, error) {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return nil, fmt.Errorf("find link %s, just made: %w", name, err)
-	}
-	// A kernel without IPv6 has nothing to switch off.
-	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return nil, fmt.Errorf("switch off IPv6 addresses on %s: %w", name, err)
-	}
-	return link, nil
-}
-
-// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of include/uapi/linux/if_link.h.
-const addrGenModeNone = 1
 
 func ensureAddress(device netlink.Link) (changed bool, err error) {
-	addresses, err := netlink.AddrList(device, netlink.FAMILY_V4)
+	return ensureOnly(device, netlink.FAMILY_V4, &netlink.Addr{IPNet: ipNet(wiring.Address), Scope: unix.RT_SCOPE_LINK})
+}
+
+// ensureOnly makes an address the only one of its family on the device.
+func ensureOnly(device netlink.Link, family int, want *netlink.Addr) (changed bool, err error) {
+	addresses, err := netlink.AddrList(device, family)
 	if err != nil {
 		return false, fmt.Errorf("list addresses of %s: %w", wiring.Device, err)
 	}
-	want := &netlink.Addr{
-		IPNet: ipNet(wiring.Address),
-		Scope: unix.RT_SCOPE_LINK,
-	}
+	found := false
 	for _, have := range addresses {
-		if have.Equal(*want) && have.Scope == want.Scope {
-			return false, nil
+		if have.Equal(*want) && have.Scope == want.Scope && have.Flags&want.Flags == want.Flags {
+			found = true
+			continue
 		}
+		if err := netlink.AddrDel(device, &have); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return changed, fmt.Errorf("delete address %s from %s: %w", have.IPNet, wiring.Device, err)
+		}
+		changed = true
+	}
+	if found {
+		return changed, nil
 	}
 	if err := netlink.AddrReplace(device, want); err != nil {
-		return false, fmt.Errorf("add address %s to %s: %w", wiring.Address, wiring.Device, err)
+		return changed, fmt.Errorf("add address %s to %s: %w", want.IPNet, wiring.Device, err)
 	}
 	return true, nil
 }
 
-// ensureUp sets one end up. Both are up long before there is a bridge: the
+// ensureUp sets one end up, and has it use ARP. Both are up long before there is a bridge: the
 // kernel gives a veth its queue only some time after its peer came up, and
 // drops what is sent until then, which would be the first answer.
 func ensureUp(end netlink.Link) (changed bool, err error) {
-	if end.Attrs().Flags&net.FlagUp != 0 {
-		return false, nil
+	attrs := end.Attrs()
+	if attrs.RawFlags&unix.IFF_NOARP != 0 {
+		if err := netlink.LinkSetARPOn(end); err != nil {
+			return false, fmt.Errorf("set ARP on for %s: %w", attrs.Name, err)
+		}
+		changed = true
+	}
+	if attrs.Flags&net.FlagUp != 0 {
+		return changed, nil
 	}
 	if err := netlink.LinkSetUp(end); err != nil {
-		return false, fmt.Errorf("set %s up: %w", end.Attrs().Name, err)
+		return false, fmt.Errorf("set %s up: %w", attrs.Name, err)
 	}
 	return true, nil
 }

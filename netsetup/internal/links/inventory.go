@@ -1,7 +1,7 @@
-// Package links makes the endpoint's veth pair and joins it to the VM's
-// bridge, over netlink, with no capability but NET_ADMIN. Each of its functions
-// reads before it writes: where all is as it should be, nothing is written,
-// and so no event is caused.
+// Package links makes the endpoint's veth pair and joins it to the VM's bridge, over
+// netlink, with no capability but NET_ADMIN. Its functions act in the network
+// namespace of the calling thread. Each reads before it writes: where all is as it
+// should be, nothing is written, and so no event is caused.
 package links
 
 import (
@@ -17,7 +17,7 @@ import (
 // Inventory is what links there were at one moment.
 type Inventory []netlink.Link
 
-// List reads the links of the network namespace of the process. The error
+// List reads the links. The error
 // wraps netlink.ErrDumpInterrupted when they changed meanwhile.
 func List() (Inventory, error) {
 	all, err := netlink.LinkList()
@@ -58,6 +58,14 @@ func (inv Inventory) Equal(other Inventory) bool {
 		x, y := a.Attrs(), b.Attrs()
 		return x.Index == y.Index && x.Name == y.Name && x.Flags == y.Flags && x.MasterIndex == y.MasterIndex && x.MTU == y.MTU
 	})
+}
+
+// Index is the interface index of a link, 0 where it is not there.
+func (inv Inventory) Index(name string) int {
+	if link := inv.named(name); link != nil {
+		return link.Attrs().Index
+	}
+	return 0
 }
 
 func (inv Inventory) named(name string) netlink.Link {

@@ -1,11 +1,7 @@
 package links
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -13,77 +9,51 @@ import (
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 )
 
-// SpeaksIPv6 says whether the endpoint's device may have an IPv6 address: not on
-// a kernel without IPv6, and not in a pod that has switched it off. Where the
-// device is still to be made, a new one's setting tells.
-func (inv Inventory) SpeaksIPv6() (bool, error) {
-	for _, conf := range []string{wiring.Device, "default"} {
-		text, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + conf + "/disable_ipv6")
-		if errors.Is(err, fs.ErrNotExist) || inv.named(wiring.Device) == nil && conf == wiring.Device {
-			continue
-		}
-		if err != nil {
-			return false, fmt.Errorf("read whether IPv6 is disabled: %w", err)
-		}
-		return strings.TrimSpace(string(text)) == "0", nil
+// leastMTUOfIPv6 is the least MTU of a link that IPv6 can be on, in bytes (RFC 8200
+// section 5).
+const leastMTUOfIPv6 = 1280
+
+// metricOfKernel is that of the routes that the kernel makes with an address
+// (IP6_RT_PRIO_ADDRCONF in include/uapi/linux/ipv6_route.h).
+const metricOfKernel = 256
+
+// EnsureIPv6 makes sure of the endpoint's IPv6 address and of the way back for its
+// answers. It says whether the endpoint has them: not on a kernel without IPv6, not in
+// a pod that has switched it off, and not with an MTU of less than 1280.
+func EnsureIPv6(inv Inventory, mtu int) (served, changed bool, err error) {
+	device, err := inv.find(wiring.Device)
+	if err != nil || mtu != 0 && mtu < leastMTUOfIPv6 {
+		return false, false, err
 	}
-	return false, nil
+	have, err := readFamilies(device)
+	if err != nil || !have.hasIPv6 || at(have.ipv6, devconfDisableIPv6) != 0 {
+		return false, false, err
+	}
+	changed, err = all(false,
+		func() (bool, error) { return ensureAddressIPv6(device) },
+		func() (bool, error) { return ensureRouteIPv6(device) },
+		func() (bool, error) { return ensureGateway(device, wiring.GatewayIPv6) },
+	)
+	return err == nil, changed, err
 }
 
-// ensureIPv6 makes sure of the IPv6 address and of its prefix's route, by which
-// the answers leave. Both go when the device is set down, so it has to be up.
-func ensureIPv6(device netlink.Link, ipv6 bool) (changed bool, err error) {
-	if !ipv6 {
-		return false, nil
-	}
-	addressed, err := ensureAddressIPv6(device)
-	if err != nil {
-		return false, err
-	}
-	routed, err := ensureLinkLocalRoute(device)
-	return addressed || routed, err
-}
-
-// ensureAddressIPv6 adds the address without duplicate address detection: it is
-// the same in every pod, and whoever else claims it is not believed.
+// ensureAddressIPv6 adds the address without duplicate address detection: it is the
+// same in every pod, and whoever else claims it is not believed.
 func ensureAddressIPv6(device netlink.Link) (changed bool, err error) {
-	addresses, err := netlink.AddrList(device, netlink.FAMILY_V6)
-	if err != nil {
-		return false, fmt.Errorf("list IPv6 addresses of %s: %w", wiring.Device, err)
-	}
-	want := &netlink.Addr{
-		IPNet: ipNet(wiring.AddressIPv6),
-		Scope: unix.RT_SCOPE_LINK,
-		Flags: unix.IFA_F_NODAD,
-	}
-	for _, have := range addresses {
-		if have.Equal(*want) {
-			return false, nil
-		}
-	}
-	if err := netlink.AddrReplace(device, want); err != nil {
-		return false, fmt.Errorf("add address %s to %s: %w", wiring.AddressIPv6, wiring.Device, err)
-	}
-	return true, nil
+	return ensureOnly(device, netlink.FAMILY_V6, &netlink.Addr{
+		IPNet: ipNet(wiring.AddressIPv6), Scope: unix.RT_SCOPE_LINK, Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE,
+	})
 }
 
-// ensureLinkLocalRoute makes sure of the route that the kernel makes with the
-// address. Other devices have one of the same destination, so that it can be
-// appended only.
-func ensureLinkLocalRoute(device netlink.Link) (changed bool, err error) {
+// ensureRouteIPv6 sends all answers to the gateway that stands for the guests.
+func ensureRouteIPv6(device netlink.Link) (changed bool, err error) {
 	want := &netlink.Route{
-		LinkIndex: device.Attrs().Index, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_KERNEL,
-		Dst: ipNet(wiring.AddressIPv6.Masked()),
+		LinkIndex: device.Attrs().Index, Table: unix.RT_TABLE_MAIN, Dst: ipNet(wiring.AddressIPv6.Masked()),
+		Gw: wiring.GatewayIPv6.AsSlice(), Priority: metricOfKernel, Flags: int(netlink.FLAG_ONLINK),
 	}
-	have, err := netlink.RouteListFiltered(netlink.FAMILY_V6, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST)
+	have, err := netlink.RouteListFiltered(netlink.FAMILY_V6, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
 	if err != nil {
-		return false, fmt.Errorf("list the routes to %s: %w", wiring.AddressIPv6.Masked(), err)
+		return false, fmt.Errorf("list the IPv6 routes by %s: %w", wiring.Device, err)
 	}
-	if len(have) > 0 {
-		return false, nil
-	}
-	if err := netlink.RouteAppend(want); err != nil {
-		return false, fmt.Errorf("add the route to %s by %s: %w", wiring.AddressIPv6.Masked(), wiring.Device, err)
-	}
-	return true, nil
+	return ensureRoutesAre(have, want)
 }

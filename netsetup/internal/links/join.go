@@ -22,22 +22,18 @@ func EnsureJoined(inv Inventory, w wiring.Wiring) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	isolated, err := isolate(inv, w.Uplinks)
+	ports, err := readPorts()
 	if err != nil {
-		return isolated, err
+		return false, err
 	}
-	resized, err := ensureMTU(inv, w.MTU)
-	if err != nil {
-		return isolated, err
-	}
-	enslaved, err := enslave(port, w.Bridge)
-	if err != nil {
-		return true, err
-	}
-	if err := pinMAC(port); err != nil {
-		return true, err
-	}
-	return isolated || resized || enslaved, nil
+	return all(false,
+		func() (bool, error) { return ensureIsolated(inv, ports, w.Uplinks, true) },
+		// Where the endpoint has been before it leaves nothing behind.
+		func() (bool, error) { return ensureIsolated(inv, ports, w.OtherUplinks, false) },
+		func() (bool, error) { return ensureMTU(inv, w.MTU) },
+		func() (bool, error) { return enslave(port, ports, w.Bridge) },
+		func() (bool, error) { return false, pinMAC(port) },
+	)
 }
 
 // Part takes the endpoint's port, where there is one, off its bridge, and says
@@ -53,34 +49,23 @@ func Part(inv Inventory) (changed bool, err error) {
 	return true, nil
 }
 
-func isolate(inv Inventory, ports []string) (changed bool, err error) {
-	for _, name := range ports {
+// ensureIsolated makes ports isolated, or not.
+func ensureIsolated(inv Inventory, ports map[int]bridgePort, names []string, isolated bool) (changed bool, err error) {
+	for _, name := range names {
 		port, err := inv.find(name)
 		if err != nil {
 			return changed, err
 		}
-		set, err := ensureIsolated(port)
-		if err != nil {
+		have, isPort := ports[port.Attrs().Index]
+		if !isPort || have.isolated == isolated {
+			continue
+		}
+		if err := setPort(port, have, isolated); err != nil {
 			return changed, err
 		}
-		changed = changed || set
+		changed = true
 	}
 	return changed, nil
-}
-
-func ensureIsolated(port netlink.Link) (changed bool, err error) {
-	name := port.Attrs().Name
-	info, err := netlink.LinkGetProtinfo(port)
-	if err != nil {
-		return false, fmt.Errorf("read the bridge port flags of %s: %w", name, err)
-	}
-	if info.Isolated {
-		return false, nil
-	}
-	if err := netlink.LinkSetIsolated(port, true); err != nil {
-		return false, fmt.Errorf("isolate bridge port %s: %w", name, err)
-	}
-	return true, nil
 }
 
 // ensureMTU gives both ends of the pair the MTU of the bridge's ports. With a
@@ -103,15 +88,23 @@ func ensureMTU(inv Inventory, mtu int) (changed bool, err error) {
 	return changed, nil
 }
 
-func enslave(port netlink.Link, bridge wiring.Link) (changed bool, err error) {
+// enslave makes the endpoint's port an isolated port of the bridge that passes frames.
+func enslave(port netlink.Link, ports map[int]bridgePort, bridge wiring.Link) (changed bool, err error) {
+	have := ports[port.Attrs().Index]
 	if port.Attrs().MasterIndex != bridge.Index {
 		if err := netlink.LinkSetMasterByIndex(port, bridge.Index); err != nil {
 			return false, fmt.Errorf("make %s a port of %s: %w", wiring.Port, bridge.Name, err)
 		}
-		changed = true
+		have, changed = bridgePort{forwarding: true}, true
 	}
-	isolated, err := ensureIsolated(port)
-	return changed || isolated, err
+	// A port that has just come up forwards by itself, and its event brings us back.
+	if port.Attrs().RawFlags&unix.IFF_RUNNING == 0 {
+		have.forwarding = true
+	}
+	if have.isolated && have.forwarding {
+		return changed, nil
+	}
+	return true, setPort(port, have, true)
 }
 
 // pinMAC tells the bridge where the endpoint's MAC is. Without the entry the

@@ -6,119 +6,345 @@ import (
 	"net/netip"
 
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// part is a piece of a rule: one match or one statement, as the kernel's
-// nf_tables expressions. They all work on register 1.
-type part []expr.Any
+// part is a piece of a rule: one match or one statement, as expressions of
+// nf_tables. Each part uses the registers anew.
+type part []expression
 
-const register = 1
+// expression is one of the library's, or one of ours that needs more than itself:
+// a lookup in an anonymous set, or what the library does not know.
+type expression any
 
-// Offsets in the IPv4 header (RFC 791) and in an ARP packet for IPv4 over Ethernet
-// (RFC 826), in bytes.
-const (
-	ipSourceAt  = 12
-	ipTargetAt  = 16
-	arpSenderAt = 14
-	arpTargetAt = 24
+// raw is an expression that the library does not know: its name, and its attributes
+// in the kernel's form.
+type raw struct {
+	name       string
+	attributes []*nl.RtAttr
+}
+
+// oneOf looks up register 1 in an anonymous set.
+type oneOf struct {
+	kind     setType
+	elements [][]byte
+	not      bool
+}
+
+// setType is the type of a set's key or of a map's data: its length in bytes, and
+// the number by which nft(8) knows it (enum datatypes in nftables'
+// include/datatype.h).
+type setType struct{ length, number uint32 }
+
+var (
+	ipv4Addr   = setType{4, 7}
+	ipv6Addr   = setType{16, 8}
+	etherAddr  = setType{6, 9}
+	etherType  = setType{2, 10}
+	ifaceIndex = setType{4, 20}
+	ifaceName  = setType{unix.IFNAMSIZ, 41}
 )
 
-func iifname(name string) part   { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
-func notIif(name string) part    { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, name) }
-func oifname(name string) part   { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
-func notOif(name string) part    { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, name) }
-func accept() part               { return part{&expr.Verdict{Kind: expr.VerdictAccept}} }
-func drop() part                 { return part{&expr.Verdict{Kind: expr.VerdictDrop}} }
-func notrack() part              { return part{&expr.Notrack{}} }
-func counter() part              { return part{&expr.Counter{}} }
-func ipSource(a netip.Addr) part { return ipv4(ipSourceAt, a) }
-func ipTarget(a netip.Addr) part { return ipv4(ipTargetAt, a) }
+// The registers, of 16 bytes each, of which the first may hold a verdict only.
+const (
+	register  = unix.NFT_REG_1
+	register2 = unix.NFT_REG_2
+)
 
-// ifname matches a whole interface name: 16 bytes, padded with zeros (IFNAMSIZ).
-func ifname(key expr.MetaKey, op expr.CmpOp, name string) part {
-	padded := make([]byte, unix.IFNAMSIZ)
-	copy(padded, name)
+// The headers that a payload is counted from.
+const (
+	ether     = expr.PayloadBaseLLHeader
+	network   = expr.PayloadBaseNetworkHeader
+	transport = expr.PayloadBaseTransportHeader
+)
+
+// Offsets in the headers of Ethernet, with the VLAN tag that the kernel shows as
+// if it were in the frame, of ARP for IPv4 over Ethernet (RFC 826), IPv4 (RFC 791),
+// IPv6 (RFC 8200), neighbour discovery directly behind the IPv6 header (RFC 4861)
+// and TCP (RFC 9293), in bytes.
+const (
+	etherTargetAt = 0
+	etherSourceAt = 6
+	vlanTagAt     = 12
+	vlanIDAt      = 14
+
+	arpOperationAt = 6
+	arpSenderMACAt = 8
+	arpSenderAt    = 14
+	arpTargetAt    = 24
+
+	ipFragmentAt = 6
+	ipSourceAt   = 12
+	ipTargetAt   = 16
+
+	ip6NextHeaderAt = 6
+	ip6SourceAt     = 8
+	ip6TargetAt     = 24
+	ip6Length       = 40
+
+	icmp6ChecksumAt   = ip6Length + 2
+	discoveryTargetAt = ip6Length + 8
+	discoveryOptionAt = ip6Length + 24
+
+	tcpTargetPortAt = 2
+	tcpFlagsAt      = 13
+)
+
+// Verdicts and statements without an operand.
+var (
+	accept  = part{&expr.Verdict{Kind: expr.VerdictAccept}}
+	drop    = part{&expr.Verdict{Kind: expr.VerdictDrop}}
+	notrack = part{&expr.Notrack{}}
+
+	refuseByReset       = part{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
+	refuseByUnreachable = part{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
+)
+
+// Interface names.
+func iif(names ...string) part    { return ifname(expr.MetaKeyIIFNAME, false, names) }
+func notIif(name string) part     { return ifname(expr.MetaKeyIIFNAME, true, []string{name}) }
+func oif(names ...string) part    { return ifname(expr.MetaKeyOIFNAME, false, names) }
+func notOif(name string) part     { return ifname(expr.MetaKeyOIFNAME, true, []string{name}) }
+func notIifKind(kind string) part { return meta(metaIIFKind, expr.CmpOpNeq, padded(kind)) }
+func notOifKind(kind string) part { return meta(metaOIFKind, expr.CmpOpNeq, padded(kind)) }
+
+// NFT_META_IIFKIND and NFT_META_OIFKIND of include/uapi/linux/netfilter/nf_tables.h.
+const (
+	metaIIFKind expr.MetaKey = 26
+	metaOIFKind expr.MetaKey = 27
+)
+
+func ifname(key expr.MetaKey, not bool, names []string) part {
+	values := make([][]byte, len(names))
+	for i, name := range names {
+		values[i] = padded(name)
+	}
+	return append(part{&expr.Meta{Key: key, Register: register}}, in(ifaceName, not, values...)...)
+}
+
+// padded is a name as the kernel compares it: whole, filled up with zeros.
+func padded(name string) []byte {
+	full := make([]byte, unix.IFNAMSIZ)
+	copy(full, name)
+	return full
+}
+
+// in compares register 1 with one value, or with each of several.
+func in(kind setType, not bool, values ...[]byte) part {
+	if len(values) > 1 {
+		return part{oneOf{kind, values, not}}
+	}
+	op := expr.CmpOpEq
+	if not {
+		op = expr.CmpOpNeq
+	}
+	return part{&expr.Cmp{Op: op, Register: register, Data: values[0]}}
+}
+
+func meta(key expr.MetaKey, op expr.CmpOp, value []byte) part {
+	return part{&expr.Meta{Key: key, Register: register}, &expr.Cmp{Op: op, Register: register, Data: value}}
+}
+
+// load puts bytes of a header into a register.
+func load(into uint32, base expr.PayloadBase, offset, length uint32) *expr.Payload {
+	return &expr.Payload{DestRegister: into, Base: base, Offset: offset, Len: length}
+}
+
+func equal(base expr.PayloadBase, offset uint32, value []byte) part {
+	return compare(expr.CmpOpEq, base, offset, value)
+}
+
+func compare(op expr.CmpOp, base expr.PayloadBase, offset uint32, value []byte) part {
+	return part{load(register, base, offset, uint32(len(value))), &expr.Cmp{Op: op, Register: register, Data: value}}
+}
+
+// masked compares some bits of a 16-bit field with 0.
+func masked(op expr.CmpOp, base expr.PayloadBase, offset uint32, mask uint16) part {
 	return part{
-		&expr.Meta{Key: key, Register: register},
-		&expr.Cmp{Op: op, Register: register, Data: padded},
+		load(register, base, offset, 2),
+		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 2, Mask: binary.BigEndian.AppendUint16(nil, mask), Xor: []byte{0, 0}},
+		&expr.Cmp{Op: op, Register: register, Data: []byte{0, 0}},
 	}
 }
 
-// ipv4 matches an address at an offset of the IPv4 header. The protocol is that
-// inside a VLAN tag, where the frame has one.
-func ipv4(offset uint32, a netip.Addr) part {
-	return network(unix.ETH_P_IP, offset, expr.CmpOpEq, a)
-}
-
-// notIPTarget matches IPv4 packets to any other address.
-func notIPTarget(a netip.Addr) part { return network(unix.ETH_P_IP, ipTargetAt, expr.CmpOpNeq, a) }
-
-// arpSender and arpTarget match the protocol addresses of an ARP packet.
-func arpSender(a netip.Addr) part { return network(unix.ETH_P_ARP, arpSenderAt, expr.CmpOpEq, a) }
-func arpTarget(a netip.Addr) part { return network(unix.ETH_P_ARP, arpTargetAt, expr.CmpOpEq, a) }
-
-// arpSenderMAC matches the hardware address that an ARP packet tells of its
-// sender, whatever the frame's source is.
-func arpSenderMAC(mac net.HardwareAddr) part {
-	return append(protocol(unix.ETH_P_ARP), payload(expr.PayloadBaseNetworkHeader, 8, mac)...)
-}
-
-func network(etherType uint16, offset uint32, op expr.CmpOp, a netip.Addr) part {
-	return append(protocol(etherType),
-		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Cmp{Op: op, Register: register, Data: a.AsSlice()},
-	)
-}
-
-// protocol matches the EtherType, behind the outermost VLAN tag where the frame
-// has one.
-func protocol(etherType uint16) part {
-	return part{
-		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: register},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, etherType)},
+// protocol matches the EtherType, behind the outermost VLAN tag where the frame has
+// one.
+func protocol(kinds ...uint16) part {
+	values := make([][]byte, len(kinds))
+	for i, kind := range kinds {
+		values[i] = binary.BigEndian.AppendUint16(nil, kind)
 	}
+	return append(part{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: register}}, in(etherType, false, values...)...)
 }
 
-// ipFragment matches a piece of an IPv4 packet: more fragments follow, or it is
-// not at the beginning (RFC 791).
-func ipFragment() part {
-	return append(protocol(unix.ETH_P_IP), masked(expr.PayloadBaseNetworkHeader, 6, 0x3fff, expr.CmpOpNeq)...)
+func layer4(op expr.CmpOp, protocol byte) part {
+	return meta(expr.MetaKeyL4PROTO, op, []byte{protocol})
 }
 
-// ipOptions matches an IPv4 header with options: its first byte is the version
-// and the header's length in words, of which there are five without any.
-func ipOptions() part {
-	return append(protocol(unix.ETH_P_IP),
-		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: []byte{0x45}},
-	)
-}
+// MAC addresses of the frame.
+func etherTarget(macs ...net.HardwareAddr) part { return macIn(ether, etherTargetAt, macs) }
+func etherSource(macs ...net.HardwareAddr) part { return macIn(ether, etherSourceAt, macs) }
 
-// payload matches bytes of the frame.
-func payload(base expr.PayloadBase, offset uint32, data []byte) part {
-	return part{
-		&expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: uint32(len(data))},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: data},
+func macIn(base expr.PayloadBase, offset uint32, macs []net.HardwareAddr) part {
+	values := make([][]byte, len(macs))
+	for i, mac := range macs {
+		values[i] = mac
 	}
+	return append(part{load(register, base, offset, 6)}, in(etherAddr, false, values...)...)
 }
 
-func etherTarget(mac net.HardwareAddr) part { return ether(0, mac) }
-func etherSource(mac net.HardwareAddr) part { return ether(6, mac) }
+// VLAN tags: of a customer (802.1Q) and of a provider (802.1ad), which is the outer
+// one of two. The kernel takes the outermost tag off the frame and keeps it beside;
+// the link-layer header still reads as if it were there, but the protocol is that
+// which follows. A tag with VLAN identifier 0 gives a priority only: such a frame is
+// in no VLAN (IEEE 802.1Q section 6.9).
+var (
+	vlanTags = []uint16{unix.ETH_P_8021Q, unix.ETH_P_8021AD}
 
-func ether(offset uint32, mac net.HardwareAddr) part {
-	return payload(expr.PayloadBaseLLHeader, offset, mac)
+	inVLAN = join(
+		part{load(register, ether, vlanTagAt, 2)},
+		in(etherType, false, binary.BigEndian.AppendUint16(nil, vlanTags[0]), binary.BigEndian.AppendUint16(nil, vlanTags[1])),
+		masked(expr.CmpOpNeq, ether, vlanIDAt, 0x0fff))
+	tagBehindPriorityTag = join(protocol(vlanTags...), masked(expr.CmpOpEq, ether, vlanIDAt, 0x0fff))
+)
+
+// ARP packets.
+func arpSender(a netip.Addr) part {
+	return join(protocol(unix.ETH_P_ARP), equal(network, arpSenderAt, a.AsSlice()))
+}
+func arpTarget(a netip.Addr) part {
+	return join(protocol(unix.ETH_P_ARP), equal(network, arpTargetAt, a.AsSlice()))
 }
 
-// tcpTarget matches TCP segments to a port (RFC 9293).
-func tcpTarget(port uint16) part {
-	return part{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.IPPROTO_TCP}},
-		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, port)},
-	}
+// arpSenderMAC matches the hardware address that an ARP packet tells of its sender,
+// whatever the frame's source is.
+func arpSenderMAC(macs ...net.HardwareAddr) part {
+	return join(protocol(unix.ETH_P_ARP), macIn(network, arpSenderMACAt, macs))
 }
+
+// arpOperation matches a request (1) or a reply (2).
+func arpOperation(operation byte) part {
+	return join(protocol(unix.ETH_P_ARP), equal(network, arpOperationAt, []byte{0, operation}))
+}
+
+const (
+	arpRequest = 1
+	arpReply   = 2
+)
+
+// IPv4 packets.
+func ipSource(a netip.Addr) part    { return ip(expr.CmpOpEq, ipSourceAt, a) }
+func ipTarget(a netip.Addr) part    { return ip(expr.CmpOpEq, ipTargetAt, a) }
+func notIPTarget(a netip.Addr) part { return ip(expr.CmpOpNeq, ipTargetAt, a) }
+
+func ip(op expr.CmpOp, offset uint32, a netip.Addr) part {
+	return join(protocol(unix.ETH_P_IP), compare(op, network, offset, a.AsSlice()))
+}
+
+var (
+	// ipFragment matches a piece of an IPv4 packet: more fragments follow, or it is
+	// not at the beginning.
+	ipFragment = join(protocol(unix.ETH_P_IP), masked(expr.CmpOpNeq, network, ipFragmentAt, 0x3fff))
+	// ipOptions matches an IPv4 header with options: its first byte is the version
+	// and the header's length in words, of which there are five without any.
+	ipOptions = join(protocol(unix.ETH_P_IP), compare(expr.CmpOpNeq, network, 0, []byte{0x45}))
+)
+
+// TCP.
+func tcpTo(port uint16) part {
+	return join(layer4(expr.CmpOpEq, unix.IPPROTO_TCP), equal(transport, tcpTargetPortAt, binary.BigEndian.AppendUint16(nil, port)))
+}
+
+func tcpNotTo(port uint16) part {
+	return join(layer4(expr.CmpOpEq, unix.IPPROTO_TCP), compare(expr.CmpOpNeq, transport, tcpTargetPortAt, binary.BigEndian.AppendUint16(nil, port)))
+}
+
+// tcpOpens matches the first segment of a connection: SYN without ACK.
+var tcpOpens = part{
+	&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+	&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.IPPROTO_TCP}},
+	load(register, transport, tcpFlagsAt, 1),
+	&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 1, Mask: []byte{0x12}, Xor: []byte{0}},
+	&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{0x02}},
+}
+
+// IPv6 packets.
+func ip6Source(a netip.Addr) part { return join(ip6, equal(network, ip6SourceAt, a.AsSlice())) }
+func ip6Target(a netip.Addr) part { return join(ip6, equal(network, ip6TargetAt, a.AsSlice())) }
+
+// ip6Next and ip6NextNot match what follows directly behind the IPv6 header.
+func ip6Next(protocol byte) part { return join(ip6, equal(network, ip6NextHeaderAt, []byte{protocol})) }
+func ip6NextNot(protocol byte) part {
+	return join(ip6, compare(expr.CmpOpNeq, network, ip6NextHeaderAt, []byte{protocol}))
+}
+
+// icmp6 matches a message of ICMPv6 directly behind the IPv6 header.
+func icmp6(message byte) part {
+	return join(ip6Next(unix.IPPROTO_ICMPV6), equal(network, ip6Length, []byte{message}))
+}
+
+// Messages of ICMPv6 (RFC 4443, RFC 4861).
+const (
+	unreachable            = 1
+	echoRequest            = 128
+	neighbourSolicitation  = 135
+	neighbourAdvertisement = 136
+)
+
+var (
+	ip6 = protocol(unix.ETH_P_IPV6)
+	// fromLinkLocal matches a source in fe80::/64. Whoever speaks with a link-local
+	// address has one (RFC 4862), and no other is behind the endpoint's device.
+	fromLinkLocal = join(ip6, equal(network, ip6SourceAt, []byte{0xfe, 0x80, 0, 0, 0, 0, 0, 0}))
+	// sourceOption matches a message of neighbour discovery whose first option tells
+	// its sender's MAC.
+	sourceOption = equal(network, discoveryOptionAt, []byte{1, 1})
+)
+
+// discovery matches a message of neighbour discovery about an address, directly
+// behind the IPv6 header.
+func discovery(message byte, target netip.Addr) part {
+	return join(icmp6(message), equal(network, discoveryTargetAt, target.AsSlice()))
+}
+
+// discoveryAnywhere is discovery also behind extension headers.
+func discoveryAnywhere(message byte, target netip.Addr) part {
+	return join(ip6, layer4(expr.CmpOpEq, unix.IPPROTO_ICMPV6), equal(transport, 0, []byte{message}), equal(transport, 8, target.AsSlice()))
+}
+
+// Statements that change the packet.
+
+func setEtherTarget(mac net.HardwareAddr) part { return set(ether, etherTargetAt, mac) }
+
+func set(base expr.PayloadBase, offset uint32, value []byte) part {
+	return part{&expr.Immediate{Register: register, Data: value}, store(base, offset, uint32(len(value)))}
+}
+
+// store writes register 1 into a header that no checksum covers.
+func store(base expr.PayloadBase, offset, length uint32) expression {
+	return &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: register, Base: base, Offset: offset, Len: length}
+}
+
+// setIP6 changes an address of the IPv6 header, and with it the checksum of what
+// follows, whose pseudo-header it is part of.
+func setIP6(offset uint32, a netip.Addr) part {
+	return part{&expr.Immediate{Register: register, Data: a.AsSlice()}, raw{"payload", []*nl.RtAttr{
+		number(unix.NFTA_PAYLOAD_SREG, register),
+		number(unix.NFTA_PAYLOAD_BASE, uint32(network)),
+		number(unix.NFTA_PAYLOAD_OFFSET, offset),
+		number(unix.NFTA_PAYLOAD_LEN, 16),
+		number(unix.NFTA_PAYLOAD_CSUM_TYPE, unix.NFT_PAYLOAD_CSUM_NONE),
+		number(unix.NFTA_PAYLOAD_CSUM_FLAGS, unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR),
+	}}}
+}
+
+// hideSourceOption makes the option that [sourceOption] matches one that nobody
+// knows (253 is for experiments, RFC 4727).
+var hideSourceOption = part{&expr.Immediate{Register: register, Data: []byte{253, 1}}, &expr.Payload{
+	OperationType: expr.PayloadWrite, SourceRegister: register, Base: network, Offset: discoveryOptionAt, Len: 2,
+	CsumType: expr.CsumTypeInet, CsumOffset: icmp6ChecksumAt,
+}}
 
 // toPort changes the port that a connection goes to, and not its address.
 func toPort(port uint16) part {
@@ -128,9 +354,78 @@ func toPort(port uint16) part {
 	}
 }
 
-func setEtherTarget(mac net.HardwareAddr) part {
-	return part{
-		&expr.Immediate{Register: register, Data: mac},
-		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: register, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
+// Statements about maps, which packets fill and packets read.
+
+// remember adds the value to a map under the key, where there is room for it and none
+// is there.
+func remember(m string, key, value expression) part {
+	return part{key, value, &expr.Dynset{SrcRegKey: register, SrcRegData: register2, SetName: m, Operation: unix.NFT_DYNSET_OP_ADD}}
+}
+
+// keep is remember, and begins the time anew of what is there.
+func keep(m string, key, value expression) part {
+	return part{key, value, &expr.Dynset{SrcRegKey: register, SrcRegData: register2, SetName: m, Operation: unix.NFT_DYNSET_OP_UPDATE}}
+}
+
+// forget deletes the key from a map. The kernel wants a value, and does not look at it.
+func forget(m string, key, value expression) part {
+	return part{key, value, &expr.Dynset{SrcRegKey: register, SrcRegData: register2, SetName: m, Operation: dynsetDelete}}
+}
+
+// dynsetDelete is NFT_DYNSET_OP_DELETE of include/uapi/linux/netfilter/nf_tables.h.
+const dynsetDelete = 2
+
+// addTo adds the key to a set, where there is room for it.
+func addTo(s string, key expression) part {
+	return part{key, &expr.Dynset{SrcRegKey: register, SetName: s, Operation: unix.NFT_DYNSET_OP_ADD}}
+}
+
+// isIn matches where a set has the key.
+func isIn(s string, key expression) part {
+	return part{key, &expr.Lookup{SourceRegister: register, SetName: s}}
+}
+
+// etherTargetFrom sets the frame's target to what the map has under the key, and
+// fails to match where it has nothing.
+func etherTargetFrom(m string, key expression) part {
+	return part{key, &expr.Lookup{SourceRegister: register, DestRegister: register, IsDestRegSet: true, SetName: m}, store(ether, etherTargetAt, 6)}
+}
+
+// forward sends the frame out by an interface, past the bridge.
+func forward(index uint32) part {
+	return append(part{&expr.Immediate{Register: register, Data: binary.NativeEndian.AppendUint32(nil, index)}}, sendOut)
+}
+
+// forwardBy is forward to the interface that the map has under the key.
+func forwardBy(m string, key expression) part {
+	return part{key, &expr.Lookup{SourceRegister: register, DestRegister: register, IsDestRegSet: true, SetName: m}, sendOut}
+}
+
+// sendOut is the statement fwd, with NFTA_FWD_SREG_DEV of
+// include/uapi/linux/netfilter/nf_tables.h.
+var sendOut = raw{"fwd", []*nl.RtAttr{number(1, register)}}
+
+// What keys and values of maps are made of.
+var (
+	byName    = &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: register}
+	byOutName = &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: register}
+	bySource  = load(register, network, ipSourceAt, 4)
+	byTarget  = load(register, network, ipTargetAt, 4)
+	byIP6     = load(register, network, ip6SourceAt, 16)
+	toIP6     = load(register, network, ip6TargetAt, 16)
+	itsMAC    = load(register2, ether, etherSourceAt, 6)
+	itsNIC    = &expr.Meta{Key: expr.MetaKeyIIF, Register: register2}
+)
+
+func join(parts ...part) (all part) {
+	for _, p := range parts {
+		all = append(all, p...)
 	}
+	return all
+}
+
+// number is an attribute with a 32-bit number in network byte order, as nf_tables
+// has them.
+func number(kind int, value uint32) *nl.RtAttr {
+	return nl.NewRtAttr(kind, binary.BigEndian.AppendUint32(nil, value))
 }

@@ -1,179 +1,259 @@
 // Package rules keeps the nf_tables rules that let a guest reach the metadata
-// endpoint, and keep everybody else away from it.
+// endpoint, and keep everybody else away from it. Its functions act in the network
+// namespace of the calling thread.
 package rules
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
+	"strings"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/userdata"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 )
 
-// ErrUnsupported means that the kernel lacks a part of nf_tables without which
-// the endpoint cannot be kept from strangers.
-var ErrUnsupported = errors.New("the node's kernel lacks nf_tables of the bridge, ip, ip6 or arp family or its dynamic sets, so nobody could be kept from the endpoint; " +
-	"load or enable nf_tables with CONFIG_NF_TABLES_BRIDGE, _IPV4, _IPV6 and _ARP on the node, and CONFIG_NFT_NAT for VMs with the passt binding")
-
-// Table is the set of our tables in the network namespace of the process. The
-// zero value knows nothing of what is there yet. It is not safe for concurrent
-// use.
+// Table is our tables in a network namespace. The zero value knows nothing of what is
+// there. It is not safe for concurrent use.
 type Table struct {
-	installed  wiring.Wiring
-	handles    []uint64 // of the installed rules, in order
-	generation uint32   // of nf_tables when the handles were read, 0 for unknown
+	Node Node // what the kernel can do
+
+	base    installed // what stands before the endpoint does
+	devices installed // what hangs on its interfaces
 }
 
-// Install makes the rules those of the wiring, in one transaction, and says
-// whether it had to change anything. The kernel counts the changes to
-// nf_tables in the namespace: as long as the count is the same nobody has
-// touched the rules, and when it is not, their handles tell.
-//
-// The count is asked for first also because a kernel without nf_tables answers
-// a whole transaction with a single error, and the library would wait for ever
-// for the answers to its parts.
+// installed is a set of chains that was installed, and what the kernel told of it
+// right after: when it tells something else, somebody has changed it.
+type installed struct {
+	chains     []chain
+	state      []string
+	generation uint32 // of nf_tables when the state was read, 0 for unknown
+	guests     string // whose state the maps hold
+}
+
+// Install makes the rules those of the wiring, in one transaction, and says whether
+// it had to change anything. They stand before the endpoint does.
 func (t *Table) Install(w wiring.Wiring) (changed bool, err error) {
+	return t.base.install(ruleset(w, t.Node), mappings(w), families(w, t.Node), guestsOf(w))
+}
+
+// InstallDevices does the same for the rules that hang on the endpoint's interfaces,
+// which have to be there; port is the interface index of its port.
+func (t *Table) InstallDevices(w wiring.Wiring, port int) (changed bool, err error) {
+	if !t.Node.Refuses && !t.Node.Leads {
+		return false, nil
+	}
+	return t.devices.install(devices(w, t.Node, port), deviceMappings(w, t.Node), []byte{familyNetdev}, guestsOf(w))
+}
+
+// guestsOf tells one guest's NICs from another's: a NIC that was plugged anew has
+// another tap.
+func guestsOf(w wiring.Wiring) string { return fmt.Sprint(w.Guests, w.OtherGuests) }
+
+// install compares and replaces. The kernel counts the changes to nf_tables in the
+// namespace: as long as the count is the same nobody has touched the rules.
+func (i *installed) install(chains []chain, maps []mapping, families []byte, guests string) (changed bool, err error) {
 	now, err := generation()
 	if err != nil {
-		return false, explain(err)
+		return false, err
 	}
-	if t.generation != 0 && sameRules(w, t.installed) {
-		if now == t.generation {
+	if i.generation != 0 && i.guests == guests && sameChains(i.chains, chains) {
+		if now == i.generation {
 			return false, nil
 		}
-		handles, now, err := readHandles(w)
-		if err == nil && slices.Equal(handles, t.handles) {
-			t.generation = now
+		state, at, err := readState(families)
+		if err == nil && slices.Equal(state, i.state) {
+			i.generation = at
 			return false, nil
 		}
 	}
-	t.generation = 0
-	if err := replace(w); err != nil {
-		return false, explain(err)
+	kept := i.guests == guests || i.guests == ""
+	*i = installed{guests: guests}
+	for range attemptsBesideOthers {
+		state, was, err := readState(families)
+		if err != nil {
+			return changed, err
+		}
+		if len(chains) == 0 && len(state) == 0 {
+			i.chains, i.state, i.generation = nil, nil, was
+			return changed, nil
+		}
+		// The maps stay where the guest is the same, so that no answer is lost. What
+		// does not fit to what is there is replaced whole.
+		if !kept || len(chains) == 0 || change(chains, maps, families, state).commit() != nil {
+			if err := replacement(chains, maps, families).commit(); err != nil {
+				return changed, err
+			}
+		}
+		changed = true
+		state, now, err = readState(families)
+		if err != nil {
+			return true, err
+		}
+		// Where somebody has changed something meanwhile, what was read is not surely
+		// what was installed.
+		if now == was+1 {
+			i.chains, i.state, i.generation = chains, state, now
+			break
+		}
 	}
-	return true, explain(t.remember(w))
+	return true, nil
 }
 
-// remember reads back what was installed. Where somebody has touched it
-// already it is not remembered, and their event brings us back.
-func (t *Table) remember(w wiring.Wiring) error {
-	handles, now, err := readHandles(w)
-	if err != nil {
-		return err
+// attemptsBesideOthers bounds how often the rules are put anew while others change
+// nf_tables. The event of the last change brings us back.
+const attemptsBesideOthers = 5
+
+// sameChains says whether two sets of chains have the same rules.
+func sameChains(a, b []chain) bool { return reflect.DeepEqual(a, b) }
+
+// replacement puts our tables anew. A table is added first because only one that
+// exists can be deleted.
+func replacement(chains []chain, maps []mapping, families []byte) *batch {
+	b := &batch{}
+	for _, family := range families {
+		b.addTable(family)
+		b.deleteTable(family)
 	}
-	if len(handles) == count(w) {
-		t.installed, t.handles, t.generation = w, handles, now
-	}
-	return nil
+	b.fill(chains, maps, families)
+	return b
 }
 
-// count is the number of rules for a wiring.
-func count(w wiring.Wiring) (n int) {
-	for _, c := range ruleset(w) {
-		n += len(c.rules)
+// change puts our chains anew, and keeps the maps that are there.
+func change(chains []chain, maps []mapping, families []byte, state []string) *batch {
+	b := &batch{}
+	for _, family := range families {
+		b.addTable(family)
+		b.deleteChains(family, chainsIn(state, family))
 	}
-	return n
+	b.fill(chains, maps, families)
+	return b
 }
 
-// readHandles returns the handles of the rules in our chains, and the
-// generation of nf_tables that they are of. The kernel gives no handle twice in
-// a table's life.
-func readHandles(w wiring.Wiring) (handles []uint64, now uint32, err error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, 0, err
+func (b *batch) fill(chains []chain, maps []mapping, families []byte) {
+	for _, family := range families {
+		has := func(f byte) bool { return f == family }
+		if !slices.ContainsFunc(chains, func(c chain) bool { return has(c.family) }) {
+			continue
+		}
+		b.addTable(family)
+		for _, m := range maps {
+			if has(m.family) {
+				b.addMapping(m)
+			}
+		}
+		for _, c := range chains {
+			if has(c.family) {
+				b.addChain(c)
+			}
+		}
 	}
+}
+
+// chainsIn returns the names of a family's chains in a state.
+func chainsIn(state []string, family byte) (names []string) {
+	for _, line := range state {
+		if rest, ok := strings.CutPrefix(line, fmt.Sprintf("%d chain ", family)); ok {
+			name, _, _ := strings.Cut(rest, " ")
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// fields are what is compared of each kind of object, in the order in which the kernel
+// lists them: what nobody but a writer changes. A handle is never given twice in a
+// table's life, and a rule's expressions never change under the same handle.
+var fields = []struct {
+	what           string
+	question, kind int
+	table, name    uint16
+	others         []uint16
+}{
+	{"table", unix.NFT_MSG_GETTABLE, unix.NFT_MSG_NEWTABLE, unix.NFTA_TABLE_NAME, unix.NFTA_TABLE_NAME, []uint16{unix.NFTA_TABLE_FLAGS, tableHandle}},
+	{"chain", unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME, []uint16{unix.NFTA_CHAIN_HANDLE, unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_POLICY}},
+	{"map", unix.NFT_MSG_GETSET, unix.NFT_MSG_NEWSET, unix.NFTA_SET_TABLE, unix.NFTA_SET_NAME, []uint16{unix.NFTA_SET_FLAGS, setHandle}},
+	{"rule", unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN, []uint16{unix.NFTA_RULE_HANDLE}},
+}
+
+// NFTA_TABLE_HANDLE and NFTA_SET_HANDLE of include/uapi/linux/netfilter/nf_tables.h.
+const (
+	tableHandle = 4
+	setHandle   = 16
+)
+
+// readState lists our tables of the families with all that is in them, and the
+// generation of nf_tables that the list is of.
+func readState(families []byte) (state []string, at uint32, err error) {
 	for {
 		before, err := generation()
 		if err != nil {
 			return nil, 0, err
 		}
-		handles = handles[:0]
-		for _, c := range ruleset(w) {
-			table := &nftables.Table{Name: tableName, Family: c.family}
-			rules, err := conn.GetRules(table, &nftables.Chain{Name: c.name, Table: table})
+		if state, err = listState(families); err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
+			return nil, 0, err
+		}
+		// What was read while somebody changed nf_tables may lack a rule.
+		now, genErr := generation()
+		if genErr != nil || err == nil && now == before {
+			return state, now, genErr
+		}
+	}
+}
+
+func listState(families []byte) (state []string, err error) {
+	for _, f := range fields {
+		for _, family := range families {
+			objects, err := ask(f.question, f.kind, family, unix.NLM_F_DUMP)
 			if err != nil {
-				return nil, 0, err
+				return nil, err
 			}
-			for _, r := range rules {
-				handles = append(handles, r.Handle)
-			}
-		}
-		// What was read while somebody changed nf_tables may hold a rule
-		// twice, or lack one.
-		if now, err = generation(); err != nil || now == before {
-			return handles, now, err
-		}
-	}
-}
-
-// replace puts our tables anew, in one transaction.
-func replace(w wiring.Wiring) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	if err := stage(conn, w); err != nil {
-		return err
-	}
-	return conn.Flush()
-}
-
-// stage queues the replacement of our tables. A table is added first because
-// only one that exists can be deleted.
-func stage(conn *nftables.Conn, w wiring.Wiring) error {
-	tables := map[nftables.TableFamily]*nftables.Table{}
-	policy := nftables.ChainPolicyAccept
-	for _, c := range ruleset(w) {
-		table, staged := tables[c.family]
-		if !staged {
-			table = &nftables.Table{Name: tableName, Family: c.family}
-			conn.AddTable(table)
-			conn.DelTable(table)
-			conn.AddTable(table)
-			tables[c.family] = table
-			if c.family == nftables.TableFamilyBridge {
-				if err := stageSenders(conn, table); err != nil {
-					return err
+			for _, object := range objects {
+				attributes, err := nl.ParseRouteAttrAsMap(object[nl.SizeofNfgenmsg:])
+				if err != nil {
+					return nil, fmt.Errorf("%s of nf_tables: %w", f.what, err)
 				}
+				if nl.BytesToString(attributes[f.table].Value) != tableName {
+					continue
+				}
+				line := fmt.Sprintf("%d %s %s", family, f.what, nl.BytesToString(attributes[f.name].Value))
+				for _, kind := range f.others {
+					line += fmt.Sprintf(" %x", attributes[kind].Value)
+				}
+				state = append(state, line)
 			}
 		}
-		base := conn.AddChain(&nftables.Chain{
-			Name: c.name, Table: table, Type: c.kind,
-			Hooknum: c.hook, Priority: c.priority, Policy: &policy,
-		})
-		for _, r := range c.rules {
-			conn.AddRule(&nftables.Rule{
-				Table: table, Chain: base, Exprs: r.expressions(),
-				UserData: userdata.AppendString(nil, userdata.TypeComment, r.purpose),
-			})
-		}
 	}
-	return nil
+	return state, nil
 }
 
-// sameRules says whether two wirings have the same rules: they depend on the
-// port of the redirection, the bridge's name, the guests' taps and on whether
-// there is IPv6 only.
-func sameRules(a, b wiring.Wiring) bool {
-	return a.RedirectPort == b.RedirectPort && a.Bridge.Name == b.Bridge.Name && a.IPv6 == b.IPv6 && slices.Equal(a.Guests, b.Guests)
-}
-
-// explain turns the kernel's ways of saying "no such family, hook or
-// expression" into ErrUnsupported, with the first of them: the library joins
-// one for each rule.
-func explain(err error) error {
-	if err == nil {
-		return nil
+// generation asks the kernel for the number of changes made to nf_tables in this
+// network namespace. It is never 0.
+func generation() (uint32, error) {
+	answers, err := ask(unix.NFT_MSG_GETGEN, unix.NFT_MSG_NEWGEN, unix.AF_UNSPEC, 0)
+	if err != nil {
+		return 0, err
 	}
-	for _, missing := range []error{unix.EAFNOSUPPORT, unix.EOPNOTSUPP, unix.ENOENT, unix.EPROTONOSUPPORT} {
-		if errors.Is(err, missing) {
-			return fmt.Errorf("%w: %w", ErrUnsupported, missing)
+	for _, answer := range answers {
+		attributes, err := nl.ParseRouteAttrAsMap(answer[nl.SizeofNfgenmsg:])
+		if id := attributes[unix.NFTA_GEN_ID].Value; err == nil && len(id) == 4 {
+			return binary.BigEndian.Uint32(id), nil
 		}
 	}
-	return fmt.Errorf("nf_tables: %w", err)
+	return 0, errors.New("generation of nf_tables: the kernel's answer holds none")
+}
+
+// ask asks nf_tables one question.
+func ask(question, answer int, family byte, flags int) ([][]byte, error) {
+	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|question, flags)
+	request.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: unix.NFNETLINK_V0})
+	answers, err := request.Execute(unix.NETLINK_NETFILTER, uint16(unix.NFNL_SUBSYS_NFTABLES<<8|answer))
+	if err != nil {
+		return nil, fmt.Errorf("nf_tables: %w", err)
+	}
+	return answers, nil
 }

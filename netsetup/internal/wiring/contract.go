@@ -30,3 +30,14 @@ var DeviceMAC = net.HardwareAddr{0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe}
 // ports' (br_stp_recalculate_bridge_id in net/bridge/br_stp_if.c); with this
 // one it never takes ours.
 var PortMAC = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xfe}
+
+// GuestsMAC is where the pod's own stack sends all answers to. No interface has it:
+// the rules change it to the MAC that the question came from.
+var GuestsMAC = net.HardwareAddr{0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xff}
+
+// Gateway and GatewayIPv6 are the addresses that stand for [GuestsMAC] in the pod's
+// routes. Nobody has them.
+var (
+	Gateway     = netip.MustParseAddr("169.254.169.253")
+	GatewayIPv6 = netip.MustParseAddr("fe80::a9fe:a9ff")
+)

@@ -34,14 +34,16 @@ func (l Link) isVMBridge(name string) bool {
 
 // isGuestOf says whether a guest's NIC is behind this port of the bridge: it
 // has one of the names that KubeVirt gives to the bridge's tap, or it is some
-// other tap and no uplink. All that is not surely a guest counts as an uplink,
-// which is never served.
+// other tap and no uplink. What is not surely a guest is never served.
 func (l Link) isGuestOf(bridge Link) bool {
 	if l.Name == podNetworkTap || l.Name == secondaryTap(bridge.Name) {
 		return true
 	}
-	return l.Kind == "tun" && !strings.HasSuffix(l.Name, uplinkSuffix)
+	return l.Kind == "tun" && !l.isUplink()
 }
+
+// isUplink says whether this port of a VM's bridge leads out of the pod.
+func (l Link) isUplink() bool { return strings.HasSuffix(l.Name, uplinkSuffix) }
 
 // secondaryTap is the tap of the bridge of a secondary network. Both are named
 // after the pod's interface: pod16477688c0e gives k6t-16477688c0e and

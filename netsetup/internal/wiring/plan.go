@@ -19,11 +19,14 @@ type Wiring struct {
 	RedirectPort uint16
 
 	Bridge  Link     // the VM's bridge that the endpoint is joined to; no name: none
-	Guests  []string // names of the bridge's ports that lead to a guest, sorted
-	Uplinks []string // names of its other ports, to be isolated from the endpoint, sorted
-	IPv6    bool     // the pod speaks IPv6, so the endpoint has its IPv6 address too
-	MTU     int      // of the endpoint, in bytes: the least of those ports'
+	Guests  []Link   // the bridge's ports that lead to a guest, by name
+	Uplinks []string // names of its ports that lead out of the pod, to be isolated from the endpoint, sorted
+	MTU     int      // of the endpoint, in bytes: the least of the bridge's ports'
 	Waiting string   // without a bridge: what is missing
+
+	OtherPorts   []string // names of the ports of the pod's other bridges, sorted
+	OtherGuests  []Link   // those of them that lead to a guest, by name
+	OtherUplinks []string // those of them that lead out of the pod, sorted
 }
 
 // Joined says whether there is a bridge to join the endpoint to.
@@ -37,12 +40,12 @@ func (w Wiring) Redirected() bool { return w.RedirectPort != 0 }
 // other networks: the rules know a guest by one way only.
 func Redirect(port uint16) Wiring { return Wiring{RedirectPort: port} }
 
-// Plan decides from the links of the pod and the name of the bridge to use.
-// Where bridgeName is empty the preferred bridge is taken if it is there, or else
-// the pod network's or, for a VM without a pod network, the bridge with a guest
-// that was made first. A bridge counts only once a guest's tap is its port: before
-// that KubeVirt is still making it, and would hand on the endpoint's MAC if it were
-// the only port.
+// Plan decides from the links of the pod and the name of the bridge to use. Where
+// bridgeName is empty the preferred bridge is taken if it is there, or else the pod
+// network's, or that which the endpoint is joined to already, or the first by name, so
+// that the pod after a live migration chooses as this one does. A bridge counts only
+// once a guest's tap is its port: before that KubeVirt is still making it, and would
+// hand on the endpoint's MAC if it were the only port.
 func Plan(links []Link, bridgeName, preferred string) Wiring {
 	var joinable []Wiring
 	var guestless []string
@@ -58,17 +61,28 @@ func Plan(links []Link, bridgeName, preferred string) Wiring {
 		joinable = append(joinable, w)
 	}
 	if len(joinable) == 0 {
+		slices.Sort(guestless)
 		return Wiring{Waiting: missing(bridgeName, guestless)}
 	}
-	if i := slices.IndexFunc(joinable, func(w Wiring) bool { return w.Bridge.Name == preferred }); i >= 0 {
-		return joinable[i]
+	joined := 0
+	if i := slices.IndexFunc(links, func(l Link) bool { return l.Name == Port }); i >= 0 {
+		joined = links[i].Master
 	}
-	return slices.MinFunc(joinable, byPreference)
+	w := slices.MinFunc(joinable, func(a, b Wiring) int {
+		return cmp.Or(
+			first(a.Bridge.Name == preferred, b.Bridge.Name == preferred),
+			first(onPodNetwork(a), onPodNetwork(b)),
+			first(a.Bridge.Index == joined, b.Bridge.Index == joined),
+			cmp.Compare(a.Bridge.Name, b.Bridge.Name),
+		)
+	})
+	w.others(links)
+	return w
 }
 
-// join sorts the ports of a bridge into guests and uplinks. The endpoint takes
-// their least MTU, not the bridge's: a bridge whose MTU nobody set has the
-// least of its ports', and would be held down by the endpoint's.
+// join sorts the ports of a bridge. The endpoint takes their least MTU, not the
+// bridge's: a bridge whose MTU nobody set has the least of its ports', and would be
+// held down by the endpoint's.
 func join(bridge Link, links []Link) Wiring {
 	w := Wiring{Bridge: bridge}
 	for _, port := range links {
@@ -76,31 +90,70 @@ func join(bridge Link, links []Link) Wiring {
 			continue
 		}
 		if port.isGuestOf(bridge) {
-			w.Guests = append(w.Guests, port.Name)
-		} else {
+			w.Guests = append(w.Guests, port)
+		} else if port.isUplink() {
 			w.Uplinks = append(w.Uplinks, port.Name)
 		}
 		if w.MTU == 0 || port.MTU < w.MTU {
 			w.MTU = port.MTU
 		}
 	}
-	slices.Sort(w.Guests)
+	slices.SortFunc(w.Guests, byName)
 	slices.Sort(w.Uplinks)
 	return w
 }
 
-// byPreference puts the pod network's bridge first, then the older one.
-func byPreference(a, b Wiring) int {
-	if onPodNetwork(a) != onPodNetwork(b) {
-		if onPodNetwork(a) {
-			return -1
+// others sorts the ports of the pod's other bridges.
+func (w *Wiring) others(links []Link) {
+	for _, bridge := range links {
+		if bridge.Kind != "bridge" || bridge.Index == w.Bridge.Index {
+			continue
 		}
-		return 1
+		for _, port := range links {
+			if port.Master != bridge.Index || port.Name == Port {
+				continue
+			}
+			w.OtherPorts = append(w.OtherPorts, port.Name)
+			if !bridge.isVMBridge("") {
+				continue
+			}
+			if port.isGuestOf(bridge) {
+				w.OtherGuests = append(w.OtherGuests, port)
+			} else if port.isUplink() {
+				w.OtherUplinks = append(w.OtherUplinks, port.Name)
+			}
+		}
 	}
-	return cmp.Compare(a.Bridge.Index, b.Bridge.Index)
+	slices.Sort(w.OtherPorts)
+	slices.Sort(w.OtherUplinks)
+	slices.SortFunc(w.OtherGuests, byName)
 }
 
-func onPodNetwork(w Wiring) bool { return slices.Contains(w.Guests, podNetworkTap) }
+func byName(a, b Link) int { return cmp.Compare(a.Name, b.Name) }
+
+// Names are the names of links.
+func Names(links []Link) []string {
+	names := make([]string, len(links))
+	for i, link := range links {
+		names[i] = link.Name
+	}
+	return names
+}
+
+// first compares so that what holds comes first.
+func first(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
+}
+
+func onPodNetwork(w Wiring) bool {
+	return slices.ContainsFunc(w.Guests, func(l Link) bool { return l.Name == podNetworkTap })
+}
 
 func missing(bridgeName string, guestless []string) string {
 	if len(guestless) > 0 {

@@ -23,8 +23,10 @@ const timeout = 4 * time.Second
 
 // Server says whom to ask, and how.
 type Server struct {
-	// Address is where the server listens, with a zone if it needs one.
+	// Address is where the guest asks, with a zone if it needs one.
 	Address netip.AddrPort
+	// Listens is where the server listens: elsewhere where the guest is redirected.
+	Listens netip.AddrPort
 	// Host is what the guest would ask for.
 	Host netip.AddrPort
 	// Source is the address to ask from, by which the server tells the pod's probes
@@ -32,41 +34,62 @@ type Server struct {
 	Source netip.Addr
 }
 
-// Check returns nil if the server answers /healthz with 200, or, if
-// only its life is in question, at all. The error has the reason that the server
-// gives. While the pod does not have the address, the server waits for it: it
-// lives, and the kubelet's restarts would only delay it.
+// Check returns nil if the server answers /healthz with 200 where the guest asks, or,
+// if only its life is in question, at all, there or where it listens: the redirection
+// that may be missing is not its own. The error has the reason that the server gives.
+// While the pod does not have the address, the server waits for it: it lives, and the
+// kubelet's restarts would only delay it.
 func Check(ctx context.Context, server Server, live bool) error {
-	deadline := time.Now().Add(timeout)
+	err := ask(ctx, server, server.Address, live)
+	if err == nil || !live {
+		return err
+	}
+	if server.Listens != server.Address && ask(ctx, server, server.Listens, live) == nil {
+		return nil
+	}
+	if !isLocal(server.Address.Addr()) {
+		return nil
+	}
+	return err
+}
+
+// patience is how long each address is asked.
+func (s Server) patience() time.Duration {
+	if s.Listens != s.Address {
+		return timeout / 2
+	}
+	return timeout
+}
+
+// ask asks at an address.
+func ask(ctx context.Context, server Server, address netip.AddrPort, live bool) error {
+	deadline := time.Now().Add(server.patience())
 	// A link-local source wants a zone as well; IPv4 has none.
-	source := server.Source.WithZone(server.Address.Addr().Zone())
+	source := server.Source.WithZone(address.Addr().Zone())
 	dialer := net.Dialer{
 		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0)),
 		Deadline:  deadline,
 		KeepAlive: -1,
 	}
-	conn, err := dialer.DialContext(ctx, "tcp", server.Address.String())
-	if err != nil && live && !isLocal(server.Address.Addr()) {
-		return nil
-	}
+	conn, err := dialer.DialContext(ctx, "tcp", address.String())
 	if err != nil {
-		return noAnswer(server.Address, err)
+		return noAnswer(address, err)
 	}
 	defer conn.Close()
 	conn.SetDeadline(deadline)
 
 	if _, err := fmt.Fprintf(conn, "GET /healthz HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", server.Host); err != nil {
-		return noAnswer(server.Address, err)
+		return noAnswer(address, err)
 	}
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		return noAnswer(server.Address, err)
+		return noAnswer(address, err)
 	}
 	defer response.Body.Close()
 	if live || response.StatusCode == http.StatusOK {
 		return nil
 	}
-	return fmt.Errorf("http://%s/healthz answers %s: %s", server.Address, quote.Text(response.Status), reason(response.Body))
+	return fmt.Errorf("http://%s/healthz answers %s: %s", address, quote.Text(response.Status), reason(response.Body))
 }
 
 // isLocal tells whether the pod has the address.

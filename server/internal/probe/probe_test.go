@@ -75,7 +75,7 @@ func TestProbe(t *testing.T) {
 // at is a server that the guest finds where it listens, asked from its own
 // address.
 func at(addr netip.AddrPort) Server {
-	return Server{Address: addr, Host: addr, Source: addr.Addr()}
+	return Server{Address: addr, Listens: addr, Host: addr, Source: addr.Addr()}
 }
 
 func check(t *testing.T, addr netip.AddrPort, live bool) error {
@@ -105,12 +105,23 @@ func TestNobodyListens(t *testing.T) {
 	wantError(t, check(t, addr, true), "connection refused")
 }
 
+// Where the guest is redirected and the redirection is missing, the server lives and the
+// guest is not served.
+func TestLivesWithoutTheRedirection(t *testing.T) {
+	listening := answer(t, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+	server := at(listening)
+	server.Address = netip.AddrPortFrom(listening.Addr(), 1)
+	wantError(t, Check(t.Context(), server, false), "no answer from http://127.0.0.1:1/healthz")
+	server.Host = listening
+	wantError(t, Check(t.Context(), server, true), "")
+}
+
 // Without a route the address is out of reach of 127.0.0.1 as well.
 func TestLivesWithoutItsAddress(t *testing.T) {
 	netnstest.Run(t, func(t *testing.T) {
 		address := netip.MustParseAddrPort("169.254.169.254:80")
 		for _, source := range []string{"127.0.0.1", "169.254.169.254"} {
-			server := Server{Address: address, Host: address, Source: netip.MustParseAddr(source)}
+			server := Server{Address: address, Listens: address, Host: address, Source: netip.MustParseAddr(source)}
 			wantError(t, Check(t.Context(), server, true), "")
 			wantError(t, Check(t.Context(), server, false), "no answer")
 		}
@@ -136,6 +147,7 @@ func TestHostAndSourceAreThoseGiven(t *testing.T) {
 	defer answering.Close()
 	server := Server{
 		Address: netip.MustParseAddrPort(listener.Addr().String()),
+		Listens: netip.MustParseAddrPort(listener.Addr().String()),
 		Host:    netip.MustParseAddrPort("169.254.169.254:80"),
 		Source:  netip.MustParseAddr("127.0.0.2"),
 	}
@@ -165,6 +177,7 @@ func checkHostWithoutZone(t *testing.T) {
 	defer answering.Close()
 	server := at(addr)
 	server.Address = netip.AddrPortFrom(addr.Addr().WithZone("lo"), addr.Port())
+	server.Listens = server.Address
 	if err := Check(t.Context(), server, false); err != nil {
 		t.Fatal(err)
 	}

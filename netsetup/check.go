@@ -1,0 +1,28 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/example/kubevirt-imds/netsetup/internal/rules"
+)
+
+// check prints what the kernel has and lacks, a line each, with what it is for and how
+// to get it. The status tells whether a guest on a bridge can be served.
+func check(out io.Writer) (status int) {
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, piece := range rules.Pieces {
+		switch err := piece.Try(); {
+		case err == nil:
+			fmt.Fprintf(table, "ok\t%s\tfor %s\t\n", piece.Name, piece.For)
+		case piece.Needed:
+			status = exitFailed
+			fmt.Fprintf(table, "MISSING\t%s\tfor %s\t%v; %s\n", piece.Name, piece.For, err, piece.Remedy)
+		default:
+			fmt.Fprintf(table, "missing\t%s\tfor %s\t%v; %s\n", piece.Name, piece.For, err, piece.Remedy)
+		}
+	}
+	table.Flush()
+	return status
+}
