@@ -26,7 +26,7 @@ const ImpostorBody = "impostor"
 // second or so, faster than any ARP entry expires.
 const impostorPace = 20 * time.Millisecond
 
-// Impostor is a neighbour that plays metadata service.
+// Impostor is a neighbour that claims to be the metadata service.
 type Impostor struct {
 	requests atomic.Int64
 	stop     context.CancelFunc

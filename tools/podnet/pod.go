@@ -118,7 +118,7 @@ type Pod struct {
 
 	options Options
 	primary *nic
-	parking *Namespace // of the guest's ends of the veth pairs that play the taps; nil: the taps are real
+	parking *Namespace // of the guest's ends of the veth pairs in place of taps; nil: the taps are real
 
 	mu      sync.Mutex // guards what follows, and the pod's wiring
 	wired   []*nic     // in the order of the guest's eth0, eth1, ...

@@ -134,7 +134,7 @@ func TestWiringIsKubeVirts(t *testing.T) {
 
 func TestTapBelongsToQEMU(t *testing.T) {
 	if !RealTaps() {
-		const why = "a veth pair plays the tap, since this user may not open " + tunDevice
+		const why = "a veth pair is in place of the tap, since this user may not open " + tunDevice
 		if os.Getenv("CI") == "true" {
 			t.Fatal(why)
 		}

@@ -15,12 +15,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/example/kubevirt-imds/tools/demo/internal/container"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/container"
 )
 
 func TestMain(m *testing.M) {
-	container.Init()
 	podnet.Main(m)
 }
 
@@ -40,7 +39,6 @@ func newNode(t *testing.T) *Node {
 	return &Node{
 		Images: map[string]string{image: filepath.Join(folder, "image")},
 		Folder: filepath.Join(folder, "pods"),
-		Logs:   folder,
 		Token: func(pod *corev1.Pod, audience string, lifetime time.Duration) (string, error) {
 			serial++
 			return fmt.Sprintf("%s %q %s %d", pod.Name, audience, lifetime, serial), nil
@@ -102,9 +100,13 @@ func TestSidecarIsLiveAndEndsBySIGTERM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	awaitReady(t, filepath.Join(node.Logs, "virt-launcher-web-x.first.log"))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
+	// The first process of a pid namespace does not get a SIGTERM that it has no
+	// handler for yet.
+	if err := pod.sidecars[0].AwaitLog(ctx, "ready\n"); err != nil {
+		t.Fatal(err)
+	}
 	if live, err := pod.Live(ctx); err != nil || !slices.Equal(live, []string{"first"}) {
 		t.Errorf("live are %q, %v", live, err)
 	}
@@ -116,26 +118,6 @@ func TestSidecarIsLiveAndEndsBySIGTERM(t *testing.T) {
 	}
 }
 
-// awaitReady returns when the process has said so in its log. The first process
-// of a pid namespace does not get a SIGTERM that it has no handler for yet.
-func awaitReady(t *testing.T, log string) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		text, err := os.ReadFile(log)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(text) == "ready\n" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("it says %q", text)
-		}
-		time.Sleep(time.Millisecond) // a file has no event for this
-	}
-}
-
 func TestWhatASidecarGets(t *testing.T) {
 	node := newNode(t)
 	pod, err := startPod(t, node, twoSidecars, "first", "second")
@@ -143,11 +125,8 @@ func TestWhatASidecarGets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pod.Stop()
-	<-pod.containers[1].Done()
-	text, err := os.ReadFile(filepath.Join(node.Logs, "virt-launcher-web-x.second.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	<-pod.sidecars[1].Done()
+	text := []byte(pod.sidecars[1].Log())
 	var seen struct {
 		UID  int
 		Env  []string
@@ -175,7 +154,7 @@ func TestTokensAreRefreshed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pod.Stop()
-	file := filepath.Join(node.Folder, "virt-launcher-web-x", "volumes", "token", "file")
+	file := filepath.Join(pod.folder, "volumes", "token", "file")
 	for _, serial := range []string{"1", "2"} {
 		if content, err := os.ReadFile(file); err != nil || !strings.HasSuffix(string(content), serial) {
 			t.Errorf("%q, %v: want token %s", content, err, serial)
@@ -189,7 +168,7 @@ func TestTokensAreRefreshed(t *testing.T) {
 	}
 }
 
-func TestPodsThatAreNotPlayed(t *testing.T) {
+func TestPodsThatAreNotSupported(t *testing.T) {
 	node := newNode(t)
 	for name, c := range map[string]struct{ old, new, want string }{
 		"plain init container":   {"    restartPolicy: Always\n", "", "no native sidecar"},
