@@ -12,10 +12,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/guest"
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
 	"github.com/example/kubevirt-imds/tools/e2e/netns"
+	"github.com/example/kubevirt-imds/tools/podnet/cgroup"
 )
 
 // The VM whose pod runs.
@@ -156,8 +156,8 @@ func statusOf(pod *corev1.Pod, name string) (corev1.ContainerStatus, error) {
 	return corev1.ContainerStatus{}, fmt.Errorf("pod %s has no container %s", pod.Name, name)
 }
 
-// container finds a container of the pod, as it runs now, from outside.
-func (v *VM) container(ctx context.Context, name string) (*cluster.Container, error) {
+// container finds the cgroup of a container of the pod, as it runs now.
+func (v *VM) container(ctx context.Context, name string) (*cgroup.Group, error) {
 	status, err := v.status(ctx, name)
 	if err != nil {
 		return nil, err

@@ -31,6 +31,7 @@ type Sidecar struct {
 
 	pod     *Pod
 	of      corev1.Container
+	mounts  []container.Mount
 	log     log
 	running *container.Container // nil: not now
 }
@@ -54,9 +55,12 @@ func (p *Pod) Sidecar(name string, env ...string) (*Sidecar, error) {
 		name, value, _ := strings.Cut(variable, "=")
 		of.Env = append(of.Env, corev1.EnvVar{Name: name, Value: value})
 	}
-	c := &Sidecar{Name: name, pod: p, of: of}
+	mounts, err := p.mounts(of)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", name, err)
+	}
+	c := &Sidecar{Name: name, pod: p, of: of, mounts: mounts}
 	if p.node.Limits {
-		var err error
 		if c.Group, err = cgroup.New(p.id+"-"+name, of.Resources.Limits.Cpu().MilliValue(), of.Resources.Limits.Memory().Value()); err != nil {
 			return nil, fmt.Errorf("container %s: %w", name, err)
 		}
@@ -98,7 +102,7 @@ func (c *Sidecar) Start() error {
 // spec is what the kubelet tells the container runtime. The scratch folder is
 // named after id.
 func (c *Sidecar) spec(id string, command []string) (container.Spec, error) {
-	spec := container.Spec{Name: c.Name, Command: command, WithoutNetfilter: c.WithoutNetfilter}
+	spec := container.Spec{Name: c.Name, Command: command, Mounts: c.mounts, WithoutNetfilter: c.WithoutNetfilter}
 	if err := c.complete(&spec, id); err != nil {
 		return spec, fmt.Errorf("container %s: %w", c.Name, err)
 	}
@@ -111,9 +115,6 @@ func (c *Sidecar) complete(spec *container.Spec, id string) (err error) {
 		return fmt.Errorf("image %q is not on the node", c.of.Image)
 	}
 	if spec.Env, err = environment(c.pod.pod, c.of); err != nil {
-		return err
-	}
-	if spec.Mounts, err = c.pod.mounts(c.of); err != nil {
 		return err
 	}
 	if c.Group != nil {
