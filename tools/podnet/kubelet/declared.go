@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,26 +26,14 @@ func LauncherPod(patches, image string, meta metav1.ObjectMeta, account string) 
 		ServiceAccountName: account,
 		SecurityContext:    &corev1.PodSecurityContext{RunAsUser: &id, RunAsGroup: &id, RunAsNonRoot: &nonRoot, FSGroup: &id},
 	}}
-	merged, err := json.Marshal(pod)
-	if err != nil {
-		return nil, err
-	}
 	files, err := Patches(patches)
 	if err != nil {
 		return nil, err
 	}
 	for _, file := range files {
-		patch, err := yaml.YAMLToJSON(file.Content)
-		if err == nil {
-			merged, err = strategicpatch.StrategicMergePatch(merged, patch, corev1.Pod{})
-		}
-		if err != nil {
+		if pod, err = file.apply(pod); err != nil {
 			return nil, fmt.Errorf("%s: %w", file.Name, err)
 		}
-	}
-	pod = &corev1.Pod{}
-	if err := yaml.UnmarshalStrict(merged, pod); err != nil {
-		return nil, err
 	}
 	pod.ObjectMeta = meta // a patch's name is any
 	for i := range pod.Spec.InitContainers {
@@ -59,6 +48,35 @@ func LauncherPod(patches, image string, meta metav1.ObjectMeta, account string) 
 type Patch struct {
 	Name    string
 	Content []byte
+}
+
+// apply returns the pod with the patch. As the webhook does it, new containers are
+// behind those that are there.
+func (p Patch) apply(pod *corev1.Pod) (*corev1.Pod, error) {
+	before, err := json.Marshal(pod)
+	if err != nil {
+		return nil, err
+	}
+	patch, err := yaml.YAMLToJSON(p.Content)
+	if err != nil {
+		return nil, err
+	}
+	after, err := strategicpatch.StrategicMergePatch(before, patch, corev1.Pod{})
+	if err != nil {
+		return nil, err
+	}
+	patched := &corev1.Pod{}
+	if err := yaml.UnmarshalStrict(after, patched); err != nil {
+		return nil, err
+	}
+	isNew := func(c corev1.Container) int {
+		if slices.ContainsFunc(pod.Spec.InitContainers, func(old corev1.Container) bool { return old.Name == c.Name }) {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(patched.Spec.InitContainers, func(a, b corev1.Container) int { return isNew(a) - isNew(b) })
+	return patched, nil
 }
 
 // Patches reads the patches in a folder, in the order in which they are applied.

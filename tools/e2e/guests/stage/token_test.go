@@ -13,13 +13,7 @@ import (
 )
 
 func TestTokenIsSwappedAsAWhole(t *testing.T) {
-	if os.Geteuid() != 0 {
-		const reason = "only root can give the files to the pod's group; run the tests of this module as root"
-		if os.Getenv("CI") == "true" {
-			t.Fatal(reason)
-		}
-		t.Skip(reason)
-	}
+	requireRoot(t)
 	network, err := podnet.NewNamespace("pod")
 	if err != nil {
 		t.Fatal(err)
