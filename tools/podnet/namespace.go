@@ -163,6 +163,8 @@ func (n *Namespace) Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
+	// In a new pid namespace package syscall sees no parent and takes it for gone; the
+	// SIGKILL that it sends itself then does not reach the first process there.
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	started := make(chan error, 1)
 	go func() {

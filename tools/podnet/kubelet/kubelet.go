@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -44,8 +43,7 @@ type Pod struct {
 	node     *Node
 	pod      *corev1.Pod
 	network  *podnet.Namespace
-	folder   string
-	id       string // on the machine, among those of all nodes
+	folder   string // no other pod on the machine has one of that name
 	sidecars []*Sidecar
 }
 
@@ -67,7 +65,6 @@ func (n *Node) Sandbox(pod *corev1.Pod, network *podnet.Namespace) (*Pod, error)
 	if p.folder, err = os.MkdirTemp(n.Folder, pod.Name+"-"); err != nil {
 		return nil, err
 	}
-	p.id = filepath.Base(p.folder)
 	// The sidecars' users find their volumes in it.
 	return p, os.Chmod(p.folder, 0o755)
 }

@@ -61,7 +61,7 @@ func (p *Pod) Sidecar(name string, env ...string) (*Sidecar, error) {
 	}
 	c := &Sidecar{Name: name, pod: p, of: of, mounts: mounts}
 	if p.node.Limits {
-		if c.Group, err = cgroup.New(p.id+"-"+name, of.Resources.Limits.Cpu().MilliValue(), of.Resources.Limits.Memory().Value()); err != nil {
+		if c.Group, err = cgroup.New(filepath.Base(p.folder)+"-"+name, of.Resources.Limits.Cpu().MilliValue(), of.Resources.Limits.Memory().Value()); err != nil {
 			return nil, fmt.Errorf("container %s: %w", name, err)
 		}
 	}
