@@ -17,7 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/example/kubevirt-imds/tools/podnet"
-	"github.com/example/kubevirt-imds/tools/podnet/container"
 )
 
 // Node is a node of the cluster.
@@ -88,36 +87,8 @@ func (n *Node) Start(pod *corev1.Pod, network *podnet.Namespace, sidecars []stri
 	return p, nil
 }
 
-// Status is a sidecar as it runs.
-type Status struct {
-	Name    string
-	Command []string
-	container.Status
-}
-
-// Status asks the kernel about each sidecar.
-func (p *Pod) Status() ([]Status, error) {
-	var all []Status
-	for _, c := range p.sidecars {
-		s, err := c.running.Status()
-		if err != nil {
-			return nil, fmt.Errorf("container %s: %w", c.Name, err)
-		}
-		all = append(all, Status{c.Name, c.command(), s})
-	}
-	return all, nil
-}
-
-// Restart ends a sidecar with SIGKILL, as a lack of memory would, and starts it
-// again, as its restart policy asks for.
-func (p *Pod) Restart(name string) error {
-	at := slices.IndexFunc(p.sidecars, func(c *Sidecar) bool { return c.Name == name })
-	if at < 0 {
-		return fmt.Errorf("no sidecar %s is running", name)
-	}
-	p.sidecars[at].Kill()
-	return p.sidecars[at].Start()
-}
+// Sidecars are those that [Pod.Sidecar] has found, in that order.
+func (p *Pod) Sidecars() []*Sidecar { return p.sidecars }
 
 // probePatience is how long a liveness probe has at first. It has twice as long
 // at each next run: before the sidecar is up there is nobody to answer.
