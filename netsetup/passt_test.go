@@ -30,6 +30,7 @@ const (
 // every address, before anything of ours is there.
 func passtPod(t *testing.T, options podnet.Options, env ...string) (*podnet.Pod, *imdsInit) {
 	t.Helper()
+	options.Binding = podnet.Passt
 	pod := newPod(t, options)
 	vmServes(t, pod, "[::]:80")
 	p := start(t, pod, onThisKernel, append(env, redirectTo)...)
@@ -39,7 +40,7 @@ func passtPod(t *testing.T, options podnet.Options, env ...string) (*podnet.Pod,
 	return pod, p
 }
 
-// vmServes plays passt's half for a service of the VM: an ordinary listener in
+// vmServes is passt's half of a service of the VM: an ordinary listener in
 // the pod.
 func vmServes(t *testing.T, pod *podnet.Pod, address string) {
 	t.Helper()
@@ -126,7 +127,7 @@ func TestPasstGuestIsServed(t *testing.T) {
 // server's. The listener here is bound to no device, as the server's is: the
 // rules alone have to keep the neighbour off.
 func TestPasstNeighbourGetsNoAnswer(t *testing.T) {
-	pod := newPod(t, podnet.Options{})
+	pod := newPod(t, podnet.Options{Binding: podnet.Passt})
 	vmServes(t, pod, "[::]:80")
 	p := start(t, pod, onThisKernel, redirectTo)
 	p.waitFor(t, "msg=wired")
@@ -295,7 +296,7 @@ func TestPasstKilledAndStartedAgain(t *testing.T) {
 }
 
 func TestPasstOnce(t *testing.T) {
-	pod := newPod(t, podnet.Options{})
+	pod := newPod(t, podnet.Options{Binding: podnet.Passt})
 	vmServes(t, pod, "[::]:80")
 	output, err := startOnce(t, pod, redirectTo)
 	if err != nil || !strings.Contains(output, "msg=wired binding=passt port=60080") {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // The kernel's neighbour table is one for all pods of the node. The endpoint takes few
@@ -94,13 +95,13 @@ func floodsOf(guest net.HardwareAddr) []flood {
 		}},
 		{"connections over IPv6", netlink.FAMILY_V6, func(i int) []byte { return synIPv6(guest, wiring.DeviceMAC, senderIPv6(1, i), ours) }},
 		{"solicitations", netlink.FAMILY_V6, func(i int) []byte {
-			return podnet.NeighbourMessage(solicitation, guest, groupMAC, senderIPv6(2, i), group, ours, guest)
+			return packet.NeighbourMessage(solicitation, guest, groupMAC, senderIPv6(2, i), group, ours, guest)
 		}},
 		{"advertisements", netlink.FAMILY_V6, func(i int) []byte {
-			return podnet.NeighbourMessage(advertisement, guest, wiring.DeviceMAC, senderIPv6(3, i), ours, senderIPv6(3, i), guest)
+			return packet.NeighbourMessage(advertisement, guest, wiring.DeviceMAC, senderIPv6(3, i), ours, senderIPv6(3, i), guest)
 		}},
 		{"advertisements of others", netlink.FAMILY_V6, func(i int) []byte {
-			return podnet.NeighbourMessage(advertisement, guest, wiring.DeviceMAC, fixed, ours, senderIPv6(4, i), guest)
+			return packet.NeighbourMessage(advertisement, guest, wiring.DeviceMAC, fixed, ours, senderIPv6(4, i), guest)
 		}},
 	}
 }
@@ -122,7 +123,7 @@ func synIPv6(source, target net.HardwareAddr, from, to netip.Addr) []byte {
 	segment := []byte{0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0}
 	pseudo := slices.Concat(from.AsSlice(), to.AsSlice(), []byte{0, 0, 0, byte(len(segment)), 0, 0, 0, unix.IPPROTO_TCP}, segment)
 	binary.BigEndian.PutUint16(segment[16:], checksum(pseudo))
-	return podnet.IPv6(source, target, from, to, unix.IPPROTO_TCP, segment)
+	return packet.IPv6(source, target, from, to, unix.IPPROTO_TCP, segment)
 }
 
 // neighbours counts what the endpoint has in the node's neighbour table of a family.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // Each frame meets the rule that is there for it. Several rules forbid most of
@@ -33,13 +34,13 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 	)
 	tcp, icmp := make([]byte, 20), byte(unix.IPPROTO_ICMPV6)
 	syn := func(from, to net.HardwareAddr, source netip.Addr) []byte {
-		return podnet.IPv6(from, to, source, ours, unix.IPPROTO_TCP, tcp)
+		return packet.IPv6(from, to, source, ours, unix.IPPROTO_TCP, tcp)
 	}
 	solicit := func(from, to net.HardwareAddr, source netip.Addr) []byte {
-		return podnet.NeighbourMessage(solicitation, from, to, source, group, ours, from)
+		return packet.NeighbourMessage(solicitation, from, to, source, group, ours, from)
 	}
 	advertise := func(from, to net.HardwareAddr, source, destination, target netip.Addr) []byte {
-		return podnet.NeighbourMessage(advertisement, from, to, source, destination, target, from)
+		return packet.NeighbourMessage(advertisement, from, to, source, destination, target, from)
 	}
 	strangerMAC, guestMAC, strange, guest := l.neighbourMAC, l.guestMAC, l.neighbourAddr, l.guestAddr
 
@@ -59,7 +60,7 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 		{"the endpoint hears who looks for it", l.guest, solicit(guestMAC, groupMAC, guest), intoPod, "accept the guest's solicitations"},
 		{"the endpoint tells where it is", l.guest, solicit(guestMAC, groupMAC, guest), entering, "accept the endpoint's neighbour advertisements"},
 		{"guest tells where it is", l.guest, advertise(guestMAC, strangerMAC, guest, ours, guest), entering, "drop advertisements and other ICMPv6 to the endpoint"},
-		{"the keep questions from NAT", l.guest, syn(guestMAC, wiring.DeviceMAC, guest), intoPod, "keep questions from NAT"},
+		{"the questions bypass NAT", l.guest, syn(guestMAC, wiring.DeviceMAC, guest), intoPod, "keep questions from NAT"},
 
 		// A hostile guest asks in other ways.
 		{"guest asks from a global address", l.guest, syn(guestMAC, wiring.DeviceMAC, podnet.PodIPv6Addr), entering, "drop all else to our IPv6 address"},
@@ -67,15 +68,15 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 		{"guest asks behind options", l.guest, behindOptions(syn(guestMAC, wiring.DeviceMAC, guest)), refusing, "refuse other protocols over IPv6"},
 		{"guest asks in fragments, the first", l.guest, fragment(syn(guestMAC, wiring.DeviceMAC, guest), 0), refusing, "refuse other protocols over IPv6"},
 		{"guest asks in fragments, a later one", l.guest, fragment(syn(guestMAC, wiring.DeviceMAC, guest), 8), refusing, "refuse other protocols over IPv6"},
-		{"guest asks over UDP", l.guest, podnet.IPv6(guestMAC, wiring.DeviceMAC, guest, ours, unix.IPPROTO_UDP, tcp), refusing, "refuse other protocols over IPv6"},
-		{"guest asks for an echo", l.guest, podnet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, ours, []byte{128, 0, 0, 0, 0, 0, 0, 0}), refusing, "refuse other protocols over IPv6"},
+		{"guest asks over UDP", l.guest, packet.IPv6(guestMAC, wiring.DeviceMAC, guest, ours, unix.IPPROTO_UDP, tcp), refusing, "refuse other protocols over IPv6"},
+		{"guest asks for an echo", l.guest, packet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, ours, []byte{128, 0, 0, 0, 0, 0, 0, 0}), refusing, "refuse other protocols over IPv6"},
 		{"guest looks for it by duplicate address detection", l.guest, solicit(guestMAC, groupMAC, netip.IPv6Unspecified()), entering, "drop solicitations of our IPv6 address"},
 		{"guest looks for it behind options", l.guest, behindOptions(solicit(guestMAC, groupMAC, guest)), entering, "drop solicitations of our IPv6 address"},
-		{"guest has the address", l.guest, podnet.IPv6(guestMAC, strangerMAC, ours, strange, unix.IPPROTO_TCP, tcp), entering, "drop packets from our IPv6 address"},
+		{"guest has the address", l.guest, packet.IPv6(guestMAC, strangerMAC, ours, strange, unix.IPPROTO_TCP, tcp), entering, "drop packets from our IPv6 address"},
 		{"guest advertises the address", l.guest, advertise(guestMAC, strangerMAC, guest, strange, ours), entering, "drop advertisements of our IPv6 address"},
 		{"guest advertises the address to the endpoint", l.guest, advertise(guestMAC, wiring.DeviceMAC, guest, ours, ours), entering, "drop advertisements of our IPv6 address"},
-		{"guest plays router to the endpoint", l.guest, podnet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, allNodes, advertisedRouter), entering, "drop all else to our MACs"},
-		{"guest plays router to all", l.guest, podnet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), leaving, "drop all else to the endpoint"},
+		{"guest speaks as router to the endpoint", l.guest, packet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, allNodes, advertisedRouter), entering, "drop all else to our MACs"},
+		{"guest speaks as router to all", l.guest, packet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), leaving, "drop all else to the endpoint"},
 		{"guest sends a fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x2000), entering, "drop fragments to our IPv4 address"},
 		{"guest sends a later fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x00b9), entering, "drop fragments to our IPv4 address"},
 		{"guest asks with options", l.guest, ipv4WithOptions(guestMAC, strangerMAC, unix.IPPROTO_UDP, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0, make([]byte, 4), tcp), entering, "drop IPv4 options to our IPv4 address"},
@@ -85,8 +86,8 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 		{"neighbour asks by the endpoint's MAC", l.neighbour, syn(strangerMAC, wiring.DeviceMAC, strange), entering, "drop all else to our IPv6 address"},
 		{"neighbour looks for the endpoint", l.neighbour, solicit(strangerMAC, groupMAC, strange), entering, "drop solicitations of our IPv6 address"},
 		{"neighbour looks for it behind a priority tag", l.neighbour, tag(solicit(strangerMAC, groupMAC, strange), unix.ETH_P_8021Q, 0), entering, "drop solicitations of our IPv6 address"},
-		{"neighbour has the address", l.neighbour, podnet.IPv6(strangerMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "drop packets from our IPv6 address"},
-		{"neighbour plays router by the address", l.neighbour, podnet.ICMPv6(strangerMAC, allNodesMAC, ours, allNodes, advertisedRouter), entering, "drop packets from our IPv6 address"},
+		{"neighbour has the address", l.neighbour, packet.IPv6(strangerMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "drop packets from our IPv6 address"},
+		{"neighbour speaks as router by the address", l.neighbour, packet.ICMPv6(strangerMAC, allNodesMAC, ours, allNodes, advertisedRouter), entering, "drop packets from our IPv6 address"},
 		{"neighbour advertises the address", l.neighbour, advertise(strangerMAC, guestMAC, strange, guest, ours), entering, "drop advertisements of our IPv6 address"},
 		{"neighbour advertises the address to all", l.neighbour, advertise(strangerMAC, allNodesMAC, strange, allNodes, ours), entering, "drop advertisements of our IPv6 address"},
 		{"neighbour advertises it behind options", l.neighbour, behindOptions(advertise(strangerMAC, guestMAC, strange, guest, ours)), entering, "drop advertisements of our IPv6 address"},
@@ -109,19 +110,19 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 
 		// The pod itself, by its bridge, where no rule has looked before.
 		{"pod asks by the bridge", l.bridge, syn(l.bridgeMAC, guestMAC, guest), leaving, "drop all else to our IPv6 address"},
-		{"pod looks for the endpoint by the bridge", l.bridge, podnet.NeighbourMessage(solicitation, l.bridgeMAC, guestMAC, strange, group, ours, l.bridgeMAC), leaving, "drop solicitations of our IPv6 address"},
-		{"pod has the address by the bridge", l.bridge, podnet.IPv6(l.bridgeMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), leaving, "drop packets from our IPv6 address"},
+		{"pod looks for the endpoint by the bridge", l.bridge, packet.NeighbourMessage(solicitation, l.bridgeMAC, guestMAC, strange, group, ours, l.bridgeMAC), leaving, "drop solicitations of our IPv6 address"},
+		{"pod has the address by the bridge", l.bridge, packet.IPv6(l.bridgeMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), leaving, "drop packets from our IPv6 address"},
 		{"pod advertises the address by the bridge", l.bridge, advertise(l.bridgeMAC, guestMAC, strange, guest, ours), leaving, "drop advertisements of our IPv6 address"},
 
 		// What a device with IPv6 says by itself, past the rules of its own family.
-		{"the endpoint answers", l.device, podnet.IPv6(wiring.DeviceMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "accept the endpoint's TCP over IPv6"},
-		{"the endpoint looks for the guest", l.device, podnet.NeighbourMessage(solicitation, wiring.DeviceMAC, guestMAC, ours, guest, guest, wiring.DeviceMAC), entering, "drop all else from the endpoint"},
-		{"the endpoint solicits routers", l.device, podnet.ICMPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, []byte{133, 0, 0, 0, 0, 0, 0, 0}), entering, "drop all else from the endpoint"},
-		{"the endpoint reports its groups", l.device, podnet.IPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, 0, []byte{icmp, 0, 5, 2, 0, 0, 1, 0}), entering, "drop all else from the endpoint"},
+		{"the endpoint answers", l.device, packet.IPv6(wiring.DeviceMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "accept the endpoint's TCP over IPv6"},
+		{"the endpoint looks for the guest", l.device, packet.NeighbourMessage(solicitation, wiring.DeviceMAC, guestMAC, ours, guest, guest, wiring.DeviceMAC), entering, "drop all else from the endpoint"},
+		{"the endpoint solicits routers", l.device, packet.ICMPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, []byte{133, 0, 0, 0, 0, 0, 0, 0}), entering, "drop all else from the endpoint"},
+		{"the endpoint reports its groups", l.device, packet.IPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, 0, []byte{icmp, 0, 5, 2, 0, 0, 1, 0}), entering, "drop all else from the endpoint"},
 
 		// What reaches the device, past the rules of the bridge.
-		{"a router advertises itself to the endpoint", l.port, podnet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), intoPod, "drop all else that the endpoint gets"},
-		{"a question to another address of the pod", l.port, podnet.IPv6(guestMAC, wiring.DeviceMAC, guest, podnet.PodIPv6Addr, unix.IPPROTO_TCP, tcp), intoPod, "drop all else that the endpoint gets"},
+		{"a router advertises itself to the endpoint", l.port, packet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), intoPod, "drop all else that the endpoint gets"},
+		{"a question to another address of the pod", l.port, packet.IPv6(guestMAC, wiring.DeviceMAC, guest, podnet.PodIPv6Addr, unix.IPPROTO_TCP, tcp), intoPod, "drop all else that the endpoint gets"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := counters(t, pod)[c.chain+", "+c.rule]
@@ -160,7 +161,7 @@ func TestThePodsOwnPacketsMeetTheirRules(t *testing.T) {
 	}
 	const noNextHeader = 59
 	empty := func(source, destination netip.Addr) []byte {
-		return podnet.IPv6(own, stranger, source, destination, noNextHeader, nil)
+		return packet.IPv6(own, stranger, source, destination, noNextHeader, nil)
 	}
 	for _, c := range []struct {
 		name string
@@ -171,7 +172,7 @@ func TestThePodsOwnPacketsMeetTheirRules(t *testing.T) {
 		{"a question by eth0, without NAT", by(eth0, empty(podnet.PodIPv6Addr, ours)), "ip6 output, keep questions from NAT"},
 		{"an answer by eth0", by(eth0, empty(ours, podnet.NeighbourIPv6Addr)), "ip6 output, drop answers by other interfaces"},
 		{"something else by the endpoint", by(device, empty(ours, guest)), "ip6 output, drop all else from the endpoint"},
-		{"a solicitation by the endpoint", by(device, podnet.NeighbourMessage(solicitation, own, stranger, ours, guest, guest, own)), "ip6 output, drop all else from the endpoint"},
+		{"a solicitation by the endpoint", by(device, packet.NeighbourMessage(solicitation, own, stranger, ours, guest, guest, own)), "ip6 output, drop all else from the endpoint"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := counters(t, pod)[c.rule]
@@ -185,7 +186,7 @@ func TestThePodsOwnPacketsMeetTheirRules(t *testing.T) {
 	uplink, err := podnet.Capture(pod.Neighbour, podnet.NeighbourInterface)
 	must(t, err)
 	for _, source := range []netip.Addr{podnet.NeighbourIPv6Addr, netip.MustParseAddr("fe80::1")} {
-		frame := podnet.IPv6(stranger, own, source, ours, unix.IPPROTO_TCP, make([]byte, 20))
+		frame := packet.IPv6(stranger, own, source, ours, unix.IPPROTO_TCP, make([]byte, 20))
 		must(t, pod.Neighbour.SendFrame(podnet.NeighbourInterface, frame))
 	}
 	mustServe(t, pod, guestAddress(podnet.Masquerade))
@@ -294,7 +295,7 @@ func (l *segment) send(t *testing.T, from port, frame []byte) {
 	must(t, from.in.SendFrame(from.name, frame))
 	l.sent++
 	last := func(from, to net.HardwareAddr) []byte {
-		return podnet.IPv6(from, to, l.guestAddr, l.neighbourAddr, 59, bytes.Repeat([]byte{l.sent}, 40))
+		return packet.IPv6(from, to, l.guestAddr, l.neighbourAddr, 59, bytes.Repeat([]byte{l.sent}, 40))
 	}
 	there, back := last(l.guestMAC, l.neighbourMAC), last(l.neighbourMAC, l.guestMAC)
 	must(t, l.guest.in.SendFrame(l.guest.name, there))

@@ -9,12 +9,12 @@ import (
 )
 
 // Where an ordinary user may not open /dev/net/tun, or it is missing, a veth
-// pair plays the tap: one end has the tap's name and is the bridge's port; the
+// pair takes the tap's place: one end has the tap's name and is the bridge's port; the
 // other is the guest's NIC while a guest is running, and is parked in a
 // namespace of its own, down, otherwise. To the bridge it is the same: a port
 // without carrier until the guest has opened it.
 
-// tapIndex is the interface index of the first tap that a veth pair plays: far
+// tapIndex is the interface index of the first veth pair in place of a tap: far
 // from its other end's, for the reason given at uplinkIndex.
 const tapIndex = 2000
 
@@ -24,7 +24,7 @@ func (p *Pod) makePair(n *nic) error {
 	attrs.Name, attrs.Index = n.tap, tapIndex+n.number
 	pair := netlink.NewVeth(attrs)
 	pair.PeerName = n.tap
-	pair.PeerNamespace = netlink.NsFd(p.parking.fd())
+	pair.PeerNamespace = netlink.NsFd(p.parking.FD())
 	if err := p.Pod.netlink.LinkAdd(pair); err != nil {
 		return fmt.Errorf("veth pair in place of the tap %s: %w", n.tap, err)
 	}
@@ -63,14 +63,14 @@ func move(from *Namespace, name string, to *Namespace, newName string) error {
 	if err := from.netlink.LinkSetName(link, newName); err != nil {
 		return fmt.Errorf("%s as %s in %s: %w", name, newName, from.name, err)
 	}
-	if err := from.netlink.LinkSetNsFd(link, to.fd()); err != nil {
+	if err := from.netlink.LinkSetNsFd(link, to.FD()); err != nil {
 		return fmt.Errorf("%s from %s to %s: %w", newName, from.name, to.name, err)
 	}
 	return nil
 }
 
 // RealTaps says whether this process can make taps: whether /dev/net/tun can be
-// opened. Otherwise veth pairs play the guests' taps.
+// opened. Otherwise veth pairs take the place of the guests' taps.
 func RealTaps() bool {
 	device, err := os.OpenFile(tunDevice, os.O_RDWR, 0)
 	if err != nil {

@@ -9,11 +9,11 @@ import (
 // unavailable is why pods cannot be built here. nil: they can.
 var unavailable error
 
-// Main is for a package's TestMain. As root it runs the tests. As an ordinary
+// Main is for a package's TestMain, and m a *testing.M. As root it runs the tests. As an ordinary
 // user it runs the test binary once more in a user namespace. Where neither can
 // build a pod it says what would help, and fails if CI=true; otherwise the
 // tests that need a pod skip (see [Require]). It does not return.
-func Main(m *testing.M) {
+func Main(m interface{ Run() int }) {
 	if os.Geteuid() != 0 && !Inside() {
 		code, err := Rerun(0)
 		if err == nil {
@@ -37,7 +37,7 @@ func Main(m *testing.M) {
 func Available() error {
 	probe, err := NewNamespace("probe")
 	if err != nil {
-		return refused(err)
+		return NamespacesRefused(err)
 	}
 	return probe.Close()
 }
@@ -46,11 +46,16 @@ func Available() error {
 // it skips, or fails if CI=true.
 func Require(t testing.TB) {
 	t.Helper()
-	if unavailable == nil {
-		return
+	if unavailable != nil {
+		Unavailable(t, unavailable)
 	}
+}
+
+// Unavailable ends a test that cannot run here: in CI that is a failure.
+func Unavailable(t testing.TB, why error) {
+	t.Helper()
 	if os.Getenv("CI") == "true" {
-		t.Fatal(unavailable)
+		t.Fatal(why)
 	}
-	t.Skip(unavailable)
+	t.Skip(why)
 }

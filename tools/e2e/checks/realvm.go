@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
-	"github.com/example/kubevirt-imds/tools/e2e/guest"
 	"github.com/example/kubevirt-imds/tools/e2e/suite"
 )
 
@@ -29,7 +28,7 @@ func StartVM(t *suite.T, c *cluster.Cluster, out io.Writer) *VM {
 			v.Explain(t)
 		}
 	})
-	t.Check(guest.Wire(v.network))
+	t.Check(v.network.Wire())
 	return v
 }
 

@@ -9,7 +9,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/example/kubevirt-imds/tools/e2e/guest"
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
 	"github.com/example/kubevirt-imds/tools/e2e/suite"
 )
@@ -52,22 +51,22 @@ func (v *VM) boot() error {
 	if v.Ask != nil {
 		return nil
 	}
-	if err := guest.Wire(v.network); err != nil {
+	if err := v.network.Wire(); err != nil {
 		return err
 	}
-	var err error
-	if v.guest, err = guest.Boot(v.network); err == nil {
-		v.Ask = v.fromGuest().ask
+	if err := v.network.StartGuest(); err != nil {
+		return err
 	}
-	return err
+	v.Ask = v.fromGuest().ask
+	return nil
 }
 
 // fromPod asks from the pod itself, as the liveness probe does, and fromGuest from the guest.
-func (v *VM) fromPod() dialer   { return v.network.DialContext }
-func (v *VM) fromGuest() dialer { return v.guest.DialContext }
+func (v *VM) fromPod() dialer   { return v.network.Pod.Dial }
+func (v *VM) fromGuest() dialer { return v.network.Guest.Dial }
 
 func answersInside(t *suite.T, v *VM) {
-	if v.guest != nil {
+	if v.Ask != nil {
 		t.Fatalf("the guest is there already")
 	}
 	_, err := v.fromPod().awaitAnswer(t.Context())

@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
@@ -47,13 +46,7 @@ func Check() error {
 	if !podnet.RealTaps() {
 		return errors.New("no /dev/net/tun, without which QEMU has no tap: load the driver with 'modprobe tun'; in a container, pass the device in")
 	}
-	errs := []error{podnet.Available(), qemu.Available()}
-	for _, program := range []string{"unshare", "setpriv"} {
-		if _, err := exec.LookPath(program); err != nil {
-			errs = append(errs, fmt.Errorf("missing program %s, which confines the sidecars; on Debian it is in the package util-linux", program))
-		}
-	}
-	return errors.Join(errs...)
+	return errors.Join(podnet.Available(), qemu.Available())
 }
 
 // Open builds the sidecars and the guest's image. messages says what takes long.
@@ -75,6 +68,9 @@ func Open(ctx context.Context, messages io.Writer) (*Stage, error) {
 func (s *Stage) build(ctx context.Context, messages io.Writer) error {
 	// The users of the sidecars find their program and their token in it.
 	if err := os.Chmod(s.folder, 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(s.sidecars(), 0o755); err != nil {
 		return err
 	}
 	var err error
@@ -99,7 +95,10 @@ func (s *Stage) Image() guestimage.Image { return s.image }
 func (s *Stage) Folder() string { return s.folder }
 
 // Program is the file of a sidecar's program, by its name.
-func (s *Stage) Program(name string) string { return filepath.Join(s.folder, name) }
+func (s *Stage) Program(name string) string { return filepath.Join(s.sidecars(), name) }
+
+// sidecars is the folder with the files of the sidecars' image.
+func (s *Stage) sidecars() string { return filepath.Join(s.folder, "sidecars") }
 
 // Close removes what Open has made, but the cache.
 func (s *Stage) Close() error { return os.RemoveAll(s.folder) }
