@@ -37,7 +37,8 @@ const (
 
 // tell logs what came of a reconcile, where it is news.
 func (r *reporter) tell(o outcome) {
-	state := fmt.Sprint(o.wiring, o.ipv6, o.err)
+	state := fmt.Sprint(o.err, o.wiring.Waiting, wired(o))
+	took := o.took.Round(time.Microsecond)
 	entered := state != r.last
 	r.last = state
 	switch {
@@ -50,9 +51,9 @@ func (r *reporter) tell(o outcome) {
 			r.write(slog.LevelInfo, "endpoint ready, nobody to serve yet", "missing", o.wiring.Waiting)
 		}
 	case entered:
-		r.write(slog.LevelInfo, "wired", wired(o)...)
+		r.write(slog.LevelInfo, "wired", append(wired(o), "took", took)...)
 	case o.changed:
-		r.write(slog.LevelInfo, "repaired", wired(o)...)
+		r.write(slog.LevelInfo, "repaired", append(wired(o), "took", took)...)
 	}
 	lesser := ""
 	if o.lesser != nil {
@@ -97,16 +98,18 @@ func served(w wiring.Wiring) bool { return w.Joined() || w.Redirected() }
 
 // wired is the wiring as attributes of a log line.
 func wired(o outcome) []any {
-	took := o.took.Round(time.Microsecond)
 	if o.wiring.Redirected() {
-		return []any{"binding", "passt", "port", o.wiring.RedirectPort, "took", took}
+		return []any{"binding", "passt", "port", o.wiring.RedirectPort}
 	}
-	return []any{
+	attributes := []any{
 		"bridge", o.wiring.Bridge.Name,
 		"guests", strings.Join(wiring.Names(o.wiring.Guests), ","),
 		"uplinks", strings.Join(o.wiring.Uplinks, ","),
 		"mtu", o.wiring.MTU,
 		"ipv6", o.ipv6,
-		"took", took,
 	}
+	if len(o.wiring.OtherGuests) > 0 {
+		attributes = append(attributes, "led", strings.Join(wiring.Names(o.wiring.OtherGuests), ","))
+	}
+	return attributes
 }

@@ -25,6 +25,7 @@ func EnsureEndpoint(inv Inventory) (changed bool, err error) {
 	return all(made,
 		func() (bool, error) { return ensureNoOwnIPv6(device) },
 		func() (bool, error) { return ensureNoOwnIPv6(port) },
+		func() (bool, error) { return ensureOnly(port, netlink.FAMILY_V6, nil) },
 		func() (bool, error) { return ensureConf(device) },
 		func() (bool, error) { return ensureAddress(device) },
 		func() (bool, error) { return ensureUp(port) },
@@ -100,28 +101,29 @@ func ensureAddress(device netlink.Link) (changed bool, err error) {
 	return ensureOnly(device, netlink.FAMILY_V4, &netlink.Addr{IPNet: ipNet(wiring.Address), Scope: unix.RT_SCOPE_LINK})
 }
 
-// ensureOnly makes an address the only one of its family on the device.
-func ensureOnly(device netlink.Link, family int, want *netlink.Addr) (changed bool, err error) {
-	addresses, err := netlink.AddrList(device, family)
+// ensureOnly makes an address the only one of its family on a link; nil: it has none.
+func ensureOnly(link netlink.Link, family int, want *netlink.Addr) (changed bool, err error) {
+	name := link.Attrs().Name
+	addresses, err := netlink.AddrList(link, family)
 	if err != nil {
-		return false, fmt.Errorf("list addresses of %s: %w", wiring.Device, err)
+		return false, fmt.Errorf("list addresses of %s: %w", name, err)
 	}
-	found := false
+	found := want == nil
 	for _, have := range addresses {
-		if have.Equal(*want) && have.Scope == want.Scope && have.Flags&want.Flags == want.Flags {
+		if want != nil && have.Equal(*want) && have.Scope == want.Scope && have.Flags&want.Flags == want.Flags {
 			found = true
 			continue
 		}
-		if err := netlink.AddrDel(device, &have); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return changed, fmt.Errorf("delete address %s from %s: %w", have.IPNet, wiring.Device, err)
+		if err := netlink.AddrDel(link, &have); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return changed, fmt.Errorf("delete address %s from %s: %w", have.IPNet, name, err)
 		}
 		changed = true
 	}
 	if found {
 		return changed, nil
 	}
-	if err := netlink.AddrReplace(device, want); err != nil {
-		return changed, fmt.Errorf("add address %s to %s: %w", want.IPNet, wiring.Device, err)
+	if err := netlink.AddrReplace(link, want); err != nil {
+		return changed, fmt.Errorf("add address %s to %s: %w", want.IPNet, name, err)
 	}
 	return true, nil
 }

@@ -206,6 +206,10 @@ func (b *batch) send(whole bool) error {
 // nfTables is NFNL_SUBSYS_NFTABLES in network byte order.
 var nfTables = binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.NFNL_SUBSYS_NFTABLES))
 
+// receiveBuffer is the size of the buffer for answers, in bytes; 0: the node's default.
+// A test makes it smaller than any node does.
+var receiveBuffer int
+
 // open opens a socket to nfnetlink that takes a message of the length, whatever the
 // node's default for its buffer.
 func open(length int) (int, error) {
@@ -218,6 +222,9 @@ func open(length int) (int, error) {
 		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, overhead*length) == nil {
 			break
 		}
+	}
+	if receiveBuffer > 0 {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 	}
 	timeout := unix.NsecToTimeval(answerTime.Nanoseconds())
 	err = errors.Join(

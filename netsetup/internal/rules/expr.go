@@ -98,8 +98,12 @@ var (
 	notrack = part{&expr.Notrack{}}
 
 	refuseByReset       = part{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
+	refuseByICMP        = part{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpPortUnreachable}} // in the ip family
 	refuseByUnreachable = part{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
 )
+
+// icmpPortUnreachable is a code of ICMP (RFC 792).
+const icmpPortUnreachable = 3
 
 // Interface names.
 func iif(names ...string) part    { return ifname(expr.MetaKeyIIFNAME, false, names) }

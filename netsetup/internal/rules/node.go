@@ -3,6 +3,7 @@ package rules
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -25,7 +26,7 @@ type MissingError struct {
 
 func (e MissingError) Error() string {
 	why := strings.TrimPrefix(e.Err.Error(), "nf_tables: ")
-	if errors.Is(e.Err, unix.EACCES) || errors.Is(e.Err, unix.EPERM) {
+	if errors.Is(e.Err, fs.ErrPermission) {
 		return fmt.Sprintf("%s: %s: imds-init lacks NET_ADMIN, or SELinux or another security module forbids it (container_t may not open a netfilter socket)", e.Piece.Name, why)
 	}
 	return fmt.Sprintf("the node's kernel lacks %s (%s), so nobody could be kept from the endpoint; on the node: %s", e.Piece.Name, why, e.Piece.Remedy)

@@ -27,6 +27,11 @@ func passt(w wiring.Wiring) []chain {
 			to("drop questions from outside the pod", notIif("lo"), ipTarget(address), drop),
 			to("drop what the endpoint gets for other addresses", iif(wiring.Device), drop),
 		}},
+		{familyIPv4, "filter", "input", unix.NF_INET_LOCAL_IN, filter, "", []rule{
+			// Here the sender hears of it; what is refused on its way out fails for the
+			// sender as if it might not send.
+			to("refuse UDP", ipTarget(address), layer4(expr.CmpOpEq, unix.IPPROTO_UDP), refuseByICMP),
+		}},
 		{familyIPv4, "filter", "forward", unix.NF_INET_FORWARD, filter, "", throughPod},
 		{familyIPv4, "filter", "output", unix.NF_INET_LOCAL_OUT, beforeTracking, "", slices.Concat(refusePasst, outOfPod)},
 		{familyIPv4, "nat", "redirection", unix.NF_INET_LOCAL_OUT, beforeMeshes, "", []rule{
@@ -41,5 +46,4 @@ func passt(w wiring.Wiring) []chain {
 // guest could not reach but by our address.
 var refusePasst = []rule{
 	to("refuse connections to other ports", ipTarget(address), tcpOpens, tcpNotTo(guestPort), refuseByReset),
-	to("refuse UDP", ipTarget(address), layer4(expr.CmpOpEq, unix.IPPROTO_UDP), refuseByUnreachable),
 }

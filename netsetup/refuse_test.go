@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
+	"github.com/example/kubevirt-imds/tools/podnet"
+)
+
+// What the guest asks for besides TCP port 80 of our addresses is refused at once, and
+// reaches no listener of the pod, though one listens on every address.
+func TestOnlyPort80IsOurs(t *testing.T) {
+	for _, options := range bindings {
+		t.Run(name(options), func(t *testing.T) {
+			t.Parallel()
+			pod, _ := servedPod(t, options)
+			reached := listenOnAll(t, pod)
+			hosts := []string{"169.254.169.254"}
+			if pod.SpeaksIPv6() {
+				at, err := pod.Guest.MetadataOn("eth0")
+				must(t, err)
+				hosts = append(hosts, at.Addr().String())
+			}
+			for _, host := range hosts {
+				wantRefused(t, pod.Guest, "tcp", net.JoinHostPort(host, "9000"))
+				wantRefused(t, pod.Guest, "tcp", net.JoinHostPort(host, "9001")) // where nobody listens
+				wantRefused(t, pod.Guest, "udp", net.JoinHostPort(host, "53"))
+			}
+			mustServe(t, pod, guestOf(options))
+			reached(t)
+		})
+	}
+	t.Run("passt", func(t *testing.T) {
+		t.Parallel()
+		pod, _ := passtPod(t, podnet.Options{Binding: podnet.Passt})
+		reached := listenOnAll(t, pod)
+		// passt asks for its guest, from inside the pod.
+		wantRefused(t, pod.Pod, "tcp", "169.254.169.254:9000")
+		wantRefused(t, pod.Pod, "tcp", redirectEndpoint)
+		wantRefused(t, pod.Pod, "udp", "169.254.169.254:53")
+		mustServePasst(t, pod)
+		reached(t)
+	})
+}
+
+// listenOnAll has other containers of the pod listen on every address: TCP at port
+// 9000, UDP at port 53. What it returns fails if somebody came.
+func listenOnAll(t *testing.T, pod *podnet.Pod) (nobodyCame func(*testing.T)) {
+	t.Helper()
+	var mu sync.Mutex
+	var came []string
+	note := func(who net.Addr) {
+		mu.Lock()
+		defer mu.Unlock()
+		came = append(came, fmt.Sprint(who.Network(), " ", who))
+	}
+	listener, err := pod.Pod.Listen(t.Context(), "tcp", ":9000")
+	must(t, err)
+	var packets net.PacketConn
+	must(t, pod.Pod.Do(func() (err error) {
+		packets, err = net.ListenPacket("udp", ":53")
+		return err
+	}))
+	var done sync.WaitGroup
+	done.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			note(conn.RemoteAddr())
+			conn.Close()
+		}
+	})
+	done.Go(func() {
+		buffer := make([]byte, 100)
+		for {
+			_, from, err := packets.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			note(from)
+		}
+	})
+	t.Cleanup(func() { listener.Close(); packets.Close(); done.Wait() })
+	return func(t *testing.T) {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		if len(came) > 0 {
+			t.Errorf("these reached a listener of the pod: %q", came)
+		}
+	}
+}
+
+// wantRefused fails unless who asks is told at once that nobody is there.
+func wantRefused(t *testing.T, from *podnet.Namespace, network, address string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	conn, err := from.Dial(ctx, network, address)
+	if err == nil {
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(3 * time.Second))
+		if _, err = conn.Write([]byte("question")); err == nil {
+			_, err = conn.Read(make([]byte, 100))
+		}
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("%s %s: %v, want refused", network, address, err)
+	}
+}
+
+// A neighbour is not refused but dropped: it does not learn that we are here.
+func TestNeighbourIsNotRefused(t *testing.T) {
+	for _, options := range bindings {
+		t.Run(name(options), func(t *testing.T) {
+			t.Parallel()
+			pod, _ := servedPod(t, options)
+			for _, to := range []net.HardwareAddr{wiring.DeviceMAC, mac(t, pod.Guest, "eth0")} {
+				ctx, cancel := context.WithTimeout(t.Context(), neighbourPatience)
+				reply, err := pod.NeighbourAsksAt(ctx, to, 9000)
+				cancel()
+				must(t, err)
+				if reply.Outcome != podnet.NoAnswer {
+					t.Errorf("neighbour that asks for port 9000 at %s: %v", to, reply)
+				}
+			}
+		})
+	}
+}
+
+// A service mesh that redirects what goes out by lo to its proxy changes neither the
+// guest's way nor that of the pod's probe.
+func TestPasstBesideAMeshThatRedirectsLoopback(t *testing.T) {
+	pod, _ := passtPod(t, podnet.Options{Binding: podnet.Passt})
+	inPod(t, pod, "nft", `add table ip mesh
+add chain ip mesh output { type nat hook output priority -100; }
+add rule ip mesh output oifname lo meta l4proto tcp redirect to :15001`)
+	mustServePasst(t, pod)
+	mustAnswerProbe(t, pod, endpoint)
+	if answer, err := askFrom(pod.Pod, "127.0.0.1:8000"); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("the mesh redirects nothing (%q, %v), so this proves nothing", answer, err)
+	}
+	if rules := inPod(t, pod, "nft", "list table ip mesh"); !strings.Contains(rules, "redirect to :15001") {
+		t.Errorf("the mesh has not its rule:\n%s", rules)
+	}
+}
