@@ -19,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/review"
 )
 
@@ -44,21 +43,12 @@ type admission struct {
 	log *slog.Logger
 	// small and large bound the bodies that are held.
 	small, large *gate
-	// reviews are done by a few goroutines: that bounds the trees that are made of
-	// bodies, and their stacks need not grow for each request.
-	reviews chan func()
+	// reviewing bounds the trees that are made of bodies.
+	reviewing chan struct{}
 }
 
 func newAdmission(log *slog.Logger) *admission {
-	a := &admission{log: log, small: newGate(smallPlaces), large: newGate(largePlaces), reviews: make(chan func())}
-	for range runtime.GOMAXPROCS(0) {
-		go func() {
-			for review := range a.reviews {
-				review()
-			}
-		}()
-	}
-	return a
+	return &admission{log: log, small: newGate(smallPlaces), large: newGate(largePlaces), reviewing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 }
 
 // bounded lets a few requests in at a time, whatever they ask for, and each until its
@@ -120,15 +110,10 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 	case err != nil:
 		return nil, http.StatusBadRequest, fmt.Errorf("the body cannot be read: %w", err)
 	}
-	done := make(chan struct{})
-	work := func() {
-		defer close(done)
-		answer, status, err = a.review(r, body, decide)
-	}
 	select {
-	case a.reviews <- work:
-		<-done
-		return answer, status, err
+	case a.reviewing <- struct{}{}:
+		defer func() { <-a.reviewing }()
+		return a.review(r, body, decide)
 	case <-r.Context().Done():
 		return nil, http.StatusServiceUnavailable, r.Context().Err()
 	}
@@ -163,9 +148,7 @@ func (a *admission) respond(request *review.Request, decide review.Func) (answer
 	response := &admissionv1.AdmissionResponse{UID: types.UID(request.UID), Allowed: verdict.Allowed, Warnings: verdict.Warnings}
 	if verdict.Patch != nil {
 		response.PatchType = new(admissionv1.PatchTypeJSONPatch)
-		if response.Patch, err = jsontree.Encode(verdict.Patch); err != nil {
-			return nil, err
-		}
+		response.Patch = verdict.Patch
 	}
 	if !verdict.Allowed {
 		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: verdict.Reason}

@@ -55,7 +55,10 @@ func Problem(name string, value Value) string {
 // Strictest returns what stands in for a value of the annotation that is not
 // understood; empty when it is left out.
 func Strictest(name string) string {
-	return rules[ruleOf(name)].strictest
+	if i := ruleOf(name); i >= 0 {
+		return rules[i].strictest
+	}
+	return ""
 }
 
 func ruleOf(name string) int {

@@ -74,9 +74,14 @@ func TestNamed(t *testing.T) {
 			t.Errorf("%q is at %d, want %d", name, got, want)
 		}
 	}
-	Named(list, "a")["x"] = "changed"
-	if got, _ := json.Marshal(list[0]); string(got) != `{"name":"a","x":"changed"}` || Named(list, "c") != nil {
-		t.Errorf("got %s", got)
+	found, err := Named(list, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found["x"] = "changed"
+	none, err := Named(list, "c")
+	if got, _ := json.Marshal(list[0]); string(got) != `{"name":"a","x":"changed"}` || none != nil || err != nil {
+		t.Errorf("got %s; %v, %v", got, none, err)
 	}
 }
 
@@ -116,7 +121,7 @@ func TestDiff(t *testing.T) {
 		want                string
 	}{
 		{"nothing", `{"a":[1,{"b":null}]}`, `{"a":[1,{"b":null}]}`,
-			`null`},
+			``},
 		{"member added", `{}`, `{"a":{"b":1}}`,
 			`[{"op":"add","path":"/a","value":{"b":1}}]`},
 		{"member removed", `{"a":1,"b":2}`, `{"b":2}`,
@@ -147,7 +152,7 @@ func TestDiff(t *testing.T) {
 			`[{"op":"replace","path":"/a/0","value":2},{"op":"replace","path":"/a/1","value":1}]`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			patch, err := json.Marshal(Diff(decode(t, test.before), decode(t, test.after)))
+			patch, err := Diff(decode(t, test.before), decode(t, test.after))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -163,16 +168,15 @@ func TestDiff(t *testing.T) {
 // applied to before, the difference gives after.
 func checkDiff(t *testing.T, before, after string) {
 	t.Helper()
-	operations := Diff(decode(t, before), decode(t, after))
-	if operations == nil {
+	text, err := Diff(decode(t, before), decode(t, after))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text == nil {
 		if !reflect.DeepEqual(decode(t, before), decode(t, after)) {
 			t.Errorf("no difference between %s and %s", before, after)
 		}
 		return
-	}
-	text, err := json.Marshal(operations)
-	if err != nil {
-		t.Fatal(err)
 	}
 	patch, err := jsonpatch.DecodePatch(text)
 	if err != nil {

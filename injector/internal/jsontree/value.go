@@ -8,22 +8,30 @@ import (
 	"strings"
 )
 
-// Value is the text of one valid JSON value inside a larger text. Nothing is
-// decoded, and no memory taken, before somebody asks. The empty Value is what
+// Value is text that begins with a valid JSON value. What follows that value does not count, so that a look-up
+// need not find its end. Nothing is decoded, and no memory taken, before somebody asks. The empty Value is what
 // was looked up and is not there.
 type Value []byte
 
-// Parse returns text as a Value; it is an error when text is anything else than
-// one JSON value.
+// Parse returns text as a Value; it is an error when text is anything else than one JSON value.
 func Parse(text []byte) (Value, error) {
 	if !json.Valid(text) {
 		return nil, json.Unmarshal(text, new(struct{})) // says why
 	}
-	return Value(bytes.TrimSpace(text)), nil
+	return text[skipSpace(text, 0):], nil
+}
+
+// Raw returns the text of the value and nothing else.
+func (v Value) Raw() Value {
+	if len(v) == 0 {
+		return nil
+	}
+	end := skipValue(v, 0)
+	return v[:end:end]
 }
 
 // MarshalJSON returns the text.
-func (v Value) MarshalJSON() ([]byte, error) { return v, nil }
+func (v Value) MarshalJSON() ([]byte, error) { return v.Raw(), nil }
 
 // IsNull reports whether the value is null or not there.
 func (v Value) IsNull() bool { return len(v) == 0 || v[0] == 'n' }
@@ -42,7 +50,7 @@ func (v Value) Text() (string, bool) {
 	if len(v) == 0 || v[0] != '"' {
 		return "", false
 	}
-	return string(unquote(v)), true
+	return string(unquote(v.Raw())), true
 }
 
 // String returns a string's text; empty when the value is no string.
@@ -51,8 +59,7 @@ func (v Value) String() string {
 	return text
 }
 
-// Members returns the keys and values of an object; none of another value. A key
-// is valid until the next one.
+// Members returns the keys and values of an object; none of another value.
 func (v Value) Members() iter.Seq2[[]byte, Value] {
 	return func(yield func([]byte, Value) bool) {
 		if !v.IsObject() {
@@ -62,11 +69,10 @@ func (v Value) Members() iter.Seq2[[]byte, Value] {
 			end := skipValue(v, i)
 			key := unquote(v[i:end])
 			i = skipSpace(v, skipSpace(v, end)+1) // the colon
-			end = skipValue(v, i)
-			if !yield(key, v[i:end:end]) {
+			if !yield(key, v[i:]) {
 				return
 			}
-			i = skipComma(v, end)
+			i = skipComma(v, skipValue(v, i))
 		}
 	}
 }
@@ -92,8 +98,7 @@ func (v Value) Fields(keys ...string) map[string]Value {
 	found := make(map[string]Value, len(keys))
 	for key, value := range v.Members() {
 		if i := slices.IndexFunc(keys, func(wanted string) bool { return wanted == string(key) }); i >= 0 {
-			found[keys[i]] = value
-			if len(found) == len(keys) {
+			if found[keys[i]] = value; len(found) == len(keys) {
 				break
 			}
 		}
@@ -116,8 +121,7 @@ func (v Value) Get(path ...string) Value {
 	return v
 }
 
-// Tree decodes the value. It takes up to fifty times the memory of the text: the
-// caller bounds that.
+// Tree decodes the value. It takes up to fifty times the memory of the text: the caller bounds that.
 func (v Value) Tree() any {
 	decoder := json.NewDecoder(bytes.NewReader(v))
 	decoder.UseNumber()
@@ -128,9 +132,8 @@ func (v Value) Tree() any {
 	return tree
 }
 
-// Part decodes what wanted names of an object, as far as it is there: of a member
-// that wanted has an object for, what that names; of another one a string. What is
-// neither stays text.
+// Part decodes what wanted names of an object, as far as it is there: of a member that wanted has an object for,
+// what that names; of another one a string. What is neither stays text.
 func (v Value) Part(wanted Object) any {
 	if wanted == nil || !v.IsObject() {
 		if text, isText := v.Text(); isText {
@@ -138,7 +141,7 @@ func (v Value) Part(wanted Object) any {
 		} else if v.IsNull() {
 			return nil
 		}
-		return v
+		return v.Raw()
 	}
 	part := Object{}
 	for key, value := range v.Members() {
@@ -165,8 +168,7 @@ func skipSpace(text []byte, i int) int {
 	return i
 }
 
-// skipComma returns where the next member or element begins, or the closing
-// bracket.
+// skipComma returns where the next member or element begins, or the closing bracket.
 func skipComma(text []byte, i int) int {
 	i = skipSpace(text, i)
 	if text[i] == ',' {

@@ -27,10 +27,10 @@ func rebuilt(v Value) any {
 	if text, ok := v.Text(); ok {
 		return text
 	}
-	if string(v) == "true" || string(v) == "false" {
-		return v.IsTrue()
+	if raw := string(v.Raw()); raw != "true" && raw != "false" {
+		return json.Number(raw)
 	}
-	return json.Number(v)
+	return v.IsTrue()
 }
 
 // FuzzValue holds for whatever text there is: it is taken where encoding/json

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
 
@@ -101,27 +100,12 @@ func applied(t *testing.T, pod, dir string) jsontree.Object {
 		before["metadata"] = jsontree.Object{}
 		pod = encoded(t, before)
 	}
-	after, err := set.Apply(before)
-	if err != nil {
-		t.Fatal(err)
+	patch, after := changed(t, set, before)
+	if again, _ := changed(t, set, before); again != patch {
+		t.Errorf("applied a second time the set changes the pod by\n%s\nand not by\n%s", again, patch)
 	}
-	if !reflect.DeepEqual(before, object(t, pod)) {
-		t.Error("the pod itself was changed")
-	}
-	again, err := set.Apply(before)
-	if err != nil || !reflect.DeepEqual(again, after) {
-		t.Errorf("applied a second time the set gives another pod: %v", err)
-	}
-	outline, err := outlineOf(set, value(t, pod))
-	if err != nil {
-		t.Fatal(err)
-	}
-	patched, err := set.Apply(outline)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, want := encoded(t, jsontree.Diff(outline, patched)), encoded(t, jsontree.Diff(before, after)); got != want {
-		t.Errorf("by its outline the pod is changed by\n%s\nand not by\n%s", got, want)
+	if got, _ := changed(t, set, outlineOf(t, set, pod)); got != patch {
+		t.Errorf("by its outline the pod is changed by\n%s\nand not by\n%s", got, patch)
 	}
 	return after
 }
@@ -130,15 +114,8 @@ func applied(t *testing.T, pod, dir string) jsontree.Object {
 func patchedBy(t *testing.T, dir, pod string) jsontree.Object {
 	t.Helper()
 	set, before := open(t, dir), value(t, pod)
-	outline, err := outlineOf(set, before)
-	if err != nil {
-		t.Fatal(err)
-	}
-	after, err := set.Apply(outline)
-	if err != nil {
-		t.Fatal(err)
-	}
-	patch, err := jsonpatch.DecodePatch([]byte(encoded(t, jsontree.Diff(outline, after))))
+	text, _ := changed(t, set, outlineOf(t, set, pod))
+	patch, err := jsonpatch.DecodePatch([]byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,8 +126,27 @@ func patchedBy(t *testing.T, dir, pod string) jsontree.Object {
 	return object(t, string(patched))
 }
 
-func outlineOf(set *Set, pod jsontree.Value) (jsontree.Object, error) {
-	return set.Outline(pod.Get("metadata"), pod.Get("spec"), pod.Get("spec").Fields(set.Fields()...))
+func outlineOf(t *testing.T, set *Set, pod string) jsontree.Object {
+	t.Helper()
+	outline, err := set.Outline(value(t, pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return outline
+}
+
+// changed returns a pod with a set applied, and how it differs.
+func changed(t *testing.T, set *Set, pod jsontree.Object) (patch string, after jsontree.Object) {
+	t.Helper()
+	after, err := set.Apply(jsontree.Clone(pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := jsontree.Diff(pod, after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text), after
 }
 
 func encoded(t *testing.T, value any) string {
@@ -448,7 +444,7 @@ func TestPodsOfUnexpectedShapeAreErrors(t *testing.T) {
 		`{"spec":{"securityContext":[]}}`,
 		`{"spec":{"securityContext":{"sysctls":{}}}}`,
 	} {
-		if outline, err := outlineOf(set, value(t, pod)); err == nil {
+		if outline, err := set.Outline(value(t, pod)); err == nil {
 			if after, err := set.Apply(outline); err == nil {
 				t.Errorf("%s became %s", pod, encoded(t, after))
 			}
@@ -509,12 +505,17 @@ func TestOutlineIsBounded(t *testing.T) {
 		`{"spec":{"affinity":{"nodeAffinity":"` + long + `"}}}`:                "more than 65536 bytes",
 		`{"spec":{"containers":[{"name":"compute","args":["` + long + `"]}]}}`: "more than 65536 bytes",
 	} {
-		if _, err := outlineOf(set, value(t, pod)); err == nil || !strings.Contains(err.Error(), want) {
+		outline, err := set.Outline(value(t, pod))
+		if err == nil {
+			_, err = set.Apply(outline)
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.60s: got %v, want %s", pod, err, want)
 		}
 	}
 	// What the patches do not name may be as large as it likes.
-	if _, err := outlineOf(set, value(t, `{"spec":{"containers":[{"name":"own","args":["`+long+`"]}],"future":"`+long+`"}}`)); err != nil {
+	outline := outlineOf(t, set, `{"spec":{"containers":[{"name":"own","args":["`+long+`"]}],"future":"`+long+`"}}`)
+	if _, err := set.Apply(outline); err != nil {
 		t.Error(err)
 	}
 }

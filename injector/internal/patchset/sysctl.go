@@ -43,9 +43,9 @@ func (s *Set) mergeSysctls(pod jsontree.Object) error {
 	}
 	for _, wanted := range s.sysctls {
 		name, value := jsontree.Name(wanted), jsontree.Lookup[string](wanted.(jsontree.Object), "value")
-		if existing := jsontree.Named(list, name); existing == nil {
+		if i := jsontree.IndexOf(list, name); i < 0 {
 			list = append(list, jsontree.Object{"name": name, "value": value})
-		} else if !satisfies(name, value, jsontree.Lookup[string](existing, "value")) {
+		} else if existing := list[i].(jsontree.Object); !satisfies(name, value, jsontree.Lookup[string](existing, "value")) {
 			existing["value"] = value
 		}
 	}

@@ -26,13 +26,13 @@ const (
 var knownNames = jsontree.Members(annotation.All()...)
 
 // readAnnotations reads metadata.annotations.
-func readAnnotations(metadata jsontree.Value) annotations {
+func readAnnotations(all jsontree.Value) annotations {
 	a, unknown := annotations{}, 0
-	for key, value := range metadata.Get("annotations").Members() {
+	for key, value := range all.Members() {
 		if _, known := knownNames[string(key)]; known {
 			text, isText := value.Text()
 			if !isText {
-				text = string(value[:min(len(value), maxValue)])
+				text = cut(string(value.Raw()), maxValue)
 			} else if len(text) > maxValue {
 				text = text[:maxValue] + "\x00" // no value that is allowed
 			}
@@ -92,30 +92,27 @@ func (a annotations) problems() (problems []string) {
 	return problems
 }
 
-// understood returns what a user's annotations mean where they cannot be refused
-// any more: a value that is not understood is left out, or as strict as can be
-// where it protects. The problems say which.
+// understood returns what a user's annotations mean where they cannot be refused any more: a value that is not
+// understood is left out, or as strict as can be where it protects. The problems say which.
 func (a annotations) understood() (meant annotations, problems []string) {
 	meant = maps.Clone(a)
-	for _, name := range annotation.ByUser() {
-		if !a.has(name) {
+	unknown := slices.DeleteFunc(slices.Sorted(maps.Keys(a)), func(name string) bool {
+		_, known := knownNames[name]
+		return known
+	})
+	for _, name := range append(annotation.ByUser(), unknown...) {
+		problem := annotation.Problem(name, a[name])
+		if !a.has(name) || problem == "" {
 			continue
 		}
-		if problem := annotation.Problem(name, a[name]); problem != "" {
-			if strictest := annotation.Strictest(name); strictest != "" {
-				meant[name] = annotation.Value{Text: strictest}
-				problem += ", and is taken as " + annotation.Quote(strictest)
-			} else {
-				delete(meant, name)
-				problem += ", and is left out"
-			}
-			problems = append(problems, problem)
+		if strictest := annotation.Strictest(name); strictest != "" {
+			meant[name] = annotation.Value{Text: strictest}
+			problem += ", and is taken as " + annotation.Quote(strictest)
+		} else {
+			delete(meant, name)
+			problem += ", and is left out"
 		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(a)) {
-		if _, known := knownNames[name]; !known {
-			problems = append(problems, annotation.Problem(name, a[name])+", and is left out")
-		}
+		problems = append(problems, problem)
 	}
 	return meant, problems
 }

@@ -11,28 +11,29 @@ import (
 // VirtualMachineInstances, whoever made them. It leaves its verdict, how the
 // guest reaches IMDS, on the instance: the review of the pod acts on that.
 func (r *Reviewer) Instance(request *Request) (Verdict, error) {
-	if verdict := expect(request, "virtualmachineinstances", Create, Update); verdict != nil {
-		return *verdict, nil
+	metadata, other := expect(request, "virtualmachineinstances", Create, Update)
+	if other != nil {
+		return *other, nil
 	}
 	object := request.Object
-	found := readAnnotations(object.Get("metadata"))
+	found := readAnnotations(metadata["annotations"])
 	if len(found) == 0 || found.decline() {
 		return Allow(), nil
 	}
 
 	// The verdict is ours when the API server asks again because of a change by another
 	// webhook, or when a backup of the instance is restored.
-	foundBefore := readAnnotations(request.OldObject.Get("metadata"))
-	now := subject{found.without(annotation.Verdict()...), object.Get("spec")}
-	old := subject{foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec")}
-	judged := judge(request, now, old)
+	foundBefore := readAnnotations(request.OldObject.Get("metadata", "annotations"))
+	now := newSubject(found.without(annotation.Verdict()...), object.Get("spec"))
+	old := newSubject(foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec"))
+	judged := judge(request, metadata, now, old)
 	if judged.refusals != nil {
 		return r.refuse(request, join(judged.refusals)), nil
 	}
 
 	before, _ := object.Part(verdictPart).(jsontree.Object)
 	after := jsontree.Clone(before)
-	verdict := verdictOf(now.annotations, judged.wiring)
+	verdict := verdictOf(now, judged.wiring)
 	for _, name := range annotation.Verdict() {
 		// Whether this request brings it in.
 		isNew := request.Operation == Create || foundBefore[name] != found[name]
@@ -46,27 +47,27 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 	if judged.changed {
 		judged.warnings = append(judged.warnings, "a running instance takes changed imds.kubevirt.io/ annotations at its next live migration; a restart takes those of the VM")
 	}
-	patch := jsontree.Diff(before, after)
+	patch, err := jsontree.Diff(before, after)
 	if patch != nil {
 		r.log.Info("virtual machine instance judged", "namespace", request.Namespace, "vmi", request.ObjectName(),
 			"wiring", verdict[annotation.Wiring], "bridge", verdict[annotation.PreferredBridge], "port", verdict[annotation.RedirectPort], "reason", verdict[annotation.Reason])
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, nil
+	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, err
 }
 
 // verdictPart is what is decoded of an instance.
 var verdictPart = jsontree.Object{"metadata": jsontree.Object{"annotations": jsontree.Members(annotation.Verdict()...)}}
 
 // verdictOf returns the annotations that an instance is to have; empty: not this one.
-func verdictOf(a annotations, w wiring) map[string]string {
+func verdictOf(s subject, w wiring) map[string]string {
 	verdict := map[string]string{annotation.Wiring: "", annotation.PreferredBridge: "", annotation.Reason: "", annotation.RedirectPort: ""}
-	meant, problems := a.understood()
-	if meant.ask() {
+	problems := s.problems
+	if s.meant.ask() {
 		problems = w.problems
 	}
 	switch {
-	case !a.has(annotation.Enabled): // an unknown name brought it here
-	case !meant.ask() || problems != nil:
+	case !s.annotations.has(annotation.Enabled): // an unknown name brought it here
+	case !s.meant.ask() || problems != nil:
 		verdict[annotation.Wiring], verdict[annotation.Reason] = annotation.WiringNone, join(problems)
 	case w.redirectPort != 0:
 		verdict[annotation.Wiring], verdict[annotation.RedirectPort] = annotation.WiringRedirect, strconv.Itoa(w.redirectPort)

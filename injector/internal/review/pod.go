@@ -14,81 +14,87 @@ import (
 // Pod is a Func for the creation of pods. It decides from the pod alone, so that no
 // cache can be behind.
 func (r *Reviewer) Pod(request *Request) (Verdict, error) {
-	if verdict := expect(request, "pods", Create); verdict != nil {
-		return *verdict, nil
+	metadata, other := expect(request, "pods", Create)
+	if other != nil {
+		return *other, nil
 	}
-	top := request.Object.Fields("metadata", "spec")
-	metadata, spec := top["metadata"], top["spec"]
-	found := readAnnotations(metadata)
-	// The short-lived pod by which KubeVirt gets a volume provisioned before the
-	// VM starts runs no guest.
-	isEphemeral := metadata.Get("annotations", "kubevirt.io/ephemeral-provisioning") != nil
-	if metadata.Get("labels", "kubevirt.io").String() != "virt-launcher" || !found.has(annotation.Enabled) || found.decline() || isEphemeral {
+	found := readAnnotations(metadata["annotations"])
+	// The short-lived pod by which KubeVirt gets a volume provisioned before the VM starts runs no guest.
+	isEphemeral := metadata["annotations"].Get("kubevirt.io/ephemeral-provisioning") != nil
+	if metadata["labels"].Get("kubevirt.io").String() != "virt-launcher" || !found.has(annotation.Enabled) || found.decline() || isEphemeral {
 		return Allow(), nil
 	}
 
-	fields := spec.Fields(append(r.patches.Fields(), "hostNetwork", "hostPID", "shareProcessNamespace")...)
-	before, err := r.patches.Outline(metadata, spec, fields)
+	before, err := r.patches.Outline(request.Object)
 	if err != nil {
 		return Verdict{}, err
 	}
 	isInjected := found.text(annotation.Injected) == "true" && hasSidecars(before)
-	if reason := forbidden(before, fields, isInjected); reason != "" {
+	if reason := forbidden(before, isInjected); reason != "" {
 		return r.refuse(request, reason), nil
 	}
-	vmName, vmiUID := instanceOf(metadata)
-	if vmName == "" || vmiUID == "" || len(vmName) > maxObjectName || len(vmiUID) > maxObjectName {
+	vmName, vmiUID := instanceOf(metadata["ownerReferences"])
+	if vmName == "" || vmiUID == "" {
 		return r.refuse(request, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
 	}
-	after := jsontree.Clone(before)
+	after, warnings := jsontree.Clone(before), []string(nil)
 	if isInjected {
 		// Another webhook may have changed the pod's QoS class since.
-		fitResources(fields, after, true)
-		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
-	}
-	meant, problems := found.understood()
-	port, why := reachedBy(metadata, meant)
-	if !meant.ask() {
-		why = join(problems)
-	} else if hasTokenVolume(fields["volumes"]) {
-		why = tokenVolumeProblem
-	}
-	if why != "" {
-		r.log.Warn("pod not injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "reason", why)
-		err := annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
-		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: []string{"IMDS is not injected: " + why}}, err
-	}
-
-	// The sidecars read a user's annotations by the downward API: as they are meant.
-	// The patches, which are the operator's, come after.
-	users := map[string]string{}
-	for _, name := range annotation.ByUser() {
-		users[name] = meant.text(name)
-	}
-	if err = annotate(after, users); err == nil {
-		after, err = r.patches.Apply(after)
-	}
-	if err == nil {
-		err = setTokens(after, meant)
-	}
-	if err == nil {
-		fitResources(fields, after, false)
-		err = annotate(after, map[string]string{
+		err = fitResources(before, after, true)
+	} else {
+		meant, problems := found.understood()
+		port, why := reachedBy(metadata["annotations"], meant)
+		if !meant.ask() {
+			why = join(problems)
+		} else if jsontree.IndexOf(jsontree.Lookup[[]any](before, "spec", "volumes"), patchset.TokenVolume) >= 0 {
+			why = tokenVolumeProblem
+		}
+		if why != "" {
+			r.log.Warn("pod not injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "reason", why)
+			warnings = []string{"IMDS is not injected: " + why}
+			err = annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
+		} else if after, err = r.inject(before, after, meant, map[string]string{
 			annotation.Injected: "true", annotation.VMName: vmName, annotation.VMIUID: vmiUID,
 			annotation.RedirectPort: port, annotation.Warnings: join(problems), annotation.NotInjected: "",
-		})
+		}); err == nil {
+			r.log.Info("pod injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "redirectPort", port, "warnings", join(problems))
+		}
 	}
 	if err != nil {
 		return Verdict{}, err
 	}
-	r.log.Info("pod injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "redirectPort", port, "warnings", join(problems))
-	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
+	patch, err := jsontree.Diff(before, after)
+	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, err
+}
+
+// inject brings the sidecars into after, a copy of before.
+func (r *Reviewer) inject(before, after jsontree.Object, meant annotations, found map[string]string) (jsontree.Object, error) {
+	// The sidecars read a user's annotations by the downward API: as they are meant. The patches, which are the
+	// operator's, come after.
+	users := map[string]string{}
+	for _, name := range annotation.ByUser() {
+		users[name] = meant.text(name)
+	}
+	if err := annotate(after, users); err != nil {
+		return nil, err
+	}
+	after, err := r.patches.Apply(after)
+	if err != nil {
+		return nil, err
+	}
+	if err := setTokens(after, meant); err != nil {
+		return nil, err
+	}
+	if err := fitResources(before, after, false); err != nil {
+		return nil, err
+	}
+	return after, annotate(after, found)
 }
 
 // reachedBy returns the port of the redirection, 0 where the guest comes by a
 // bridge, or why the pod must not be injected. Without the verdict of the
 // instance's review it takes what the pod itself proves.
-func reachedBy(metadata jsontree.Value, a annotations) (port string, why string) {
+func reachedBy(all jsontree.Value, a annotations) (port string, why string) {
 	port = a.text(annotation.RedirectPort)
 	hasPort := a.has(annotation.RedirectPort) && annotation.IsRedirectPort(a[annotation.RedirectPort])
 	switch a.text(annotation.Wiring) {
@@ -106,7 +112,7 @@ func reachedBy(metadata jsontree.Value, a annotations) (port string, why string)
 		// (VerifyVMIMigratable in pkg/network/vmispec/interface.go).
 		for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
 			"kubevirt.io/allow-pod-bridge-network-live-migration"} {
-			if metadata.Get("annotations", name) != nil {
+			if all.Get(name) != nil {
 				return "", ""
 			}
 		}
@@ -163,7 +169,7 @@ const maxObjectName = 253
 // forbidden says why the sidecars must not be in this pod; empty when they may.
 // Nothing that KubeVirt renders is refused here: these are pods that somebody
 // made to look like it.
-func forbidden(pod jsontree.Object, spec map[string]jsontree.Value, isInjected bool) string {
+func forbidden(pod jsontree.Object, isInjected bool) string {
 	if !isInjected {
 		// Merged into a container that is there already, the patches would give
 		// their capabilities to its image and command.
@@ -178,7 +184,7 @@ func forbidden(pod jsontree.Object, spec map[string]jsontree.Value, isInjected b
 	// With the node's network, imds-init would wire the node. In a shared
 	// process namespace the other containers reach the token by /proc.
 	for _, field := range []string{"hostNetwork", "hostPID", "shareProcessNamespace"} {
-		if spec[field].IsTrue() {
+		if jsontree.Lookup[bool](pod, "spec", field) {
 			return fmt.Sprintf("spec.%s is true: IMDS needs a pod with namespaces of its own", field)
 		}
 	}
@@ -188,12 +194,12 @@ func forbidden(pod jsontree.Object, spec map[string]jsontree.Value, isInjected b
 // instanceOf returns the name and UID of the VirtualMachineInstance that controls the
 // pod. The labels would not do: KubeVirt cuts the name there, or puts the hostname in
 // its place.
-func instanceOf(metadata jsontree.Value) (name, uid string) {
-	owner := controllerOf(metadata)
+func instanceOf(owners jsontree.Value) (name, uid string) {
+	owner := controllerOf(owners)
 	group, _, _ := strings.Cut(owner.Get("apiVersion").String(), "/")
-	if group != "kubevirt.io" || owner.Get("kind").String() != "VirtualMachineInstance" {
+	name, uid = owner.Get("name").String(), owner.Get("uid").String()
+	if group != "kubevirt.io" || owner.Get("kind").String() != "VirtualMachineInstance" || len(name) > maxObjectName || len(uid) > maxObjectName {
 		return "", ""
 	}
-	name, uid = owner.Get("name").String(), owner.Get("uid").String()
-	return name[:min(len(name), maxObjectName+1)], uid[:min(len(uid), maxObjectName+1)]
+	return name, uid
 }

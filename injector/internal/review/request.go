@@ -37,24 +37,20 @@ func ParseRequest(body []byte) (*Request, error) {
 			annotation.Quote(kind), annotation.Quote(version))
 	}
 	fields := top["request"].Fields("uid", "resource", "subResource", "namespace", "name", "operation", "userInfo", "object", "oldObject")
-	r := &Request{Object: fields["object"], OldObject: fields["oldObject"]}
+	r := &Request{Object: fields["object"], OldObject: fields["oldObject"], Username: fields["userInfo"].Get("username").String()}
 	for name, object := range map[string]jsontree.Value{"object": r.Object, "oldObject": r.OldObject} {
 		if !object.IsNull() && !object.IsObject() {
 			return nil, fmt.Errorf("request.%s is not an object", name)
 		}
 	}
-	fields["resource.resource"] = fields["resource"].Get("resource")
-	if user := fields["userInfo"].Get("username"); len(user) <= maxText {
-		r.Username = user.String()
-	}
+	fields["resource"] = fields["resource"].Get("resource")
 	for name, into := range map[string]*string{
-		"uid": &r.UID, "resource.resource": &r.Resource, "subResource": &r.SubResource, "namespace": &r.Namespace,
+		"uid": &r.UID, "resource": &r.Resource, "subResource": &r.SubResource, "namespace": &r.Namespace,
 		"name": &r.Name, "operation": &r.Operation,
 	} {
-		if len(fields[name]) > maxText {
+		if *into = fields[name].String(); len(*into) > maxText {
 			return nil, fmt.Errorf("request.%s has more than %d bytes", name, maxText)
 		}
-		*into = fields[name].String()
 	}
 	if r.UID == "" {
 		return nil, errors.New("the AdmissionReview has no request with a uid")
@@ -70,8 +66,8 @@ func (r *Request) action() string {
 // ObjectName is the name of the object, or what is known of it while the API
 // server has still to make the rest of it.
 func (r *Request) ObjectName() string {
-	metadata := r.Object.Get("metadata")
-	return cut(cmp.Or(metadata.Get("name").String(), metadata.Get("generateName").String(), r.Name), maxNameLength)
+	metadata := r.Object.Get("metadata").Fields("name", "generateName")
+	return cut(cmp.Or(metadata["name"].String(), metadata["generateName"].String(), r.Name), maxNameLength)
 }
 
 // cut bounds a tenant's text that is written somewhere, in bytes.
@@ -105,8 +101,8 @@ type Verdict struct {
 	Reason string
 	// Warnings are shown to the client of an allowed request.
 	Warnings []string
-	// Patch changes the object of an allowed request.
-	Patch []jsontree.Operation
+	// Patch is the JSON patch for the object of an allowed request.
+	Patch []byte
 }
 
 // Allow lets the object pass as it is.

@@ -23,23 +23,33 @@ type Reviewer struct {
 // New returns a Reviewer that applies the patches to pods.
 func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
 
-// expect returns the verdict on a request that is not to be judged; nil: it is.
-func expect(request *Request, resource string, operations ...string) *Verdict {
-	switch {
-	case request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation):
-		return new(Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
+// expect returns what is looked at of the object's metadata, and the verdict on a request that is not to be
+// judged; nil: it is.
+func expect(request *Request, resource string, operations ...string) (metadata map[string]jsontree.Value, verdict *Verdict) {
+	if request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation) {
+		return nil, new(Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
 			strings.Join(operations, " and "), resource, request.action())))
-	case !request.Object.Get("metadata", "deletionTimestamp").IsNull():
-		return new(Allow()) // on its way out, it is updated to drop its finalizers
 	}
-	return nil
+	metadata = request.Object.Get("metadata").Fields("annotations", "labels", "ownerReferences", "deletionTimestamp")
+	if !metadata["deletionTimestamp"].IsNull() {
+		return nil, new(Allow()) // on its way out, it is updated to drop its finalizers
+	}
+	return metadata, nil
 }
 
 // subject is what is judged of a VM or an instance.
 type subject struct {
 	annotations annotations
+	// meant and problems are what understood makes of the annotations.
+	meant    annotations
+	problems []string
 	// spec is that of a VirtualMachineInstance.
 	spec jsontree.Value
+}
+
+func newSubject(a annotations, spec jsontree.Value) subject {
+	meant, problems := a.understood()
+	return subject{a, meant, problems, spec}
 }
 
 // judgement is what is to be said about a subject.
@@ -55,13 +65,13 @@ type judgement struct {
 // Only what this very request brings in is refused: otherwise a rule of today
 // would stop every controller that updates an object of yesterday. And a change
 // of the networks is KubeVirt's to judge.
-func judge(request *Request, now, old subject) judgement {
+func judge(request *Request, metadata map[string]jsontree.Value, now, old subject) judgement {
 	created := request.Operation == Create
 	result := judgement{
 		wiring:  now.wiring(),
 		changed: !created && !maps.Equal(now.annotations, old.annotations),
 	}
-	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(request.Object.Get("metadata")) != nil)
+	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(metadata["ownerReferences"]) != nil)
 	sort := func(problems, before []string, mayRefuse bool) {
 		for _, problem := range problems {
 			if refuses && mayRefuse && !slices.Contains(before, problem) {
@@ -114,8 +124,8 @@ func (r *Reviewer) refuse(request *Request, reason string) Verdict {
 
 // controllerOf returns the ownerReference of the controller that made an object; the
 // empty Value when none did. The API server admits one at most.
-func controllerOf(metadata jsontree.Value) jsontree.Value {
-	for owner := range metadata.Get("ownerReferences").Elements() {
+func controllerOf(owners jsontree.Value) jsontree.Value {
+	for owner := range owners.Elements() {
 		if owner.Get("controller").IsTrue() {
 			return owner
 		}

@@ -65,13 +65,14 @@ type shown struct {
 
 // readResources reads what the pod's own containers show of "cpu" and "memory", and
 // whether they are Guaranteed by the rule of the kubelet's QoS classes.
-func readResources(spec map[string]jsontree.Value) (all map[string]*shown, guaranteed bool) {
+func readResources(spec jsontree.Object) (all map[string]*shown, guaranteed bool) {
 	all, guaranteed = map[string]*shown{"cpu": {ratio: 1}, "memory": {ratio: 1}}, true
 	for _, list := range []string{"containers", "initContainers"} {
-		for container := range spec[list].Elements() {
+		for _, element := range jsontree.Lookup[[]any](spec, list) {
 			if !guaranteed && all["cpu"].missing && all["memory"].missing {
 				return all, guaranteed // there is no more to know
 			}
+			container, _ := element.(jsontree.Value)
 			containerName, resources := jsontree.Name(container), container.Get("resources")
 			if patchset.IsSidecar(containerName) {
 				continue
@@ -103,7 +104,7 @@ var sane = regexp.MustCompile(`^[0-9.]{1,20}([a-zA-Z]{0,2}|[eE][+-]?[0-9]{1,2})$
 func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
 	text, isText := value.Text()
 	if !isText {
-		text = string(value)
+		text = string(value.Raw())
 	}
 	if !sane.MatchString(text) {
 		return resource.Quantity{}, false
@@ -119,14 +120,17 @@ func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
 // a limit above the largest, and no limit is a larger multiple of its request. What
 // the pod does not show, such as a LimitRange with nothing but a minimum, is for a
 // patch file of the operator's.
-func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInjected bool) {
-	own, guaranteed := readResources(spec)
+func fitResources(before, after jsontree.Object, isInjected bool) error {
+	own, guaranteed := readResources(jsontree.Lookup[jsontree.Object](before, "spec"))
 	if !guaranteed && (isInjected || own["cpu"].missing && own["memory"].missing) {
-		return
+		return nil
 	}
 	for _, list := range []string{"initContainers", "containers"} {
 		for _, name := range []string{patchset.InitContainer, patchset.ServerContainer} {
-			container := jsontree.Named(jsontree.Lookup[[]any](tree, "spec", list), name)
+			container, err := jsontree.Named(jsontree.Lookup[[]any](after, "spec", list), name)
+			if err != nil {
+				return err
+			}
 			if container == nil {
 				continue
 			}
@@ -142,6 +146,7 @@ func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInject
 			}
 		}
 	}
+	return nil
 }
 
 func guarantee(requests, limits jsontree.Object) {

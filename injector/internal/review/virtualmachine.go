@@ -16,20 +16,21 @@ type vm struct {
 func readVM(object jsontree.Value) vm {
 	template := object.Get("spec", "template")
 	return vm{
-		metadata: readAnnotations(object.Get("metadata")),
-		template: readAnnotations(template.Get("metadata")),
+		metadata: readAnnotations(object.Get("metadata", "annotations")),
+		template: readAnnotations(template.Get("metadata", "annotations")),
 		spec:     template.Get("spec"),
 	}
 }
 
-func (v vm) subject() subject { return subject{v.metadata.over(v.template), v.spec} }
+func (v vm) subject() subject { return newSubject(v.metadata.over(v.template), v.spec) }
 
 // VirtualMachine is a Func for the creation and update of
 // VirtualMachines. It carries the annotations from the VM's own metadata, where
 // people write them, to the template, from where KubeVirt copies them.
 func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
-	if verdict := expect(request, "virtualmachines", Create, Update); verdict != nil {
-		return *verdict, nil
+	metadata, other := expect(request, "virtualmachines", Create, Update)
+	if other != nil {
+		return *other, nil
 	}
 	object := request.Object
 	now, old := readVM(object), readVM(request.OldObject)
@@ -43,7 +44,7 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	if err != nil {
 		return r.refuse(request, err.Error()), nil
 	}
-	judged := judge(request, now.subject(), old.subject())
+	judged := judge(request, metadata, now.subject(), old.subject())
 	if judged.refusals != nil {
 		return r.refuse(request, join(judged.refusals)), nil
 	}
@@ -51,11 +52,11 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	if judged.changed && object.Get("status", "created").IsTrue() {
 		warnings = append(warnings, "the VM takes the changed imds.kubevirt.io/ annotations when it restarts")
 	}
-	patch := jsontree.Diff(before, after)
+	patch, err := jsontree.Diff(before, after)
 	if patch != nil {
 		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
+	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, err
 }
 
 // templatePath is where the template's annotations are, templatePart what is decoded

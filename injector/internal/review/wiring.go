@@ -96,7 +96,7 @@ func readNICs(spec jsontree.Value) *nics {
 		}
 	}
 	// Without a list KubeVirt adds an interface of its own.
-	n.none = len(n.list) == 0 && (leaving || string(devices.Get("autoattachPodInterface")) == "false")
+	n.none = len(n.list) == 0 && (leaving || string(devices.Get("autoattachPodInterface").Raw()) == "false")
 	for network := range spec.Get("networks").Elements() {
 		if n.primary == "" && (network.Get("pod").IsObject() || network.Get("multus", "default").IsTrue()) {
 			n.primary = network.Get("name").String()
@@ -120,7 +120,7 @@ func (n *nics) read(value jsontree.Value) iface {
 		}
 	}
 	for port := range value.Get("ports").Elements() {
-		number, err := strconv.Atoi(string(port.Get("port")))
+		number, err := strconv.Atoi(string(port.Get("port").Raw()))
 		i.port80 = i.port80 || number == 80
 		if err == nil && firstRedirectPort <= number && number <= lastRedirectPort {
 			n.listed[number-firstRedirectPort] = true
@@ -131,8 +131,7 @@ func (n *nics) read(value jsontree.Value) iface {
 
 // wiring judges a subject; the zero value when it does not ask for IMDS.
 func (s subject) wiring() (w wiring) {
-	meant, _ := s.annotations.understood()
-	if !meant.ask() {
+	if !s.meant.ask() {
 		return w
 	}
 	if hasTokenVolume(s.spec.Get("volumes")) {
@@ -150,9 +149,9 @@ func (s subject) wiring() (w wiring) {
 		w.problem("IMDS cannot serve this VM: its interfaces are bound by %s only, which pass the pod's network by: use masquerade, bridge or passt for one of them, or remove %s",
 			strings.Join(slices.Sorted(maps.Keys(found)), ", "), annotation.Enabled)
 	case n.isRedirected():
-		w.redirect(n, meant)
+		w.redirect(n, s.meant)
 	default:
-		w.join(n, meant)
+		w.join(n, s.meant)
 	}
 	return w
 }
