@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"iter"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -15,7 +16,7 @@ type Value []byte
 
 // Parse returns text as a Value; it is an error when text is anything else than one JSON value.
 func Parse(text []byte) (Value, error) {
-	if !json.Valid(text) {
+	if end := valueEnd(text, 0, 0); end < 0 || skipSpace(text, end) < len(text) {
 		return nil, json.Unmarshal(text, new(struct{})) // says why
 	}
 	return text[skipSpace(text, 0):], nil
@@ -26,7 +27,7 @@ func (v Value) Raw() Value {
 	if len(v) == 0 {
 		return nil
 	}
-	end := skipValue(v, 0)
+	end := valueEnd(v, 0, 0)
 	return v[:end:end]
 }
 
@@ -66,13 +67,13 @@ func (v Value) Members() iter.Seq2[[]byte, Value] {
 			return
 		}
 		for i := skipSpace(v, 1); v[i] != '}'; {
-			end := skipValue(v, i)
+			end := stringEnd(v, i)
 			key := unquote(v[i:end])
 			i = skipSpace(v, skipSpace(v, end)+1) // the colon
 			if !yield(key, v[i:]) {
 				return
 			}
-			i = skipComma(v, skipValue(v, i))
+			i = skipComma(v, valueEnd(v, i, 0))
 		}
 	}
 }
@@ -84,7 +85,7 @@ func (v Value) Elements() iter.Seq[Value] {
 			return
 		}
 		for i := skipSpace(v, 1); v[i] != ']'; {
-			end := skipValue(v, i)
+			end := valueEnd(v, i, 0)
 			if !yield(v[i:end:end]) {
 				return
 			}
@@ -162,7 +163,7 @@ func unquote(quoted Value) []byte {
 }
 
 func skipSpace(text []byte, i int) int {
-	for text[i] == ' ' || text[i] == '\t' || text[i] == '\n' || text[i] == '\r' {
+	for i < len(text) && (text[i] == ' ' || text[i] == '\t' || text[i] == '\n' || text[i] == '\r') {
 		i++
 	}
 	return i
@@ -177,42 +178,75 @@ func skipComma(text []byte, i int) int {
 	return i
 }
 
-// skipValue returns the end of the value that begins at i.
-func skipValue(text []byte, i int) int {
-	switch text[i] {
-	case '"':
-		return skipString(text, i)
-	case '{', '[':
-		for depth := 0; ; i++ {
-			switch text[i] {
-			case '"':
-				i = skipString(text, i) - 1
-			case '{', '[':
-				depth++
-			case '}', ']':
-				if depth--; depth == 0 {
-					return i + 1
+// maxDepth is that of encoding/json.
+const maxDepth = 10_000
+
+// valueEnd returns the end of the value that begins at i; -1 when it is not valid. json.Valid, which says the
+// same, takes four times as long.
+func valueEnd(text []byte, i, depth int) int {
+	next := func(j int) byte { // moves i; 0 at the end of the text
+		if i = skipSpace(text, j); i < len(text) {
+			return text[i]
+		}
+		return 0
+	}
+	opening := next(i)
+	if opening == '"' {
+		return stringEnd(text, i)
+	} else if opening != '{' && opening != '[' {
+		end := i
+		for end < len(text) && strings.IndexByte(",}] \n\t\r", text[end]) < 0 {
+			end++
+		}
+		if !json.Valid(text[i:end]) {
+			return -1
+		}
+		return end
+	}
+	closing := opening + 2
+	if next(i+1) == closing {
+		return i + 1
+	}
+	for depth < maxDepth {
+		if opening == '{' {
+			if next(i) != '"' {
+				return -1
+			}
+			if i = stringEnd(text, i); i < 0 || next(i) != ':' {
+				return -1
+			}
+			i++
+		}
+		if i = valueEnd(text, i, depth+1); i < 0 {
+			return -1
+		}
+		switch next(i) {
+		case ',':
+			i++
+		case closing:
+			return i + 1
+		default:
+			return -1
+		}
+	}
+	return -1
+}
+
+// stringEnd returns the end of the string that begins at i; -1 when it is not valid.
+func stringEnd(text []byte, i int) int {
+	for i++; i < len(text) && text[i] >= ' '; i++ {
+		switch text[i] {
+		case '"':
+			return i + 1
+		case '\\':
+			if i++; i+4 < len(text) && text[i] == 'u' {
+				if _, err := strconv.ParseUint(string(text[i+1:i+5]), 16, 16); err != nil {
+					return -1
 				}
+			} else if i == len(text) || strings.IndexByte(`"\/bfnrt`, text[i]) < 0 {
+				return -1
 			}
 		}
 	}
-	for i < len(text) && strings.IndexByte(",}] \n\t\r", text[i]) < 0 {
-		i++
-	}
-	return i
-}
-
-// skipString returns the end of the string that begins at i.
-func skipString(text []byte, i int) int {
-	begin := i + 1
-	for end := begin; ; end++ {
-		end += bytes.IndexByte(text[end:], '"')
-		if text[end-1] != '\\' {
-			return end + 1
-		}
-		// Backslashes before it escape each other.
-		if before := bytes.TrimRight(text[begin:end], `\`); (end-begin-len(before))%2 == 0 {
-			return end + 1
-		}
-	}
+	return -1
 }
