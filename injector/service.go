@@ -202,15 +202,11 @@ func (s *service) run(ctx context.Context) error {
 func (s *service) shutdown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timing.shutdown)
 	defer cancel()
-	closed, ended := make(chan struct{}), make(chan error, 1)
-	s.webhook.RegisterOnShutdown(func() { close(closed) })
-	go func() { ended <- s.webhook.Shutdown(ctx) }()
-
-	<-closed
+	s.webhookListener.Close()
 	s.log.Info("no new connections any more, waiting for requests under way")
-	if err := <-ended; errors.Is(err, context.DeadlineExceeded) {
+	if err := s.webhook.Shutdown(ctx); errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("requests were still under way %s after the listener closed", s.timing.shutdown)
-	} else if err != nil {
+	} else if err != nil && !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	s.log.Info("drained")
