@@ -149,32 +149,16 @@ func Audiences(value string) []string {
 	return audiences
 }
 
-// nearest returns the annotation that a user may set whose name takes the
-// fewest edits to get from name, of which a VM's template can carry long ones.
+// nearest returns the annotation that a user may set of whose pairs of letters the largest part is in name.
 func nearest(name string) string {
-	own := strings.TrimPrefix(name, Prefix)
-	own = own[:min(len(own), maxQuoted)]
-	distance := func(r rule) int { return editDistance(own, strings.TrimPrefix(r.name, Prefix)) }
-	return slices.MinFunc(rules, func(a, b rule) int { return distance(a) - distance(b) }).name
-}
-
-// editDistance is the Levenshtein distance in bytes.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			substitution := diagonal
-			if a[i] != b[j] {
-				substitution++
+	common := func(r rule) int {
+		own, pairs := strings.TrimPrefix(r.name, Prefix), 0
+		for i := range len(own) - 1 {
+			if strings.Contains(name[len(Prefix):], own[i:i+2]) {
+				pairs++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(substitution, row[j]+1, row[j+1]+1)
 		}
+		return 1000 * pairs / len(own)
 	}
-	return row[len(b)]
+	return slices.MaxFunc(rules, func(a, b rule) int { return common(a) - common(b) }).name
 }
