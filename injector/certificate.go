@@ -168,8 +168,7 @@ func positionOfKey(certificates, key []byte) int {
 	}
 }
 
-// refusal says why a client that calls service at now would refuse the certificate,
-// and what to do about it.
+// refusal says why a client that calls service at now would refuse the certificate, and what to do about it.
 func (c *chain) refusal(service string, now time.Time) error {
 	// Without roots it cannot be told whether the chain leads to what the API server
 	// trusts. As far as it goes, it must be good.
@@ -206,8 +205,7 @@ func remedy(err error, service string) error {
 	var unknown x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		// Not err itself: it has the current time in it, and would be another
-		// problem at each look.
+		// Not err itself: it has the current time in it, and would be another problem at each look.
 		return fmt.Errorf("the certificate of %q is valid from %s to %s only: renew it, or set the node's clock", invalid.Cert.Subject,
 			invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
 	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:

@@ -18,8 +18,7 @@ type options struct {
 	selfSigned, version                                                  bool
 }
 
-// parseOptions reads and checks the command line. It returns flag.ErrHelp when
-// the usage is asked for.
+// parseOptions reads and checks the command line. It returns flag.ErrHelp when the usage is asked for.
 func parseOptions(args []string) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("imds-webhook", flag.ContinueOnError)

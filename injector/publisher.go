@@ -23,13 +23,11 @@ import (
 const configurationName = "imds-webhook"
 const configurationPath = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/" + configurationName
 
-// publisher makes the API server trust a webhook that issues its own certificate:
-// it writes the CA into the MutatingWebhookConfiguration, and again whenever
-// somebody has replaced the configuration by one without it.
+// publisher makes the API server trust a webhook that issues its own certificate: it writes the CA into the
+// MutatingWebhookConfiguration, and again whenever somebody has replaced the configuration by one without it.
 //
-// It asks every few seconds. A watch would see a change at once, but takes two more
-// verbs, and more code than one object is worth. A nil publisher does nothing:
-// cert-manager or the operator publishes the CA.
+// It asks every few seconds. A watch would see a change at once, but takes two more verbs, and more code than
+// one object is worth. A nil publisher does nothing: cert-manager or the operator publishes the CA.
 type publisher struct {
 	ca []byte // PEM
 	// pause tells how long to wait after an attempt: failures is the number of
@@ -66,8 +64,7 @@ func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironmen
 		url:       "https://" + net.JoinHostPort(host, port) + configurationPath,
 		tokenFile: filepath.Join(pod.serviceAccountFolder, "token"),
 		client: &http.Client{
-			// No proxy from the environment, and no redirection: the token is for
-			// the API server alone.
+			// No proxy from the environment, and no redirection: the token is for the API server alone.
 			Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 			Timeout:       10 * time.Second,
@@ -121,8 +118,7 @@ func (p *publisher) run(ctx context.Context) {
 	}
 }
 
-// configuration is the part of a MutatingWebhookConfiguration that is read and
-// written here.
+// configuration is the part of a MutatingWebhookConfiguration that is read and written here.
 type configuration struct {
 	Metadata struct {
 		ResourceVersion string `json:"resourceVersion"`
@@ -200,9 +196,8 @@ func (p *publisher) ask(ctx context.Context, method, query string, patch, answer
 	return response.StatusCode, nil
 }
 
-// maxOthers is how many CAs stay beside the own one. It must not be fewer than the
-// other replicas that run at any time, during roll-outs too: each would write its CA
-// anew whenever another one pushes it out.
+// maxOthers is how many CAs stay beside the own one. It must not be fewer than the other replicas that run at
+// any time, during roll-outs too: each would write its CA anew whenever another one pushes it out.
 const maxOthers = 7
 
 // withOthers returns ca followed by the newest certificates of bundle: other

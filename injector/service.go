@@ -28,8 +28,7 @@ type timing struct {
 	withdrawal func() <-chan time.Time
 	// shutdown limits how long requests under way may take after that.
 	shutdown time.Duration
-	// publish is the pause between two looks at whether the CA is published, of
-	// which the last ones failed.
+	// publish is the pause between two looks at whether the CA is published, of which the last ones failed.
 	publish func(failures int) <-chan time.Time
 }
 
@@ -124,9 +123,8 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	return s, nil
 }
 
-// closing has each answer end its connection while the service drains: the API
-// server keeps one open for as long as it is used, and would otherwise send its
-// next request just when the listener's end closes it.
+// closing has each answer end its connection while the service drains: the API server keeps one open for as
+// long as it is used, and would otherwise send its next request just when the listener's end closes it.
 func (s *service) closing(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.draining.Load() {
@@ -136,9 +134,8 @@ func (s *service) closing(handler http.Handler) http.Handler {
 	})
 }
 
-// ready says whether the API server can be sent here. A renewed certificate that is
-// not in use is named, but does not make a replica unready: it works with the last
-// good one, and all replicas would be gone at once.
+// ready says whether the API server can be sent here. A renewed certificate that is not in use is named, but
+// does not make a replica unready: it works with the last good one, and all replicas would be gone at once.
 func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
 	if s.draining.Load() {
 		http.Error(w, "draining", http.StatusServiceUnavailable)

@@ -1,6 +1,5 @@
-// Package annotation holds the names and the rules of this project's
-// annotations: what a user may write on a VirtualMachine, its template or a
-// VirtualMachineInstance, and what only the webhook writes.
+// Package annotation holds the names and the rules of this project's annotations: what a user may write on a
+// VirtualMachine, its template or a VirtualMachineInstance, and what only the webhook writes.
 package annotation
 
 import "slices"

@@ -82,8 +82,7 @@ func (r rule) problem(value Value) string {
 // maxQuoted is how many bytes of foreign text a message repeats.
 const maxQuoted = 63
 
-// Quote returns text of a tenant's for a message, cut at 63 bytes: it ends in
-// logs and on terminals.
+// Quote returns text of a tenant's for a message, cut at 63 bytes: it ends in logs and on terminals.
 func Quote(text string) string {
 	if len(text) > maxQuoted {
 		return strconv.Quote(text[:maxQuoted]) + "..."
@@ -139,8 +138,7 @@ func isAudienceList(value string) bool {
 	return true
 }
 
-// Audiences splits a value of TokenAudiences, in the order in which the user
-// wrote them.
+// Audiences splits a value of TokenAudiences, in the order in which the user wrote them.
 func Audiences(value string) []string {
 	audiences := strings.Split(value, ",")
 	for i := range audiences {

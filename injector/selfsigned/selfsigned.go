@@ -1,6 +1,5 @@
-// Package selfsigned makes a certificate authority and one serving certificate
-// for where nothing else issues them: a laptop, a demo, a cluster without
-// cert-manager.
+// Package selfsigned makes a certificate authority and one serving certificate for where nothing else issues
+// them: a laptop, a demo, a cluster without cert-manager.
 package selfsigned
 
 import (
@@ -29,9 +28,8 @@ type Bundle struct {
 // clockSkew is how far a client's clock may be behind ours.
 const clockSkew = 5 * time.Minute
 
-// Issue makes an authority and a serving certificate for names, DNS names or IP
-// addresses, that both expire after lifetime. The keys are ECDSA P-256. The
-// authority's key is forgotten: it can sign nothing else.
+// Issue makes an authority and a serving certificate for names, DNS names or IP addresses, that both expire
+// after lifetime. The keys are ECDSA P-256. The authority's key is forgotten: it can sign nothing else.
 func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	if len(names) == 0 {
 		return nil, errors.New("a serving certificate needs at least one DNS name or IP address")
@@ -70,8 +68,7 @@ func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CA certificate: %w", err)
 	}
-	// Parsed, the CA has the key identifier that the serving certificate
-	// refers to.
+	// Parsed, the CA has the key identifier that the serving certificate refers to.
 	if ca, err = x509.ParseCertificate(caDER); err != nil {
 		return nil, fmt.Errorf("CA certificate: %w", err)
 	}

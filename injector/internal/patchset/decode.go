@@ -17,9 +17,8 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// decodePatch reads one strategic merge patch for a Pod from YAML or JSON.
-// Whatever a Pod does not have is an error: a misspelt field would otherwise be
-// dropped without a word by the API server.
+// decodePatch reads one strategic merge patch for a Pod from YAML or JSON. Whatever a Pod does not have is an
+// error: a misspelt field would otherwise be dropped without a word by the API server.
 func decodePatch(data []byte) (jsontree.Object, error) {
 	documents := yaml.NewDecoder(bytes.NewReader(data))
 	var document yaml.Node
@@ -114,9 +113,8 @@ func checkFields(text []byte) error {
 	return nil
 }
 
-// allowOnly refuses fields that a patch must leave alone, and drops those of
-// the others that are empty: strategic merge would remove them from the pod,
-// with all that they hold.
+// allowOnly refuses fields that a patch must leave alone, and drops those of the others that are empty:
+// strategic merge would remove them from the pod, with all that they hold.
 func allowOnly(object jsontree.Object, path string, allowed ...string) error {
 	for field, value := range object {
 		if !slices.Contains(allowed, field) {

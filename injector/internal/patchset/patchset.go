@@ -1,6 +1,5 @@
-// Package patchset holds the declared change to a virt-launcher pod: the
-// strategic merge patches of a folder, which is a ConfigMap in a cluster. It
-// reads and checks them once and applies them to any number of pods.
+// Package patchset holds the declared change to a virt-launcher pod: the strategic merge patches of a folder,
+// which is a ConfigMap in a cluster. It reads and checks them once and applies them to any number of pods.
 package patchset
 
 import (
@@ -21,9 +20,8 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// What every patch set brings. The names are reserved: a pod that has them
-// before it is patched would have its own image and command merged with the
-// sidecars' capabilities.
+// What every patch set brings. The names are reserved: a pod that has them before it is patched would have
+// its own image and command merged with the sidecars' capabilities.
 const (
 	// InitContainer wires the guest's NIC to the server.
 	InitContainer = "imds-init"

@@ -10,9 +10,8 @@ import (
 // portStart is the first port that a process without privileges may bind.
 const portStart = "net.ipv4.ip_unprivileged_port_start"
 
-// takeSysctls moves spec.securityContext.sysctls from a patch to the set, where a
-// later file overrides an earlier one. Strategic merge replaces that list as a whole,
-// which would drop the pod's own sysctls.
+// takeSysctls moves spec.securityContext.sysctls from a patch to the set, where a later file overrides an
+// earlier one. Strategic merge replaces that list as a whole, which would drop the pod's own sysctls.
 func (s *Set) takeSysctls(patch jsontree.Object) {
 	securityContext := jsontree.Lookup[jsontree.Object](patch, "spec", "securityContext")
 	for _, wanted := range jsontree.Lookup[[]any](securityContext, "sysctls") {

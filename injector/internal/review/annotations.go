@@ -14,9 +14,8 @@ import (
 // the names of others with annotation.Prefix, some of the most that there are.
 type annotations map[string]annotation.Value
 
-// maxUnknown and maxUnknownName bound what is kept of names that nobody knows, and
-// maxValue, in bytes, what is kept of a value: it may come back in a patch, a
-// warning, the log and the answer.
+// maxUnknown and maxUnknownName bound what is kept of names that nobody knows, and maxValue, in bytes, what
+// is kept of a value: it may come back in a patch, a warning, the log and the answer.
 const (
 	maxUnknown     = 64
 	maxUnknownName = 256

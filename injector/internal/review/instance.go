@@ -7,9 +7,8 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// Instance is a Func for the creation and update of
-// VirtualMachineInstances, whoever made them. It leaves its verdict, how the
-// guest reaches IMDS, on the instance: the review of the pod acts on that.
+// Instance is a Func for the creation and update of VirtualMachineInstances, whoever made them. It leaves its
+// verdict, how the guest reaches IMDS, on the instance: the review of the pod acts on that.
 func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 	metadata, other := expect(request, "virtualmachineinstances", Create, Update)
 	if other != nil {

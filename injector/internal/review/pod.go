@@ -3,7 +3,6 @@ package review
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
@@ -11,8 +10,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// Pod is a Func for the creation of pods. It decides from the pod alone, so that no
-// cache can be behind.
+// Pod is a Func for the creation of pods. It decides from the pod alone, so that no cache can be behind.
 func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 	metadata, other := expect(request, "pods", Create)
 	if other != nil {
@@ -91,9 +89,8 @@ func (r *Reviewer) inject(before, after jsontree.Object, meant annotations, foun
 	return after, annotate(after, found)
 }
 
-// reachedBy returns the port of the redirection, 0 where the guest comes by a
-// bridge, or why the pod must not be injected. Without the verdict of the
-// instance's review it takes what the pod itself proves.
+// reachedBy returns the port of the redirection, 0 where the guest comes by a bridge, or why the pod must not
+// be injected. Without the verdict of the instance's review it takes what the pod itself proves.
 func reachedBy(all jsontree.Value, a annotations) (port string, why string) {
 	port = a.text(annotation.RedirectPort)
 	hasPort := a.has(annotation.RedirectPort) && annotation.IsRedirectPort(a[annotation.RedirectPort])
@@ -142,11 +139,10 @@ func annotate(pod jsontree.Object, values map[string]string) error {
 	return nil
 }
 
-// hasSidecars reports whether a pod has containers of both sidecars' names. Other
-// webhooks rewrite what is in them, and a pod that somebody made so by hand has
-// nothing that he could not give it anyway.
+// hasSidecars reports whether a pod has containers of both sidecars' names. Other webhooks rewrite what is in
+// them, and a pod that somebody made so by hand has nothing that he could not give it anyway.
 func hasSidecars(pod jsontree.Object) bool {
-	containers := slices.Concat(jsontree.Lookup[[]any](pod, "spec", "initContainers"), jsontree.Lookup[[]any](pod, "spec", "containers"))
+	containers := containersOf(pod)
 	return jsontree.IndexOf(containers, patchset.InitContainer) >= 0 && jsontree.IndexOf(containers, patchset.ServerContainer) >= 0
 }
 
@@ -166,18 +162,15 @@ func hasTokenVolume(volumes jsontree.Value) bool {
 // maxObjectName is the longest name of an object, in bytes (DNS subdomain, RFC 1123).
 const maxObjectName = 253
 
-// forbidden says why the sidecars must not be in this pod; empty when they may.
-// Nothing that KubeVirt renders is refused here: these are pods that somebody
-// made to look like it.
+// forbidden says why the sidecars must not be in this pod; empty when they may. Nothing that KubeVirt renders
+// is refused here: these are pods that somebody made to look like it.
 func forbidden(pod jsontree.Object, isInjected bool) string {
 	if !isInjected {
 		// Merged into a container that is there already, the patches would give
 		// their capabilities to its image and command.
-		for _, list := range []string{"initContainers", "containers"} {
-			for _, element := range jsontree.Lookup[[]any](pod, "spec", list) {
-				if name := jsontree.Name(element); patchset.IsSidecar(name) {
-					return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
-				}
+		for _, element := range containersOf(pod) {
+			if name := jsontree.Name(element); patchset.IsSidecar(name) {
+				return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
 			}
 		}
 	}
@@ -191,9 +184,8 @@ func forbidden(pod jsontree.Object, isInjected bool) string {
 	return ""
 }
 
-// instanceOf returns the name and UID of the VirtualMachineInstance that controls the
-// pod. The labels would not do: KubeVirt cuts the name there, or puts the hostname in
-// its place.
+// instanceOf returns the name and UID of the VirtualMachineInstance that controls the pod. The labels would
+// not do: KubeVirt cuts the name there, or puts the hostname in its place.
 func instanceOf(owners jsontree.Value) (name, uid string) {
 	owner := controllerOf(owners)
 	group, _, _ := strings.Cut(owner.Get("apiVersion").String(), "/")

@@ -10,9 +10,8 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// Request is the part of an admission.k8s.io/v1 AdmissionRequest that reviews
-// need. The objects are text: typed objects would lose the fields that a newer
-// API has.
+// Request is the part of an admission.k8s.io/v1 AdmissionRequest that reviews need. The objects are text:
+// typed objects would lose the fields that a newer API has.
 type Request struct {
 	UID, Resource, SubResource, Namespace, Name, Operation string
 	// Username is who makes the request.
@@ -20,8 +19,7 @@ type Request struct {
 	Object, OldObject jsontree.Value
 }
 
-// maxText is more than any name, namespace, UID or ServiceAccount's user name has, in
-// bytes.
+// maxText is more than any name, namespace, UID or ServiceAccount's user name has, in bytes.
 const maxText = 512
 
 // ParseRequest reads an AdmissionReview.
@@ -78,9 +76,8 @@ func cut(text string, most int) string {
 	return strings.ToValidUTF8(text, "?")
 }
 
-// isByKubeVirt reports whether one of KubeVirt's own controllers makes the
-// request. A tenant may give a ServiceAccount such a name; who does is refused
-// less, and gets no more.
+// isByKubeVirt reports whether one of KubeVirt's own controllers makes the request. A tenant may give a
+// ServiceAccount such a name; who does is refused less, and gets no more.
 func (r *Request) isByKubeVirt() bool {
 	account, found := strings.CutPrefix(r.Username, "system:serviceaccount:")
 	_, name, _ := strings.Cut(account, ":")
@@ -96,8 +93,7 @@ const (
 // Verdict is the answer to a Request.
 type Verdict struct {
 	Allowed bool
-	// Reason says why the object is refused; one sentence, for whoever ran
-	// kubectl apply.
+	// Reason says why the object is refused; one sentence, for whoever ran kubectl apply.
 	Reason string
 	// Warnings are shown to the client of an allowed request.
 	Warnings []string

@@ -61,10 +61,9 @@ type judgement struct {
 	warnings []string
 }
 
-// judge compares a subject with what it was, which is nothing at its creation.
-// Only what this very request brings in is refused: otherwise a rule of today
-// would stop every controller that updates an object of yesterday. And a change
-// of the networks is KubeVirt's to judge.
+// judge compares a subject with what it was, which is nothing at its creation. Only what this very request
+// brings in is refused: otherwise a rule of today would stop every controller that updates an object of
+// yesterday. And a change of the networks is KubeVirt's to judge.
 func judge(request *Request, metadata map[string]jsontree.Value, now, old subject) judgement {
 	created := request.Operation == Create
 	result := judgement{

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -13,9 +14,8 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// setTokens sets the lifetime of the tokens in the pod's token volume and adds
-// one token per audience, with the lifetime of the default token, at
-// audiences/0, audiences/1 and so on.
+// setTokens sets the lifetime of the tokens in the pod's token volume and adds one token per audience, with
+// the lifetime of the default token, at audiences/0, audiences/1 and so on.
 func setTokens(pod jsontree.Object, meant annotations) error {
 	lifetime, audiences := meant.text(annotation.TokenExpirationSeconds), meant.text(annotation.TokenAudiences)
 	if lifetime == "" && audiences == "" {
@@ -50,9 +50,8 @@ func setTokens(pod jsontree.Object, meant annotations) error {
 	return nil
 }
 
-// guaranteedCPU is both request and limit of a sidecar in a Guaranteed pod:
-// measured, it wires a guest in some milliseconds more than without a limit, and
-// answers the liveness probe within its time under any flood by the guest.
+// guaranteedCPU is both request and limit of a sidecar in a Guaranteed pod: measured, it wires a guest in some
+// milliseconds more than without a limit, and answers the liveness probe in time under any flood by the guest.
 const guaranteedCPU = "50m"
 
 // shown is what all of the pod's own containers say about a resource.
@@ -63,39 +62,41 @@ type shown struct {
 	ratio   float64           // the largest of a limit to its request
 }
 
-// readResources reads what the pod's own containers show of "cpu" and "memory", and
-// whether they are Guaranteed by the rule of the kubelet's QoS classes.
-func readResources(spec jsontree.Object) (all map[string]*shown, guaranteed bool) {
+// readResources reads what the pod's own containers show of "cpu" and "memory", and whether they are Guaranteed by
+// the rule of the kubelet's QoS classes.
+func readResources(pod jsontree.Object) (all map[string]*shown, guaranteed bool) {
 	all, guaranteed = map[string]*shown{"cpu": {ratio: 1}, "memory": {ratio: 1}}, true
-	for _, list := range []string{"containers", "initContainers"} {
-		for _, element := range jsontree.Lookup[[]any](spec, list) {
-			if !guaranteed && all["cpu"].missing && all["memory"].missing {
-				return all, guaranteed // there is no more to know
-			}
-			container, _ := element.(jsontree.Value)
-			containerName, resources := jsontree.Name(container), container.Get("resources")
-			if patchset.IsSidecar(containerName) {
+	for _, element := range containersOf(pod) {
+		if !guaranteed && all["cpu"].missing && all["memory"].missing {
+			break // there is no more to know
+		}
+		container, _ := element.(jsontree.Value)
+		containerName, resources := jsontree.Name(container), container.Get("resources")
+		if patchset.IsSidecar(containerName) {
+			continue
+		}
+		for name, s := range all {
+			request, hasRequest := readQuantity(resources.Get("requests", name))
+			limit, _ := readQuantity(resources.Get("limits", name))
+			guaranteed = guaranteed && !limit.IsZero() && (!hasRequest || request.Cmp(limit) == 0)
+			if request.IsZero() || limit.IsZero() {
+				s.missing = true
 				continue
 			}
-			for name, s := range all {
-				request, hasRequest := readQuantity(resources.Get("requests", name))
-				limit, _ := readQuantity(resources.Get("limits", name))
-				guaranteed = guaranteed && !limit.IsZero() && (!hasRequest || request.Cmp(limit) == 0)
-				if request.IsZero() || limit.IsZero() {
-					s.missing = true
-					continue
-				}
-				if limit.Cmp(s.most) > 0 {
-					s.most = limit
-				}
-				s.ratio = max(s.ratio, limit.AsApproximateFloat64()/request.AsApproximateFloat64())
-				if containerName != "compute" && (s.least.IsZero() || request.Cmp(s.least) < 0) {
-					s.least = request
-				}
+			if limit.Cmp(s.most) > 0 {
+				s.most = limit
+			}
+			s.ratio = max(s.ratio, limit.AsApproximateFloat64()/request.AsApproximateFloat64())
+			if containerName != "compute" && (s.least.IsZero() || request.Cmp(s.least) < 0) {
+				s.least = request
 			}
 		}
 	}
 	return all, guaranteed
+}
+
+func containersOf(pod jsontree.Object) []any {
+	return slices.Concat(jsontree.Lookup[[]any](pod, "spec", "initContainers"), jsontree.Lookup[[]any](pod, "spec", "containers"))
 }
 
 // sane are the quantities that take no time to compare: "1e500000000" does.
@@ -113,15 +114,13 @@ func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
 	return quantity, err == nil
 }
 
-// fitResources gives the sidecars requests and limits that the pod's own
-// containers show to be right. A Guaranteed pod, which KubeVirt wants for
-// dedicated CPUs, must stay one. In any other, a LimitRange that takes KubeVirt's
-// small containers must take the sidecars too: none requests less than they, none has
-// a limit above the largest, and no limit is a larger multiple of its request. What
-// the pod does not show, such as a LimitRange with nothing but a minimum, is for a
-// patch file of the operator's.
+// fitResources gives the sidecars in after requests and limits that the pod's own containers, in before, show to be
+// right. A Guaranteed pod, which KubeVirt wants for dedicated CPUs, must stay one. In any other, a LimitRange that
+// takes KubeVirt's small containers must take the sidecars too: none requests less than they, none has a limit
+// above the largest, and no limit is a larger multiple of its request. What the pod does not show, such as a
+// LimitRange with nothing but a minimum, is for a patch file of the operator's.
 func fitResources(before, after jsontree.Object, isInjected bool) error {
-	own, guaranteed := readResources(jsontree.Lookup[jsontree.Object](before, "spec"))
+	own, guaranteed := readResources(before)
 	if !guaranteed && (isInjected || own["cpu"].missing && own["memory"].missing) {
 		return nil
 	}
@@ -130,8 +129,7 @@ func fitResources(before, after jsontree.Object, isInjected bool) error {
 			container, err := jsontree.Named(jsontree.Lookup[[]any](after, "spec", list), name)
 			if err != nil {
 				return err
-			}
-			if container == nil {
+			} else if container == nil {
 				continue
 			}
 			requests, errRequests := jsontree.Ensure(container, "resources", "requests")
@@ -160,9 +158,8 @@ func guarantee(requests, limits jsontree.Object) {
 	}
 }
 
-// raise raises a sidecar's request, and a limit that is then below it, to what the
-// pod's own containers show, all of which have a limit where a LimitRange or a quota
-// asks for one.
+// raise raises a sidecar's request, and a limit that is then below it, to what the pod's own containers show,
+// all of which have a limit where a LimitRange or a quota asks for one.
 func (s *shown) raise(name string, requests, limits jsontree.Object) {
 	request, errRequest := resource.ParseQuantity(jsontree.Lookup[string](requests, name))
 	limit, errLimit := resource.ParseQuantity(jsontree.Lookup[string](limits, name))

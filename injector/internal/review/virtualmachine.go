@@ -24,9 +24,8 @@ func readVM(object jsontree.Value) vm {
 
 func (v vm) subject() subject { return newSubject(v.metadata.over(v.template), v.spec) }
 
-// VirtualMachine is a Func for the creation and update of
-// VirtualMachines. It carries the annotations from the VM's own metadata, where
-// people write them, to the template, from where KubeVirt copies them.
+// VirtualMachine is a Func for the creation and update of VirtualMachines. It carries the annotations from
+// the VM's own metadata, where people write them, to the template, from where KubeVirt copies them.
 func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	metadata, other := expect(request, "virtualmachines", Create, Update)
 	if other != nil {
@@ -59,17 +58,15 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, err
 }
 
-// templatePath is where the template's annotations are, templatePart what is decoded
-// of a VM.
+// templatePath is where the template's annotations are, templatePart what is decoded of a VM.
 var (
 	templatePath = []string{"spec", "template", "metadata", "annotations"}
 	templatePart = jsontree.Object{"spec": jsontree.Object{"template": jsontree.Object{"metadata": jsontree.Object{"annotations": jsontree.Members(annotation.ByUser()...)}}}}
 )
 
-// copyToTemplate sets the annotations of the VM's metadata on the template in
-// tree. Where both have one the metadata's wins, with a warning when somebody
-// wrote another into the template. An error means that there is no place for
-// annotations in the template.
+// copyToTemplate sets the annotations of the VM's metadata on the template in tree. Where both have one the
+// metadata's wins, with a warning when somebody wrote another into the template. An error means that there is
+// no place for annotations in the template.
 func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (warnings []string, err error) {
 	for _, name := range annotation.ByUser() {
 		wanted, isWanted := now.metadata[name]
@@ -96,10 +93,9 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 	return warnings, nil
 }
 
-// isOurCopy reports whether the webhook, and not the client, wrote this
-// annotation of the template, by the client's own statement of the VM: what
-// kubectl apply or a server-side apply leaves on the object. Without a statement
-// it is not known.
+// isOurCopy reports whether the webhook, and not the client, wrote this annotation of the template, by the
+// client's own statement of the VM: what kubectl apply or a server-side apply leaves on the object. Without a
+// statement it is not known.
 func isOurCopy(object jsontree.Value, name string) (ours, known bool) {
 	theirs := false
 	for entry := range object.Get("metadata", "managedFields").Elements() {

@@ -20,8 +20,7 @@ type wiring struct {
 	redirectPort int
 	// bridge is the one that KubeVirt makes for the interface to be served.
 	bridge string
-	// problems are sentences that say why IMDS cannot work so, warnings what the
-	// VM's owner may not expect.
+	// problems are sentences that say why IMDS cannot work so, warnings what the VM's owner may not expect.
 	problems, warnings []string
 }
 
@@ -41,9 +40,8 @@ type iface struct {
 	port80  bool   // the VM lists it
 }
 
-// The ways in which an interface is bound, by whatever spelling: a field of its
-// own, or a plugin of that name (KubeVirt 1.3 made plugins of slirp, macvtap
-// and passt, and 1.7 a field of passt again).
+// The ways in which an interface is bound, by whatever spelling: a field of its own, or a plugin of that name
+// (KubeVirt 1.3 made plugins of slirp, macvtap and passt, and 1.7 a field of passt again).
 var bindings = map[string]string{
 	"masquerade": "bridge", "bridge": "bridge", "managedTap": "bridge", "managedtap": "bridge", "l2bridge": "bridge", // with the guest's tap
 	"passtBinding": "passt", "passt": "passt", // sockets of the pod
@@ -60,16 +58,14 @@ func (i iface) isPasst() bool { return i.binding == "passt" }
 
 func (i iface) hasBridge() bool { return !i.isPasst() && !i.passesThePod() }
 
-// maxInterfaces is more than a machine has slots for, and maxNameLength more
-// than a network's name has.
+// maxInterfaces is more than a machine has slots for, and maxNameLength more than a network's name has.
 const (
 	maxInterfaces = 256
 	maxNameLength = 63
 )
 
-// The redirection takes the first port that the VM does not list. All are in the
-// kernel's range for outgoing connections (ip_local_port_range), which passt
-// leaves out when it binds all ports for the VM.
+// The redirection takes the first port that the VM does not list. All are in the kernel's range for outgoing
+// connections (ip_local_port_range), which passt leaves out when it binds all ports for the VM.
 const (
 	firstRedirectPort = 60080
 	lastRedirectPort  = 60999
@@ -156,9 +152,8 @@ func (s subject) wiring() (w wiring) {
 	return w
 }
 
-// isRedirected reports whether the guest's questions come by passt. That is a
-// matter of the pod network, since the guest's default route is there; a VM
-// without it sends them by any of its interfaces.
+// isRedirected reports whether the guest's questions come by passt. That is a matter of the pod network,
+// since the guest's default route is there; a VM without it sends them by any of its interfaces.
 func (n *nics) isRedirected() bool {
 	if i := n.index(n.primary); i >= 0 && n.primary != "" {
 		return n.list[i].isPasst()
