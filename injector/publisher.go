@@ -24,15 +24,11 @@ const configurationName = "imds-webhook"
 const configurationPath = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/" + configurationName
 
 // publisher makes the API server trust a webhook that issues its own certificate: it writes the CA into the
-// MutatingWebhookConfiguration, and again whenever somebody has replaced the configuration by one without it.
-//
-// It asks every few seconds. A watch would see a change at once, but takes two more verbs, and more code than
-// one object is worth. A nil publisher does nothing: cert-manager or the operator publishes the CA.
+// MutatingWebhookConfiguration, and again whenever it is gone. It asks every few seconds: a watch would take two
+// more verbs, and more code than one object is worth. A nil publisher does nothing: somebody else publishes the CA.
 type publisher struct {
-	ca []byte // PEM
-	// pause tells how long to wait after an attempt: failures is the number of
-	// those that failed since the last that did not.
-	pause     func(failures int) <-chan time.Time
+	ca        []byte                              // PEM
+	pause     func(failures int) <-chan time.Time // after so many attempts that failed
 	url       string
 	tokenFile string
 	client    *http.Client
@@ -43,8 +39,7 @@ type publisher struct {
 	reported report // the last failure that was logged
 }
 
-// newPublisher finds the API server and the right to speak to it in the pod's
-// environment. It does not connect yet.
+// newPublisher finds the API server and the right to speak to it in the pod's environment.
 func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironment, log *slog.Logger) (*publisher, error) {
 	host, port := pod.getenv("KUBERNETES_SERVICE_HOST"), pod.getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
@@ -72,8 +67,7 @@ func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironmen
 	}, nil
 }
 
-// status says why the CA is not in the configuration; nil while it is. An API
-// server that does not answer takes nothing away.
+// status says why the CA is not in the configuration. An API server that does not answer takes nothing away.
 func (p *publisher) status() error {
 	if p == nil {
 		return nil

@@ -12,19 +12,16 @@ import (
 // Diff returns the JSON patch (RFC 6902) that turns before into after; nil when they are equal. It touches only
 // what differs: an element appended to a list is one "add" at its end, a changed member one "replace" of that
 // member. The order is the same at each call: object members by name, then list positions.
-func Diff(before, after Object) ([]byte, error) {
+func Diff(before, after Object) []byte {
 	var p patch
 	p.objects("", before, after)
-	if p.text == nil || p.err != nil {
-		return nil, p.err
+	if p.text == nil {
+		return nil
 	}
-	return append(p.text, ']'), nil
+	return append(p.text, ']')
 }
 
-type patch struct {
-	text []byte
-	err  error
-}
+type patch struct{ text []byte }
 
 // operation writes one operation; a removal has no value.
 func (p *patch) operation(op, path string, value ...any) {
@@ -45,7 +42,7 @@ func (p *patch) encode(key string, value any) {
 	if !isText {
 		var err error
 		if text, err = json.Marshal(value); err != nil {
-			p.err = err
+			panic(err) // no Object
 		}
 	}
 	p.text = append(append(p.text, key...), text...)

@@ -13,9 +13,6 @@ import (
 // or the raw Value of what is not looked into.
 type Object = map[string]any
 
-// MaxTree bounds what of a request is decoded at a time, in bytes of its text.
-const MaxTree = 64 << 10
-
 // Members returns an object with these members, all nil.
 func Members(names ...string) Object {
 	object := Object{}
@@ -67,18 +64,15 @@ func IndexOf(list []any, name string) int {
 }
 
 // Named returns the first element of a name, decoded in the list; nil when there is none.
-func Named(list []any, name string) (Object, error) {
+func Named(list []any, name string) Object {
 	i := IndexOf(list, name)
 	if i < 0 {
-		return nil, nil
+		return nil
 	}
 	if text, isText := list[i].(Value); isText {
-		if len(text) > MaxTree {
-			return nil, fmt.Errorf("%s, which the patches change, has more than %d bytes", name, MaxTree)
-		}
 		list[i] = text.Tree()
 	}
-	return list[i].(Object), nil
+	return list[i].(Object)
 }
 
 // Clone returns a copy of object that shares no object and no list with it.

@@ -12,6 +12,8 @@ const (
 	// maxElements is more containers or volumes than a node can run.
 	maxElements = 1000
 	maxName     = 253
+	// maxTree bounds what is decoded, in bytes of its text.
+	maxTree = 64 << 10
 )
 
 // Outline returns the part of a pod that is judged and changed: this project's annotations, what the patches name,
@@ -22,21 +24,21 @@ func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
 	if !top["spec"].IsObject() {
 		return nil, errors.New("spec is not an object")
 	}
-	spec, left := jsontree.Object{}, jsontree.MaxTree
+	spec, left := jsontree.Object{}, maxTree
 	for key, value := range top["spec"].Members() {
 		field := string(key)
 		switch {
 		case slices.Contains(lists, field) && value.IsNull():
 			spec[field] = nil
 		case slices.Contains(lists, field):
-			list, err := outlineOfList(field, value)
+			list, err := s.outlineOfList(field, value)
 			if err != nil {
 				return nil, err
 			}
 			spec[field] = list
 		case s.fields[field]:
 			if left -= len(value.Raw()); left < 0 {
-				return nil, fmt.Errorf("what the patches change has more than %d bytes", jsontree.MaxTree)
+				return nil, fmt.Errorf("what the patches change has more than %d bytes", maxTree)
 			}
 			spec[field] = value.Tree()
 		}
@@ -44,7 +46,7 @@ func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
 	return jsontree.Object{"metadata": top["metadata"].Part(s.metadata), "spec": spec}, nil
 }
 
-func outlineOfList(field string, value jsontree.Value) ([]any, error) {
+func (s *Set) outlineOfList(field string, value jsontree.Value) ([]any, error) {
 	if !value.IsList() {
 		return nil, fmt.Errorf("spec.%s is not a list", field)
 	}
@@ -56,6 +58,8 @@ func outlineOfList(field string, value jsontree.Value) ([]any, error) {
 			return nil, fmt.Errorf("spec.%s[%d] has no name", field, len(list))
 		case len(list) == maxElements:
 			return nil, fmt.Errorf("spec.%s has more than %d elements", field, maxElements)
+		case len(element) > maxTree && (IsSidecar(name) || slices.Contains(s.named[field], name)):
+			return nil, fmt.Errorf("spec.%s[%d], which the patches change, has more than %d bytes", field, len(list), maxTree)
 		}
 		list = append(list, element)
 	}

@@ -195,10 +195,7 @@ func quantity(value any) (resource.Quantity, error) { return resource.ParseQuant
 // TokenProjection returns the "projected" object of the pod's token volume. It has at least one source that is a
 // serviceAccountToken.
 func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
-	volume, err := jsontree.Named(jsontree.Lookup[[]any](pod, "spec", "volumes"), TokenVolume)
-	if err != nil {
-		return nil, err
-	}
+	volume := jsontree.Named(jsontree.Lookup[[]any](pod, "spec", "volumes"), TokenVolume)
 	if volume == nil {
 		return nil, errors.New("no patch brings the volume " + TokenVolume)
 	}
@@ -215,15 +212,13 @@ func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
 // The three lists keep the pod's elements first and in their order; sysctls are merged by name; a container that
 // the patches bring without an image gets the server image.
 func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
-	spec, err := jsontree.Ensure(pod, "spec")
-	if err != nil {
-		return nil, err
-	}
+	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
 	if !s.additive || s.touch(spec) {
-		if pod, err = s.merge(pod); err != nil {
+		merged, err := s.merge(pod)
+		if err != nil {
 			return nil, err
 		}
-		return pod, s.mergeSysctls(pod)
+		return merged, s.mergeSysctls(merged)
 	}
 	for key, brought := range s.broughtMetadata {
 		members, err := jsontree.Ensure(pod, "metadata", key)
@@ -258,9 +253,7 @@ func (s *Set) merge(pod jsontree.Object) (jsontree.Object, error) {
 	for _, list := range lists {
 		elements := jsontree.Lookup[[]any](pod, "spec", list)
 		for _, name := range s.named[list] {
-			if _, err := jsontree.Named(elements, name); err != nil {
-				return nil, err
-			}
+			jsontree.Named(elements, name)
 		}
 		for i, element := range elements {
 			if text, isText := element.(jsontree.Value); isText {

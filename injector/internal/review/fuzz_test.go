@@ -139,8 +139,8 @@ func checkReview(t *testing.T, review Func, resource string, input, oldInput []b
 		t.Errorf("patched a second time: %+v, %v", again, err)
 	}
 	without(t, before, after)
-	if difference, err := jsontree.Diff(before, after); err != nil || difference != nil {
-		t.Errorf("touched more than meant: %s %v", difference, err)
+	if difference := jsontree.Diff(before, after); difference != nil {
+		t.Errorf("touched more than meant: %s", difference)
 	}
 }
 

@@ -40,18 +40,16 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 			judged.warnings = append(judged.warnings, "annotation "+name+" is written by the webhook: "+found[name].String()+" does not stay")
 		}
 	}
-	if err := annotate(after, verdict); err != nil {
-		return Verdict{}, err
-	}
+	annotate(after, verdict)
 	if judged.changed {
 		judged.warnings = append(judged.warnings, "a running instance takes changed imds.kubevirt.io/ annotations at its next live migration; a restart takes those of the VM")
 	}
-	patch, err := jsontree.Diff(before, after)
+	patch := jsontree.Diff(before, after)
 	if patch != nil {
 		r.log.Info("virtual machine instance judged", "namespace", request.Namespace, "vmi", request.ObjectName(),
 			"wiring", verdict[annotation.Wiring], "bridge", verdict[annotation.PreferredBridge], "port", verdict[annotation.RedirectPort], "reason", verdict[annotation.Reason])
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, err
+	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, nil
 }
 
 // verdictPart is what is decoded of an instance.

@@ -37,56 +37,43 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 	}
 	after, warnings := jsontree.Clone(before), []string(nil)
 	if isInjected {
-		// Another webhook may have changed the pod's QoS class since.
-		err = fitResources(before, after, true)
+		fitResources(before, after, true) // another webhook may have changed the pod's QoS class since
+		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
+	}
+	meant, problems := found.understood()
+	port, why := reachedBy(metadata["annotations"], meant)
+	if !meant.ask() {
+		why = join(problems)
+	} else if jsontree.IndexOf(jsontree.Lookup[[]any](before, "spec", "volumes"), patchset.TokenVolume) >= 0 {
+		why = tokenVolumeProblem
+	}
+	log := r.log.With("namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName())
+	if why != "" {
+		log.Warn("pod not injected", "reason", why)
+		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
+		warnings = []string{"IMDS is not injected: " + why}
 	} else {
-		meant, problems := found.understood()
-		port, why := reachedBy(metadata["annotations"], meant)
-		if !meant.ask() {
-			why = join(problems)
-		} else if jsontree.IndexOf(jsontree.Lookup[[]any](before, "spec", "volumes"), patchset.TokenVolume) >= 0 {
-			why = tokenVolumeProblem
+		// The sidecars read a user's annotations by the downward API: as they are meant. The patches, which are the
+		// operator's, come after.
+		users := map[string]string{}
+		for _, name := range annotation.ByUser() {
+			users[name] = meant.text(name)
 		}
-		if why != "" {
-			r.log.Warn("pod not injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "reason", why)
-			warnings = []string{"IMDS is not injected: " + why}
-			err = annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
-		} else if after, err = r.inject(before, after, meant, map[string]string{
+		annotate(after, users)
+		if after, err = r.patches.Apply(after); err == nil {
+			err = setTokens(after, meant)
+		}
+		if err != nil {
+			return Verdict{}, err
+		}
+		fitResources(before, after, false)
+		annotate(after, map[string]string{
 			annotation.Injected: "true", annotation.VMName: vmName, annotation.VMIUID: vmiUID,
 			annotation.RedirectPort: port, annotation.Warnings: join(problems), annotation.NotInjected: "",
-		}); err == nil {
-			r.log.Info("pod injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "redirectPort", port, "warnings", join(problems))
-		}
+		})
+		log.Info("pod injected", "redirectPort", port, "warnings", join(problems))
 	}
-	if err != nil {
-		return Verdict{}, err
-	}
-	patch, err := jsontree.Diff(before, after)
-	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, err
-}
-
-// inject brings the sidecars into after, a copy of before.
-func (r *Reviewer) inject(before, after jsontree.Object, meant annotations, found map[string]string) (jsontree.Object, error) {
-	// The sidecars read a user's annotations by the downward API: as they are meant. The patches, which are the
-	// operator's, come after.
-	users := map[string]string{}
-	for _, name := range annotation.ByUser() {
-		users[name] = meant.text(name)
-	}
-	if err := annotate(after, users); err != nil {
-		return nil, err
-	}
-	after, err := r.patches.Apply(after)
-	if err != nil {
-		return nil, err
-	}
-	if err := setTokens(after, meant); err != nil {
-		return nil, err
-	}
-	if err := fitResources(before, after, false); err != nil {
-		return nil, err
-	}
-	return after, annotate(after, found)
+	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: warnings}, nil
 }
 
 // reachedBy returns the port of the redirection, 0 where the guest comes by a bridge, or why the pod must not
@@ -123,12 +110,9 @@ func reachedBy(all jsontree.Value, a annotations) (port string, why string) {
 	return port, ""
 }
 
-// annotate writes annotations of a pod, over a tenant's; an empty one is removed.
-func annotate(pod jsontree.Object, values map[string]string) error {
-	written, err := jsontree.Ensure(pod, "metadata", "annotations")
-	if err != nil {
-		return err
-	}
+// annotate writes annotations over those that a tenant wrote; an empty one is removed.
+func annotate(object jsontree.Object, values map[string]string) {
+	written, _ := jsontree.Ensure(object, "metadata", "annotations") // which it has
 	for name, value := range values {
 		if value != "" {
 			written[name] = value
@@ -136,7 +120,6 @@ func annotate(pod jsontree.Object, values map[string]string) error {
 			delete(written, name)
 		}
 	}
-	return nil
 }
 
 // hasSidecars reports whether a pod has containers of both sidecars' names. Other webhooks rewrite what is in

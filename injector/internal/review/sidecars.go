@@ -119,17 +119,15 @@ func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
 // takes KubeVirt's small containers must take the sidecars too: none requests less than they, none has a limit
 // above the largest, and no limit is a larger multiple of its request. What the pod does not show, such as a
 // LimitRange with nothing but a minimum, is for a patch file of the operator's.
-func fitResources(before, after jsontree.Object, isInjected bool) error {
+func fitResources(before, after jsontree.Object, isInjected bool) {
 	own, guaranteed := readResources(before)
 	if !guaranteed && (isInjected || own["cpu"].missing && own["memory"].missing) {
-		return nil
+		return
 	}
 	for _, list := range []string{"initContainers", "containers"} {
 		for _, name := range []string{patchset.InitContainer, patchset.ServerContainer} {
-			container, err := jsontree.Named(jsontree.Lookup[[]any](after, "spec", list), name)
-			if err != nil {
-				return err
-			} else if container == nil {
+			container := jsontree.Named(jsontree.Lookup[[]any](after, "spec", list), name)
+			if container == nil {
 				continue
 			}
 			requests, errRequests := jsontree.Ensure(container, "resources", "requests")
@@ -144,7 +142,6 @@ func fitResources(before, after jsontree.Object, isInjected bool) error {
 			}
 		}
 	}
-	return nil
 }
 
 func guarantee(requests, limits jsontree.Object) {

@@ -51,11 +51,11 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	if judged.changed && object.Get("status", "created").IsTrue() {
 		warnings = append(warnings, "the VM takes the changed imds.kubevirt.io/ annotations when it restarts")
 	}
-	patch, err := jsontree.Diff(before, after)
+	patch := jsontree.Diff(before, after)
 	if patch != nil {
 		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, err
+	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
 }
 
 // templatePath is where the template's annotations are, templatePart what is decoded of a VM.
