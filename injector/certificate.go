@@ -15,8 +15,7 @@ import (
 	"time"
 )
 
-// certificateSource gives the certificate for each TLS handshake. It reads the files again each time, and tells
-// why the API server would refuse what is in use.
+// certificateSource gives the certificate for each TLS handshake, from files that it reads each time.
 type certificateSource struct {
 	service           string // the DNS name that it must be for
 	certFile, keyFile string // empty: the certificate is fixed
@@ -31,9 +30,8 @@ type certificateSource struct {
 	refused, unused report
 }
 
-// certificateFiles is a source of the certificate chain and the key in two PEM files, for the DNS name service. A
-// new pair that is wrong does not replace the last good one. A file ca.crt beside the chain is what the API
-// server trusts, as in the Secrets of cert-manager.
+// certificateFiles is a source of two PEM files. A new pair that is wrong does not replace the last good one.
+// A file ca.crt beside them is what the API server trusts, as in the Secrets of cert-manager.
 func certificateFiles(certFile, keyFile, service string, log *slog.Logger) (*certificateSource, error) {
 	s := &certificateSource{service: service, certFile: certFile, keyFile: keyFile, log: log}
 	if err := s.read(); err != nil {
@@ -52,8 +50,7 @@ func (s *certificateSource) get(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 	return &s.current.certificate, nil
 }
 
-// status says why the API server would refuse the certificate in use at now, and why what is in the files is not
-// in use.
+// status says why the API server would refuse what is in use, and why what is in the files is not in use.
 func (s *certificateSource) status(now time.Time) (refused, unused error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,7 +90,7 @@ func (s *certificateSource) renew(now time.Time) error {
 	return err
 }
 
-// read reads the files, and parses them where they have changed. The error is about the files as they are now.
+// read reads the files, and parses them where they have changed. The error is about what they are now.
 func (s *certificateSource) read() error {
 	var files [3][]byte
 	for i, path := range []string{s.certFile, s.keyFile, filepath.Join(filepath.Dir(s.certFile), "ca.crt")} {
@@ -170,8 +167,7 @@ func positionOfKey(certificates, key []byte) int {
 
 // refusal says why a client that calls service at now would refuse the certificate, and what to do about it.
 func (c *chain) refusal(service string, now time.Time) error {
-	// Without roots it cannot be told whether the chain leads to what the API server
-	// trusts. As far as it goes, it must be good.
+	// Without roots the chain must be good as far as it goes.
 	attempts := []*x509.CertPool{poolOf(c.parsed[len(c.parsed)-1]), poolOf(c.parsed[0])}
 	if c.roots != nil {
 		attempts = []*x509.CertPool{c.roots}

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// gate bounds how many requests are read and reviewed at a time, and with it the memory that they hold. Whoever
-// waits gets in by how short a time the requests of its host hold a place: the API server, whose requests take
-// milliseconds, goes before everybody that sends slowly, and before who is not known yet.
+// gate bounds how many requests are read and reviewed at a time, and with it the memory that they hold.
+// Whoever waits gets in by how short a time the requests of its host hold a place: the API server, whose
+// requests take milliseconds, goes before everybody that sends slowly, and before who is not known yet.
 type gate struct {
 	mu      sync.Mutex
 	free    int
@@ -36,7 +36,7 @@ var errBusy = errors.New("too many requests at a time: try again")
 
 func newGate(places int) *gate { return &gate{free: places, usual: map[string]time.Duration{}} }
 
-// enter waits for a place, which leave gives back. It is errBusy when too many wait, most of them from this host.
+// enter waits for a place, which leave gives back. errBusy: too many wait, most of them from this host.
 func (g *gate) enter(ctx context.Context, host string) (leave func(), err error) {
 	w := &waiter{host: host, enter: make(chan bool, 1)}
 	g.mu.Lock()

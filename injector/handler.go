@@ -23,14 +23,11 @@ import (
 )
 
 const (
-	// maxObject is how large an object the API server takes, in bytes
-	// (MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go).
+	// maxObject is the API server's own (MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go).
 	maxObject = 3 << 20
-	// maxBody is the limit of a request's body: an update comes with the old
-	// object beside the new, and something around them.
+	// maxBody is for an update, which has the old object too, and something around them.
 	maxBody = 2*maxObject + 64<<10
-	// maxSmall is the limit of a body that has one of the many places. The
-	// largest pod that KubeVirt made for us has 13 KB.
+	// maxSmall is for the many places. The largest pod that KubeVirt made for us has 13 KB.
 	maxSmall = 256 << 10
 
 	smallPlaces = 32
@@ -49,8 +46,7 @@ func newAdmission(log *slog.Logger) *admission {
 	return &admission{log: log, small: newGate(smallPlaces), large: newGate(largePlaces), reviewing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 }
 
-// bounded lets a few requests in at a time, whatever they ask for, and each until its answer is taken: net/http
-// holds tens of KB for one.
+// bounded lets in a few requests at a time, each until its answer is taken: net/http holds some KB for one.
 func (a *admission) bounded(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		gate := a.small

@@ -6,15 +6,13 @@ import (
 	"time"
 )
 
-// maxLines bounds the log: whoever can reach the webhook can make it write, and the node's disk is everybody's.
-// A thousand VMs that start at once stay below.
+// Whoever reaches the webhook can make it write to the node's disk. A thousand VMs that start stay below.
 const (
 	maxLines   = 2000
 	linePeriod = 10 * time.Second
 )
 
-// limitedLines takes one line at each Write, as slog does one after another. It leaves out what is beyond
-// maxLines in linePeriod, and then says how much.
+// limitedLines leaves out what is beyond maxLines in linePeriod, and says how much. slog writes line by line.
 type limitedLines struct {
 	io.Writer
 	since time.Time

@@ -1,6 +1,5 @@
-// Command imds-webhook is the admission webhook of KubeVirt IMDS: it puts the
-// sidecars imds-init and imds-server into the virt-launcher pods that ask for
-// them, and checks the annotations on VirtualMachines and their instances.
+// Command imds-webhook is the admission webhook: it puts imds-init and imds-server into the virt-launcher
+// pods that ask for them, and checks the annotations on VirtualMachines and their instances.
 package main
 
 import (
@@ -43,8 +42,7 @@ type podEnvironment struct {
 
 var thisPod = podEnvironment{os.Getenv, "/var/run/secrets/kubernetes.io/serviceaccount"}
 
-// run is the whole program: it serves until ctx ends, and returns the exit
-// status, 0 for a clean end, 1 for a failure, 2 for a wrong command line.
+// run serves until ctx ends, and returns the exit status: 0 clean, 1 a failure, 2 a wrong command line.
 func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr io.Writer, timing timing) int {
 	opts, err := parseOptions(args)
 	switch {
@@ -89,8 +87,7 @@ func serve(ctx context.Context, opts options, pod podEnvironment, timing timing,
 // selfSignedLifetime is for a certificate that dies with the process.
 const selfSignedLifetime = 10 * 365 * 24 * time.Hour
 
-// openCertificates returns the certificate to serve, and the publisher of its CA; nil
-// where somebody else publishes it.
+// openCertificates returns the certificate to serve, and the publisher of its CA, which may be nil.
 func openCertificates(opts options, pod podEnvironment, timing timing, log *slog.Logger) (*certificateSource, *publisher, error) {
 	if !opts.selfSigned {
 		certificates, err := certificateFiles(opts.tlsCert, opts.tlsKey, opts.service, log)
@@ -108,8 +105,8 @@ func openCertificates(opts options, pod podEnvironment, timing timing, log *slog
 	return &certificateSource{service: opts.service, current: fixed, log: log}, publisher, err
 }
 
-// limitMemory has the garbage collector work harder above three eighths of the container's memory limit (cgroup
-// v2, then v1), so that with the program's own pages it is within half.
+// limitMemory has the garbage collector work harder above three eighths of the container's memory limit
+// (cgroup v2, then v1): with the program's own pages it is within half.
 func limitMemory(log *slog.Logger) {
 	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
 		text, err := os.ReadFile(file)
@@ -125,7 +122,7 @@ func limitMemory(log *slog.Logger) {
 	}
 }
 
-// version is set by the build with -ldflags "-X main.version=v1.2.3"; without, it is what the Go tool recorded.
+// version is set by -ldflags "-X main.version=v1.2.3"; without, it is what the Go tool recorded.
 var version string
 
 func buildVersion() string {

@@ -23,9 +23,8 @@ import (
 const configurationName = "imds-webhook"
 const configurationPath = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/" + configurationName
 
-// publisher makes the API server trust a webhook that issues its own certificate: it writes the CA into the
-// MutatingWebhookConfiguration, and again whenever it is gone. It asks every few seconds: a watch would take two
-// more verbs, and more code than one object is worth. A nil publisher does nothing: somebody else publishes the CA.
+// publisher writes the CA of a webhook that issues its own certificate into the MutatingWebhookConfiguration,
+// and again whenever it is gone. It asks: a watch would take two more verbs. A nil publisher does nothing.
 type publisher struct {
 	ca        []byte                              // PEM
 	pause     func(failures int) <-chan time.Time // after so many attempts that failed
@@ -125,9 +124,8 @@ type configuration struct {
 	} `json:"webhooks"`
 }
 
-// write reads the configuration, and writes the CA to every webhook in it that has it
-// not. The resourceVersion makes the API server refuse when somebody else was faster.
-// An error is known when it tells that the CA is not there.
+// write writes the CA to every webhook that has it not. The resourceVersion makes the API server refuse when
+// somebody else was faster. An error is known when it tells that the CA is not there.
 func (p *publisher) write(ctx context.Context) (written, known bool, err error) {
 	var current configuration
 	if code, err := p.ask(ctx, http.MethodGet, "", nil, &current); err != nil {
@@ -148,8 +146,7 @@ func (p *publisher) write(ctx context.Context) (written, known bool, err error) 
 	return written, true, err
 }
 
-// ask sends a request about the configuration; an answer other than 200 is an error
-// with the API server's own reason.
+// ask sends a request; an answer other than 200 is an error with the API server's own reason.
 func (p *publisher) ask(ctx context.Context, method, query string, patch, answer *configuration) (code int, err error) {
 	var body bytes.Buffer
 	if patch != nil {
@@ -190,13 +187,11 @@ func (p *publisher) ask(ctx context.Context, method, query string, patch, answer
 	return response.StatusCode, nil
 }
 
-// maxOthers is how many CAs stay beside the own one. It must not be fewer than the other replicas that run at
-// any time, during roll-outs too: each would write its CA anew whenever another one pushes it out.
+// maxOthers is how many CAs stay beside the own one: as many as other replicas run, during roll-outs too.
 const maxOthers = 7
 
-// withOthers returns ca followed by the newest certificates of bundle: other
-// replicas serve with a CA of their own, and one that this one replaces does until
-// its connections are drained. Those that have expired are dropped.
+// withOthers returns ca followed by the newest certificates of bundle, with which other replicas serve, but
+// for those that have expired.
 func withOthers(ca, bundle []byte, now time.Time) []byte {
 	all := bytes.Clone(ca)
 	for others := 0; others < maxOthers; {

@@ -109,8 +109,7 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	return s, nil
 }
 
-// closing has each answer end its connection while the service drains: the API server would otherwise send its next
-// request just when the end closes it.
+// closing has each answer end its connection while the service drains: no request meets its end.
 func (s *service) closing(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.draining.Load() {
@@ -120,8 +119,8 @@ func (s *service) closing(handler http.Handler) http.Handler {
 	})
 }
 
-// ready says whether the API server can be sent here. A renewed certificate that is not in use is named, but does
-// not make a replica unready: all of them would be gone at once.
+// ready says whether the API server can be sent here. A renewed certificate that is not in use is named, but
+// does not make a replica unready: all of them would be gone at once.
 func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
 	if s.draining.Load() {
 		http.Error(w, "draining", http.StatusServiceUnavailable)

@@ -4,19 +4,16 @@ package annotation
 
 import "slices"
 
-// The names of the annotations that a user may set, and of those that the webhook writes on a pod, begin with
-// Prefix.
+// Prefix begins the names of what a user may set, and of what the webhook writes on a pod.
 const (
 	Domain = "imds.kubevirt.io"
 	Prefix = Domain + "/"
 )
 
-// VerdictPrefix begins the names of what the webhook finds out about an instance. Versions without them take them
-// for somebody else's, so that a rollback refuses nothing.
+// VerdictPrefix begins those of what it finds out about an instance: older versions let them pass.
 const VerdictPrefix = "verdict." + Prefix
 
-// Annotations that a user may set. KubeVirt copies them from the VM's template to the instance and to the
-// virt-launcher pod.
+// Annotations that a user may set. KubeVirt copies them to the instance and to the virt-launcher pod.
 const (
 	Enabled                = Prefix + "enabled"                  // "true" turns IMDS on for the VM
 	Network                = Prefix + "network"                  // to be served instead of the pod network
@@ -27,8 +24,7 @@ const (
 	HopLimit               = Prefix + "hop-limit"                // the TTL of the server's answers
 )
 
-// Annotations that the webhook writes on a VirtualMachineInstance, the last object that tells how its NICs are
-// bound. KubeVirt copies them to the pod.
+// Annotations that the webhook writes on an instance. KubeVirt copies them to the pod.
 const (
 	Wiring          = VerdictPrefix + "wiring"      // how the guest reaches IMDS: one of the Wiring values
 	PreferredBridge = VerdictPrefix + "bridge-name" // that KubeVirt makes for the NIC to be served

@@ -7,8 +7,7 @@ import (
 	"strings"
 )
 
-// Value is what an annotation has: text, or, in a VM's template, which keeps
-// what its schema does not know, any other JSON.
+// Value is what an annotation has: text or, in a template, which has no schema, any other JSON.
 type Value struct {
 	// Text is the text, or the JSON.
 	Text string
@@ -20,8 +19,7 @@ type rule struct {
 	name    string
 	allowed string
 	valid   func(value string) bool
-	// strictest stands in for a value that is not understood, where the
-	// annotation protects; empty: it is left out.
+	// strictest stands in for a value that is not understood, where the annotation protects.
 	strictest string
 }
 
@@ -38,8 +36,7 @@ var rules = []rule{
 // redirectPort stays off the ports at which the services of a VM usually are.
 var redirectPort = rule{RedirectPort, "an integer from 1024 to 65535", isIntegerBetween(1024, 65535), ""}
 
-// Problem says what is wrong with an annotation whose name has Prefix, on an
-// object that a user writes; empty when all is well.
+// Problem says what is wrong with an annotation whose name has Prefix; empty when all is well.
 func Problem(name string, value Value) string {
 	i := ruleOf(name)
 	switch {
@@ -52,8 +49,7 @@ func Problem(name string, value Value) string {
 	}
 }
 
-// Strictest returns what stands in for a value of the annotation that is not
-// understood; empty when it is left out.
+// Strictest returns what stands in for a value that is not understood; empty when it is left out.
 func Strictest(name string) string {
 	if i := ruleOf(name); i >= 0 {
 		return rules[i].strictest
@@ -102,8 +98,7 @@ func isBool(value string) bool { return value == "true" || value == "false" }
 
 func isShort(value string) bool { return 1 <= len(value) && len(value) <= 63 }
 
-// isIntegerBetween takes decimal digits only: no sign, no space, no leading
-// zero, which another reader might take for octal.
+// isIntegerBetween takes no sign and no leading zero, which another reader might take for octal.
 func isIntegerBetween(low, high uint64) func(string) bool {
 	return func(value string) bool {
 		number, err := strconv.ParseUint(value, 10, 64)
@@ -112,8 +107,7 @@ func isIntegerBetween(low, high uint64) func(string) bool {
 	}
 }
 
-// isInterfaceName is the kernel's dev_valid_name (net/core/dev.c), which looks
-// at bytes and takes 0xa0 for white space.
+// isInterfaceName is the kernel's dev_valid_name (net/core/dev.c), for which 0xa0 is white space.
 func isInterfaceName(value string) bool {
 	return 1 <= len(value) && len(value) <= 15 && value != "." && value != ".." &&
 		!slices.ContainsFunc([]byte(value), func(b byte) bool {

@@ -28,8 +28,8 @@ type Bundle struct {
 // clockSkew is how far a client's clock may be behind ours.
 const clockSkew = 5 * time.Minute
 
-// Issue makes an authority and a serving certificate for names, DNS names or IP addresses, that both expire
-// after lifetime. The keys are ECDSA P-256. The authority's key is forgotten: it can sign nothing else.
+// Issue makes an authority, whose key is forgotten, and a serving certificate for DNS names or IP addresses.
+// Both expire after lifetime; the keys are ECDSA P-256.
 func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	if len(names) == 0 {
 		return nil, errors.New("a serving certificate needs at least one DNS name or IP address")

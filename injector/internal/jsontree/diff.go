@@ -9,9 +9,8 @@ import (
 	"strings"
 )
 
-// Diff returns the JSON patch (RFC 6902) that turns before into after; nil when they are equal. It touches only
-// what differs: an element appended to a list is one "add" at its end, a changed member one "replace" of that
-// member. The order is the same at each call: object members by name, then list positions.
+// Diff returns the JSON patch (RFC 6902) that turns before into after; nil when they are equal. It touches
+// only what differs, members by name and then elements by position.
 func Diff(before, after Object) []byte {
 	var p patch
 	p.objects("", before, after)
@@ -92,7 +91,7 @@ func (p *patch) objects(path string, before, after Object) {
 }
 
 func (p *patch) lists(path string, before, after []any) {
-	// What both lists end with stays: an element inserted or removed in front of it must not rewrite the ones behind.
+	// What both lists end with stays, whatever is inserted or removed in front of it.
 	end := 0
 	if len(before) != len(after) {
 		for end < min(len(before), len(after)) && reflect.DeepEqual(before[len(before)-1-end], after[len(after)-1-end]) {

@@ -1,6 +1,5 @@
-// Package jsontree handles JSON objects of which only a part is known: it looks values up in their text (Value),
-// decodes the parts that are to be changed into trees (Object), and writes the difference between two trees as
-// an RFC 6902 patch. What it does not know it does not touch.
+// Package jsontree looks JSON values up in their text (Value), decodes what is to be changed (Object), and
+// writes the difference as a JSON patch. What it does not know it does not touch.
 package jsontree
 
 import (
@@ -9,8 +8,7 @@ import (
 	"strings"
 )
 
-// Object is a JSON object. Its values are Object, []any, string, bool, json.Number (the number's own text), nil,
-// or the raw Value of what is not looked into.
+// Object is a JSON object of Object, []any, string, bool, json.Number, nil, or raw Value, which stays text.
 type Object = map[string]any
 
 // Members returns an object with these members, all nil.
@@ -33,8 +31,7 @@ func Lookup[T any](object Object, path ...string) T {
 	return found
 }
 
-// Ensure returns the object at path and makes each level that is missing or null. It is an error when a level
-// holds something else.
+// Ensure returns the object at path, made where it is missing or null; an error where something else is.
 func Ensure(object Object, path ...string) (Object, error) {
 	for i, key := range path {
 		if object[key] == nil {

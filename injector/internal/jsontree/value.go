@@ -9,8 +9,7 @@ import (
 	"strings"
 )
 
-// Value is text that begins with a valid JSON value. What follows that value does not count, so that a look-up
-// need not find its end. Nothing is decoded, and no memory taken, before somebody asks. The empty Value is what
+// Value is text that begins with a valid JSON value: a look-up need not find its end. The empty Value is what
 // was looked up and is not there.
 type Value []byte
 
@@ -133,8 +132,8 @@ func (v Value) Tree() any {
 	return tree
 }
 
-// Part decodes what wanted names of an object, as far as it is there: of a member that wanted has an object for,
-// what that names; of another one a string. What is neither stays text.
+// Part decodes of an object what wanted has an object for, and the strings that wanted names. The rest that
+// it names stays text.
 func (v Value) Part(wanted Object) any {
 	if wanted == nil || !v.IsObject() {
 		if text, isText := v.Text(); isText {
@@ -181,8 +180,7 @@ func skipComma(text []byte, i int) int {
 // maxDepth is that of encoding/json.
 const maxDepth = 10_000
 
-// valueEnd returns the end of the value that begins at i; -1 when it is not valid. json.Valid, which says the
-// same, takes four times as long.
+// valueEnd returns the end of the value at i; -1: not valid. It takes a quarter of the time of json.Valid.
 func valueEnd(text []byte, i, depth int) int {
 	next := func(j int) byte { // moves i; 0 at the end of the text
 		if i = skipSpace(text, j); i < len(text) {

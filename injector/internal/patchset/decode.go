@@ -17,8 +17,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// decodePatch reads one strategic merge patch for a Pod from YAML or JSON. Whatever a Pod does not have is an
-// error: a misspelt field would otherwise be dropped without a word by the API server.
+// decodePatch reads a strategic merge patch for a Pod. The API server would drop a misspelt field silently.
 func decodePatch(data []byte) (jsontree.Object, error) {
 	documents := yaml.NewDecoder(bytes.NewReader(data))
 	var document yaml.Node
@@ -64,7 +63,7 @@ func yamlError(err error) error {
 	return errors.New(strings.NewReplacer("yaml: ", "", "unmarshal errors:\n  ", "", "\n  ", "; ").Replace(err.Error()))
 }
 
-// checkNodes refuses keys that JSON does not have, merge keys, and elements that are empty, which a Pod could have.
+// checkNodes refuses keys that JSON does not have, merge keys, and empty elements, which a Pod could have.
 func checkNodes(node *yaml.Node) error {
 	for i, child := range node.Content {
 		switch {
@@ -83,8 +82,7 @@ func checkNodes(node *yaml.Node) error {
 // directive is what a strict decoder says of a directive of strategic merge.
 var directive = regexp.MustCompile(`[".]\$(patch|retainKeys|setElementOrder/[a-zA-Z]+|deleteFromPrimitiveList/[a-zA-Z]+)"$`)
 
-// checkFields compares a patch with the type of a Pod: every field must be one that the Pod has, every value of its
-// kind.
+// checkFields compares a patch with the type of a Pod: its fields and their kinds.
 func checkFields(text []byte) error {
 	var wrong *json.UnmarshalTypeError
 	if err := json.Unmarshal(text, &corev1.Pod{}); errors.As(err, &wrong) {
@@ -113,8 +111,7 @@ func checkFields(text []byte) error {
 	return nil
 }
 
-// allowOnly refuses fields that a patch must leave alone, and drops those of the others that are empty:
-// strategic merge would remove them from the pod, with all that they hold.
+// allowOnly refuses other fields, and drops empty ones: strategic merge would remove what the pod has there.
 func allowOnly(object jsontree.Object, path string, allowed ...string) error {
 	for field, value := range object {
 		if !slices.Contains(allowed, field) {

@@ -16,9 +16,9 @@ const (
 	maxTree = 64 << 10
 )
 
-// Outline returns the part of a pod that is judged and changed: this project's annotations, what the patches name,
-// and three lists, whose elements stay text. It is an error when what it decodes is larger than any that KubeVirt
-// makes.
+// Outline returns what is judged and changed of a pod: this project's annotations, the fields that the
+// patches name, and three lists, whose elements stay text. It is an error when that is larger than any that
+// KubeVirt makes.
 func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
 	top := pod.Fields("metadata", "spec")
 	if !top["spec"].IsObject() {

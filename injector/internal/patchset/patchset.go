@@ -1,5 +1,4 @@
-// Package patchset holds the declared change to a virt-launcher pod: the strategic merge patches of a folder,
-// which is a ConfigMap in a cluster. It reads and checks them once and applies them to any number of pods.
+// Package patchset holds the strategic merge patches of a folder, which bring the sidecars to pods.
 package patchset
 
 import (
@@ -20,8 +19,8 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// What every patch set brings. The names are reserved: a pod that has them before it is patched would have
-// its own image and command merged with the sidecars' capabilities.
+// What every patch set brings. In a pod that has such a name before, an image and command of its own would be
+// merged with the sidecars' capabilities.
 const (
 	// InitContainer wires the guest's NIC to the server.
 	InitContainer = "imds-init"
@@ -39,13 +38,11 @@ type Set struct {
 	files       []file
 	sysctls     []any // as in a pod
 	serverImage string
-	// What an outline has: of the metadata, and the fields of the spec that are decoded. named are the elements
-	// of lists that patches name.
+	// What an outline has of the metadata and of the spec, and the elements that patches name, by list.
 	metadata jsontree.Object
 	fields   map[string]bool
 	named    map[string][]string
-	// additive: to a pod that has no element of theirs the patches only add, brought to its lists (as text) and
-	// broughtMetadata to its labels and annotations.
+	// additive: the patches only add brought (text) and broughtMetadata to a pod without their elements.
 	additive        bool
 	brought         map[string][]any
 	broughtMetadata jsontree.Object
@@ -63,8 +60,7 @@ var podSchema = strategicpatch.PatchMetaFromStruct{T: strategicpatch.GetTagStruc
 // lists are those of a pod's spec that patches add to.
 var lists = []string{"initContainers", "containers", "volumes"}
 
-// Open reads the patch files of a folder, once and in name order: a ConfigMap's name carries a hash of its
-// content. serverImage goes to the containers that the patches bring without one.
+// Open reads the patch files of a folder, in name order. serverImage goes to containers without an image.
 func Open(folder, serverImage string) (*Set, error) {
 	entries, err := os.ReadDir(folder)
 	if err != nil {
@@ -75,8 +71,7 @@ func Open(folder, serverImage string) (*Set, error) {
 	s.metadata = jsontree.Object{"labels": jsontree.Object{}, "annotations": jsontree.Members(annotation.All()...)}
 	for _, entry := range entries {
 		name := entry.Name()
-		// Names that begin with a dot are the kubelet's own in a mounted ConfigMap; kustomization.yaml makes the
-		// ConfigMap where the folder is the repository's.
+		// What begins with a dot is the kubelet's own; kustomization.yaml makes the ConfigMap.
 		if strings.HasPrefix(name, ".") || name == "kustomization.yaml" || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
 			continue
 		}
@@ -122,8 +117,7 @@ func (s *Set) learn(patch jsontree.Object) {
 	}
 }
 
-// prove applies the set to the smallest pod that KubeVirt could make, and checks that it brings what the rest of
-// the project relies on.
+// prove applies the set to the smallest pod, and checks that it brings what the project relies on.
 func (s *Set) prove() error {
 	pod, err := s.merge(jsontree.Object{
 		"metadata": jsontree.Object{},
@@ -168,8 +162,7 @@ func (s *Set) prove() error {
 	return err
 }
 
-// check says why the API server or the kubelet would not take an element that the patches bring to every VM's
-// pod, as far as it is a likely mistake.
+// check says why the API server or the kubelet would not take an element, as far as it is a likely mistake.
 func check(list string, element jsontree.Object) error {
 	name := jsontree.Name(element)
 	switch {
@@ -192,8 +185,7 @@ func check(list string, element jsontree.Object) error {
 
 func quantity(value any) (resource.Quantity, error) { return resource.ParseQuantity(fmt.Sprint(value)) }
 
-// TokenProjection returns the "projected" object of the pod's token volume. It has at least one source that is a
-// serviceAccountToken.
+// TokenProjection returns the "projected" object of the token volume, which has a serviceAccountToken.
 func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
 	volume := jsontree.Named(jsontree.Lookup[[]any](pod, "spec", "volumes"), TokenVolume)
 	if volume == nil {
@@ -208,9 +200,7 @@ func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
 	return nil, fmt.Errorf("volume %s has no projected serviceAccountToken", TokenVolume)
 }
 
-// Apply applies all patches to the outline of a pod, in the order of their file names; the outline is used up.
-// The three lists keep the pod's elements first and in their order; sysctls are merged by name; a container that
-// the patches bring without an image gets the server image.
+// Apply applies all patches to an outline, which is used up. The pod's own elements stay first, in order.
 func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
 	if !s.additive || s.touch(spec) {
@@ -289,8 +279,8 @@ func (s *Set) merge(pod jsontree.Object) (jsontree.Object, error) {
 	return pod, nil
 }
 
-// dropNulls removes from what was merged the nulls that the original has not. A null removes a field; where there
-// was none, strategic merge leaves it, and the API server reads that of a quantity as 0.
+// dropNulls removes nulls that the original has not: strategic merge leaves the null of a field that is not
+// there, and the API server reads that of a quantity as 0.
 func dropNulls(merged, original any) {
 	switch merged := merged.(type) {
 	case jsontree.Object:
@@ -323,10 +313,9 @@ func sameName(elements []any, other any) jsontree.Object {
 // elementOrder is the directive by which a patch states the order of a list.
 const elementOrder = "$setElementOrder/"
 
-// restoreOrder sorts lists of what was merged, and the environment of the containers in them: first the
-// original's elements in their order, then the patches' in theirs. Strategic merge itself puts new elements
-// first, and the order of init containers is the order in which they start. A list whose order a patch states
-// itself is left alone.
+// restoreOrder sorts lists, and the environment of the containers in them: first the original's elements,
+// then the patches', unless a patch states the order. Strategic merge puts new elements first, and init
+// containers start in their order.
 func restoreOrder(merged, original jsontree.Object, patches []jsontree.Object, lists ...string) {
 	for _, list := range lists {
 		elements, own := jsontree.Lookup[[]any](merged, list), jsontree.Lookup[[]any](original, list)

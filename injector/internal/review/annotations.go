@@ -10,12 +10,11 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// annotations are those of an object that are this project's: the known ones, and
-// the names of others with annotation.Prefix, some of the most that there are.
+// annotations are this project's of an object, and the names of some of those with annotation.Prefix that
+// nobody knows.
 type annotations map[string]annotation.Value
 
-// maxUnknown and maxUnknownName bound what is kept of names that nobody knows, and maxValue, in bytes, what
-// is kept of a value: it may come back in a patch, a warning, the log and the answer.
+// Unknown names and values may come back in a patch, a warning, the log and the answer: sizes in bytes.
 const (
 	maxUnknown     = 64
 	maxUnknownName = 256
@@ -80,8 +79,7 @@ func (a annotations) over(under annotations) annotations {
 	return both
 }
 
-// problems returns one sentence for each annotation that a user may not set so,
-// in the order of their names. Older versions do not know the verdict's.
+// problems returns a sentence for each annotation that a user may not set so. Verdicts pass everywhere.
 func (a annotations) problems() (problems []string) {
 	for _, name := range slices.Sorted(maps.Keys(a)) {
 		if problem := annotation.Problem(name, a[name]); problem != "" && !strings.HasPrefix(name, annotation.VerdictPrefix) {
@@ -91,8 +89,8 @@ func (a annotations) problems() (problems []string) {
 	return problems
 }
 
-// understood returns what a user's annotations mean where they cannot be refused any more: a value that is not
-// understood is left out, or as strict as can be where it protects. The problems say which.
+// understood returns what a user's annotations mean where they cannot be refused any more: a value that is
+// not understood is left out, or as strict as can be where it protects. The problems say which.
 func (a annotations) understood() (meant annotations, problems []string) {
 	meant = maps.Clone(a)
 	unknown := slices.DeleteFunc(slices.Sorted(maps.Keys(a)), func(name string) bool {

@@ -7,8 +7,8 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// Instance is a Func for the creation and update of VirtualMachineInstances, whoever made them. It leaves its
-// verdict, how the guest reaches IMDS, on the instance: the review of the pod acts on that.
+// Instance is a Func for VirtualMachineInstances, whoever made them. It leaves on the instance how the guest
+// reaches IMDS: the review of the pod acts on that.
 func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 	metadata, other := expect(request, "virtualmachineinstances", Create, Update)
 	if other != nil {
@@ -20,8 +20,7 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 		return Allow(), nil
 	}
 
-	// The verdict is ours when the API server asks again because of a change by another
-	// webhook, or when a backup of the instance is restored.
+	// It is ours when another webhook has changed the instance, or when a backup is restored.
 	foundBefore := readAnnotations(request.OldObject.Get("metadata", "annotations"))
 	now := newSubject(found.without(annotation.Verdict()...), object.Get("spec"))
 	old := newSubject(foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec"))

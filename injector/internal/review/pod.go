@@ -53,8 +53,7 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
 		warnings = []string{"IMDS is not injected: " + why}
 	} else {
-		// The sidecars read a user's annotations by the downward API: as they are meant. The patches, which are the
-		// operator's, come after.
+		// The sidecars read a user's annotations as they are meant, after the operator's patches.
 		users := map[string]string{}
 		for _, name := range annotation.ByUser() {
 			users[name] = meant.text(name)
@@ -76,8 +75,8 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: warnings}, nil
 }
 
-// reachedBy returns the port of the redirection, 0 where the guest comes by a bridge, or why the pod must not
-// be injected. Without the verdict of the instance's review it takes what the pod itself proves.
+// reachedBy returns the port of the redirection, empty for a bridge, or why the pod must not be injected.
+// Without the verdict of the instance's review it takes what the pod itself proves.
 func reachedBy(all jsontree.Value, a annotations) (port string, why string) {
 	port = a.text(annotation.RedirectPort)
 	hasPort := a.has(annotation.RedirectPort) && annotation.IsRedirectPort(a[annotation.RedirectPort])
@@ -91,9 +90,8 @@ func reachedBy(all jsontree.Value, a annotations) (port string, why string) {
 	case annotation.WiringNone:
 		return "", cmp.Or(cut(a.text(annotation.Reason), 1024), "the review of the instance says that IMDS cannot serve it")
 	default:
-		// KubeVirt tells service meshes of masquerade, and of no other binding; and it
-		// migrates bridge binding only with an annotation that nothing else reads
-		// (VerifyVMIMigratable in pkg/network/vmispec/interface.go).
+		// KubeVirt tells service meshes of masquerade only; and only bridge binding needs this annotation to
+		// migrate (VerifyVMIMigratable in pkg/network/vmispec/interface.go).
 		for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
 			"kubevirt.io/allow-pod-bridge-network-live-migration"} {
 			if all.Get(name) != nil {
@@ -122,15 +120,13 @@ func annotate(object jsontree.Object, values map[string]string) {
 	}
 }
 
-// hasSidecars reports whether a pod has containers of both sidecars' names. Other webhooks rewrite what is in
-// them, and a pod that somebody made so by hand has nothing that he could not give it anyway.
+// hasSidecars goes by the names: other webhooks rewrite the rest. Who forges them gets nothing by that.
 func hasSidecars(pod jsontree.Object) bool {
 	containers := containersOf(pod)
 	return jsontree.IndexOf(containers, patchset.InitContainer) >= 0 && jsontree.IndexOf(containers, patchset.ServerContainer) >= 0
 }
 
-// tokenVolumeProblem is that of a VM with a volume of the token volume's name: KubeVirt
-// gives the pod's volume the name that it has in the VM.
+// tokenVolumeProblem is a VM's too: KubeVirt gives the pod's volume the name that it has in the VM.
 const tokenVolumeProblem = "the volume name " + patchset.TokenVolume + " is reserved for the IMDS sidecars: rename the VM's volume"
 
 func hasTokenVolume(volumes jsontree.Value) bool {
@@ -145,20 +141,17 @@ func hasTokenVolume(volumes jsontree.Value) bool {
 // maxObjectName is the longest name of an object, in bytes (DNS subdomain, RFC 1123).
 const maxObjectName = 253
 
-// forbidden says why the sidecars must not be in this pod; empty when they may. Nothing that KubeVirt renders
-// is refused here: these are pods that somebody made to look like it.
+// forbidden says why a pod, which somebody made to look like KubeVirt's, must not have the sidecars.
 func forbidden(pod jsontree.Object, isInjected bool) string {
 	if !isInjected {
-		// Merged into a container that is there already, the patches would give
-		// their capabilities to its image and command.
+		// The patches would give their capabilities to its image and command.
 		for _, element := range containersOf(pod) {
 			if name := jsontree.Name(element); patchset.IsSidecar(name) {
 				return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
 			}
 		}
 	}
-	// With the node's network, imds-init would wire the node. In a shared
-	// process namespace the other containers reach the token by /proc.
+	// imds-init would wire the node, or other containers reach the token by /proc.
 	for _, field := range []string{"hostNetwork", "hostPID", "shareProcessNamespace"} {
 		if jsontree.Lookup[bool](pod, "spec", field) {
 			return fmt.Sprintf("spec.%s is true: IMDS needs a pod with namespaces of its own", field)
@@ -167,8 +160,7 @@ func forbidden(pod jsontree.Object, isInjected bool) string {
 	return ""
 }
 
-// instanceOf returns the name and UID of the VirtualMachineInstance that controls the pod. The labels would
-// not do: KubeVirt cuts the name there, or puts the hostname in its place.
+// instanceOf returns name and UID of the controlling instance, which KubeVirt cuts or replaces in labels.
 func instanceOf(owners jsontree.Value) (name, uid string) {
 	owner := controllerOf(owners)
 	group, _, _ := strings.Cut(owner.Get("apiVersion").String(), "/")

@@ -10,8 +10,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// Request is the part of an admission.k8s.io/v1 AdmissionRequest that reviews need. The objects are text:
-// typed objects would lose the fields that a newer API has.
+// Request is what reviews need of an AdmissionRequest. Typed objects would lose the fields of a newer API.
 type Request struct {
 	UID, Resource, SubResource, Namespace, Name, Operation string
 	// Username is who makes the request.
@@ -61,8 +60,7 @@ func (r *Request) action() string {
 	return strings.TrimSuffix(r.Operation+" of "+r.Resource+"/"+r.SubResource, "/")
 }
 
-// ObjectName is the name of the object, or what is known of it while the API
-// server has still to make the rest of it.
+// ObjectName is the name of the object, as far as the API server has made it.
 func (r *Request) ObjectName() string {
 	metadata := r.Object.Get("metadata").Fields("name", "generateName")
 	return cut(cmp.Or(metadata["name"].String(), metadata["generateName"].String(), r.Name), maxNameLength)
@@ -76,8 +74,7 @@ func cut(text string, most int) string {
 	return strings.ToValidUTF8(text, "?")
 }
 
-// isByKubeVirt reports whether one of KubeVirt's own controllers makes the request. A tenant may give a
-// ServiceAccount such a name; who does is refused less, and gets no more.
+// isByKubeVirt: a tenant who gives a ServiceAccount such a name is refused less, and gets no more.
 func (r *Request) isByKubeVirt() bool {
 	account, found := strings.CutPrefix(r.Username, "system:serviceaccount:")
 	_, name, _ := strings.Cut(account, ":")
@@ -107,6 +104,5 @@ func Allow(warnings ...string) Verdict { return Verdict{Allowed: true, Warnings:
 // Deny refuses the object.
 func Deny(reason string) Verdict { return Verdict{Reason: reason} }
 
-// Func decides about one request. An error is a fault of ours, not of the
-// object: what becomes of that is for the failurePolicy to say.
+// Func decides about one request. An error is a fault of ours: the failurePolicy says what comes of it.
 type Func func(*Request) (Verdict, error)

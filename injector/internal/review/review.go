@@ -1,6 +1,5 @@
-// Package review decides about VirtualMachines, VirtualMachineInstances and
-// virt-launcher pods. What a user writes is refused where it is wrong; what was
-// admitted once, and what a controller makes of it, is served, or told why not.
+// Package review decides about VMs, instances and virt-launcher pods. What a user writes is refused where it
+// is wrong; what was admitted once, and what a controller makes of it, is served, or told why not.
 package review
 
 import (
@@ -23,8 +22,7 @@ type Reviewer struct {
 // New returns a Reviewer that applies the patches to pods.
 func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
 
-// expect returns what is looked at of the object's metadata, and the verdict on a request that is not to be
-// judged; nil: it is.
+// expect returns what is looked at of the metadata, and the verdict where there is nothing to judge.
 func expect(request *Request, resource string, operations ...string) (metadata map[string]jsontree.Value, verdict *Verdict) {
 	if request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation) {
 		return nil, new(Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
@@ -90,8 +88,7 @@ func judge(request *Request, metadata map[string]jsontree.Value, now, old subjec
 	return result
 }
 
-// maxProblems keeps a message readable and its size bounded: there are a few
-// names to get wrong, and as many unknown ones as an object has room for.
+// maxProblems keeps a message readable and its size bounded.
 const maxProblems = 12
 
 func some(problems []string) []string {
@@ -121,8 +118,7 @@ func (r *Reviewer) refuse(request *Request, reason string) Verdict {
 	return Deny(reason)
 }
 
-// controllerOf returns the ownerReference of the controller that made an object; the
-// empty Value when none did. The API server admits one at most.
+// controllerOf returns the ownerReference of the controller, of which the API server admits one.
 func controllerOf(owners jsontree.Value) jsontree.Value {
 	for owner := range owners.Elements() {
 		if owner.Get("controller").IsTrue() {

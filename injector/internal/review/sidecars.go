@@ -14,8 +14,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// setTokens sets the lifetime of the tokens in the pod's token volume and adds one token per audience, with
-// the lifetime of the default token, at audiences/0, audiences/1 and so on.
+// setTokens sets the lifetime of the tokens, and adds one for each audience, at audiences/0 and so on.
 func setTokens(pod jsontree.Object, meant annotations) error {
 	lifetime, audiences := meant.text(annotation.TokenExpirationSeconds), meant.text(annotation.TokenAudiences)
 	if lifetime == "" && audiences == "" {
@@ -50,8 +49,7 @@ func setTokens(pod jsontree.Object, meant annotations) error {
 	return nil
 }
 
-// guaranteedCPU is both request and limit of a sidecar in a Guaranteed pod: measured, it wires a guest in some
-// milliseconds more than without a limit, and answers the liveness probe in time under any flood by the guest.
+// guaranteedCPU is enough under any flood by the guest, and slows the wiring by milliseconds, as measured.
 const guaranteedCPU = "50m"
 
 // shown is what all of the pod's own containers say about a resource.
@@ -62,8 +60,7 @@ type shown struct {
 	ratio   float64           // the largest of a limit to its request
 }
 
-// readResources reads what the pod's own containers show of "cpu" and "memory", and whether they are Guaranteed by
-// the rule of the kubelet's QoS classes.
+// readResources reads what a pod's own containers show, and whether it is Guaranteed by the kubelet's rule.
 func readResources(pod jsontree.Object) (all map[string]*shown, guaranteed bool) {
 	all, guaranteed = map[string]*shown{"cpu": {ratio: 1}, "memory": {ratio: 1}}, true
 	for _, element := range containersOf(pod) {
@@ -114,11 +111,10 @@ func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
 	return quantity, err == nil
 }
 
-// fitResources gives the sidecars in after requests and limits that the pod's own containers, in before, show to be
-// right. A Guaranteed pod, which KubeVirt wants for dedicated CPUs, must stay one. In any other, a LimitRange that
-// takes KubeVirt's small containers must take the sidecars too: none requests less than they, none has a limit
-// above the largest, and no limit is a larger multiple of its request. What the pod does not show, such as a
-// LimitRange with nothing but a minimum, is for a patch file of the operator's.
+// fitResources gives the sidecars in after requests and limits that the pod's own containers, in before, show
+// to be right. A Guaranteed pod, which KubeVirt wants for dedicated CPUs, must stay one. In any other, a
+// LimitRange that takes KubeVirt's containers must take the sidecars: by the least request, the largest
+// limit, and the largest ratio. What the pod does not show is for a patch file of the operator's.
 func fitResources(before, after jsontree.Object, isInjected bool) {
 	own, guaranteed := readResources(before)
 	if !guaranteed && (isInjected || own["cpu"].missing && own["memory"].missing) {
@@ -155,8 +151,8 @@ func guarantee(requests, limits jsontree.Object) {
 	}
 }
 
-// raise raises a sidecar's request, and a limit that is then below it, to what the pod's own containers show,
-// all of which have a limit where a LimitRange or a quota asks for one.
+// raise raises a request, and a limit that is then below it, to what the pod's own containers show, which all
+// have a limit where a LimitRange or a quota asks for one.
 func (s *shown) raise(name string, requests, limits jsontree.Object) {
 	request, errRequest := resource.ParseQuantity(jsontree.Lookup[string](requests, name))
 	limit, errLimit := resource.ParseQuantity(jsontree.Lookup[string](limits, name))

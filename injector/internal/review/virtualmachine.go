@@ -24,8 +24,8 @@ func readVM(object jsontree.Value) vm {
 
 func (v vm) subject() subject { return newSubject(v.metadata.over(v.template), v.spec) }
 
-// VirtualMachine is a Func for the creation and update of VirtualMachines. It carries the annotations from
-// the VM's own metadata, where people write them, to the template, from where KubeVirt copies them.
+// VirtualMachine is a Func for VirtualMachines. It carries the annotations from the VM's own metadata, where
+// people write them, to the template, from where KubeVirt copies them.
 func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	metadata, other := expect(request, "virtualmachines", Create, Update)
 	if other != nil {
@@ -64,9 +64,8 @@ var (
 	templatePart = jsontree.Object{"spec": jsontree.Object{"template": jsontree.Object{"metadata": jsontree.Object{"annotations": jsontree.Members(annotation.ByUser()...)}}}}
 )
 
-// copyToTemplate sets the annotations of the VM's metadata on the template in tree. Where both have one the
-// metadata's wins, with a warning when somebody wrote another into the template. An error means that there is
-// no place for annotations in the template.
+// copyToTemplate sets the annotations of the VM's metadata on the template in tree, with a warning where
+// somebody wrote another there. It is an error when the template has no place for them.
 func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (warnings []string, err error) {
 	for _, name := range annotation.ByUser() {
 		wanted, isWanted := now.metadata[name]
@@ -93,9 +92,8 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 	return warnings, nil
 }
 
-// isOurCopy reports whether the webhook, and not the client, wrote this annotation of the template, by the
-// client's own statement of the VM: what kubectl apply or a server-side apply leaves on the object. Without a
-// statement it is not known.
+// isOurCopy reports whether the webhook, and not the client, wrote this annotation of the template, by what
+// kubectl apply or a server-side apply leaves on the object; without that it is not known.
 func isOurCopy(object jsontree.Value, name string) (ours, known bool) {
 	theirs := false
 	for entry := range object.Get("metadata", "managedFields").Elements() {

@@ -12,11 +12,9 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// wiring is how the guest reaches IMDS, judged from the spec of its
-// VirtualMachineInstance: pods do not carry it.
+// wiring is how the guest reaches IMDS, by the spec of its instance, which pods do not carry.
 type wiring struct {
-	// redirectPort is the TCP port for imds-server in the pod of a VM whose pod
-	// network is bound by passt; 0 where the guest comes by a bridge.
+	// redirectPort is for imds-server where passt binds the pod network; 0: the guest comes by a bridge.
 	redirectPort int
 	// bridge is the one that KubeVirt makes for the interface to be served.
 	bridge string
@@ -40,16 +38,14 @@ type iface struct {
 	port80  bool   // the VM lists it
 }
 
-// The ways in which an interface is bound, by whatever spelling: a field of its own, or a plugin of that name
-// (KubeVirt 1.3 made plugins of slirp, macvtap and passt, and 1.7 a field of passt again).
+// How an interface is bound, by a field or a plugin of that name (plugins since KubeVirt 1.3).
 var bindings = map[string]string{
 	"masquerade": "bridge", "bridge": "bridge", "managedTap": "bridge", "managedtap": "bridge", "l2bridge": "bridge", // with the guest's tap
 	"passtBinding": "passt", "passt": "passt", // sockets of the pod
 	"sriov": "sriov", "macvtap": "macvtap", "slirp": "slirp",
 }
 
-// passesThePod reports whether the interface passes the pod's network by, where
-// IMDS is: hardware, a device that QEMU takes as a whole, or user-mode networking.
+// passesThePod: hardware, a device that QEMU takes as a whole, or user-mode networking pass by where IMDS is.
 func (i iface) passesThePod() bool {
 	return i.binding == "sriov" || i.binding == "macvtap" || i.binding == "slirp"
 }
@@ -64,8 +60,8 @@ const (
 	maxNameLength = 63
 )
 
-// The redirection takes the first port that the VM does not list. All are in the kernel's range for outgoing
-// connections (ip_local_port_range), which passt leaves out when it binds all ports for the VM.
+// The first that the VM does not list is taken. All are in ip_local_port_range, which passt leaves out when
+// it binds all ports for the VM.
 const (
 	firstRedirectPort = 60080
 	lastRedirectPort  = 60999
@@ -152,8 +148,8 @@ func (s subject) wiring() (w wiring) {
 	return w
 }
 
-// isRedirected reports whether the guest's questions come by passt. That is a matter of the pod network,
-// since the guest's default route is there; a VM without it sends them by any of its interfaces.
+// isRedirected reports whether the guest comes by passt: its default route is in the pod network; a VM
+// without that network asks by any interface.
 func (n *nics) isRedirected() bool {
 	if i := n.index(n.primary); i >= 0 && n.primary != "" {
 		return n.list[i].isPasst()
@@ -212,8 +208,7 @@ func (w *wiring) join(n *nics, meant annotations) {
 	}
 }
 
-// first returns the network to be served where nobody says which: the pod network,
-// or else the first in the spec, so that a migration's target takes the same one.
+// first returns the network to be served where nobody says which, the same one for a migration's target.
 func (n *nics) first() (first string) {
 	for _, i := range n.list {
 		if i.hasBridge() && i.name == n.primary {
@@ -228,8 +223,7 @@ func (n *nics) first() (first string) {
 	return first
 }
 
-// bridgeOf is how KubeVirt names a bridge (pkg/network/link/names.go and
-// pkg/network/namescheme/networknamescheme.go).
+// bridgeOf is how KubeVirt names a bridge (pkg/network/link and pkg/network/namescheme).
 func (n *nics) bridgeOf(network string) string {
 	if network == n.primary {
 		return "k6t-eth0"
