@@ -127,8 +127,8 @@ type configuration struct {
 // write writes the CA to every webhook that has it not. The resourceVersion makes the API server refuse when
 // somebody else was faster. An error is known when it tells that the CA is not there.
 func (p *publisher) write(ctx context.Context) (written, known bool, err error) {
-	var current configuration
-	if code, err := p.ask(ctx, http.MethodGet, "", nil, &current); err != nil {
+	current, code, err := p.ask(ctx, http.MethodGet, "", nil)
+	if err != nil {
 		return false, code == http.StatusNotFound || code == http.StatusForbidden, err
 	}
 	if len(current.Webhooks) == 0 {
@@ -141,34 +141,27 @@ func (p *publisher) write(ctx context.Context) (written, known bool, err error) 
 	}
 	if written {
 		// A strategic merge by the webhooks' names: all else stays as it is.
-		_, err = p.ask(ctx, http.MethodPatch, "?fieldManager=imds-webhook", &current, new(configuration))
+		var patch []byte
+		if patch, err = json.Marshal(current); err == nil {
+			_, _, err = p.ask(ctx, http.MethodPatch, "?fieldManager=imds-webhook", patch)
+		}
 	}
 	return written, true, err
 }
 
 // ask sends a request; an answer other than 200 is an error with the API server's own reason.
-func (p *publisher) ask(ctx context.Context, method, query string, patch, answer *configuration) (code int, err error) {
-	var body bytes.Buffer
-	if patch != nil {
-		if err := json.NewEncoder(&body).Encode(patch); err != nil {
-			return 0, err
-		}
-	}
-	request, err := http.NewRequestWithContext(ctx, method, p.url+query, &body)
-	if err != nil {
-		return 0, err
-	}
-	// Read each time: the kubelet renews it.
-	token, err := os.ReadFile(p.tokenFile)
-	if err != nil {
-		return 0, err
+func (p *publisher) ask(ctx context.Context, method, query string, patch []byte) (answer configuration, code int, err error) {
+	request, errRequest := http.NewRequestWithContext(ctx, method, p.url+query, bytes.NewReader(patch))
+	token, err := os.ReadFile(p.tokenFile) // each time: the kubelet renews it
+	if err := errors.Join(errRequest, err); err != nil {
+		return answer, 0, err
 	}
 	request.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
 	request.Header.Set("Accept", "application/json")
 	request.Header.Set("Content-Type", "application/strategic-merge-patch+json")
 	response, err := p.client.Do(request)
 	if err != nil {
-		return 0, err
+		return answer, 0, err
 	}
 	defer response.Body.Close()
 	decoder := json.NewDecoder(io.LimitReader(response.Body, maxObject))
@@ -179,12 +172,12 @@ func (p *publisher) ask(ctx context.Context, method, query string, patch, answer
 		if decoder.Decode(&status) == nil {
 			reason = fmt.Sprintf("%.300q", status.Message)
 		}
-		return response.StatusCode, fmt.Errorf("%s: %s: %s", where, response.Status, reason)
+		return answer, response.StatusCode, fmt.Errorf("%s: %s: %s", where, response.Status, reason)
 	}
-	if err := decoder.Decode(answer); err != nil {
-		return response.StatusCode, fmt.Errorf("%s: the answer is not understood: %w", where, err)
+	if err = decoder.Decode(&answer); err != nil {
+		err = fmt.Errorf("%s: the answer is not understood: %w", where, err)
 	}
-	return response.StatusCode, nil
+	return answer, response.StatusCode, err
 }
 
 // maxOthers is how many CAs stay beside the own one: as many as other replicas run, during roll-outs too.

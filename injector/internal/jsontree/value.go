@@ -42,9 +42,6 @@ func (v Value) IsTrue() bool { return len(v) != 0 && v[0] == 't' }
 // IsObject reports whether the value is an object.
 func (v Value) IsObject() bool { return len(v) != 0 && v[0] == '{' }
 
-// IsList reports whether the value is a list.
-func (v Value) IsList() bool { return len(v) != 0 && v[0] == '[' }
-
 // Text returns a string's text; false when the value is no string.
 func (v Value) Text() (string, bool) {
 	if len(v) == 0 || v[0] != '"' {
@@ -65,22 +62,20 @@ func (v Value) Members() iter.Seq2[[]byte, Value] {
 		if !v.IsObject() {
 			return
 		}
-		for i := skipSpace(v, 1); v[i] != '}'; {
+		for i := skipSpace(v, 1); v[i] != '}'; i = skipComma(v, valueEnd(v, i, 0)) {
 			end := stringEnd(v, i)
 			key := unquote(v[i:end])
-			i = skipSpace(v, skipSpace(v, end)+1) // the colon
-			if !yield(key, v[i:]) {
+			if i = skipSpace(v, skipSpace(v, end)+1); !yield(key, v[i:]) { // after the colon
 				return
 			}
-			i = skipComma(v, valueEnd(v, i, 0))
 		}
 	}
 }
 
-// Elements returns the elements of a list; none of another value.
+// Elements returns the elements of a list, raw; none of another value.
 func (v Value) Elements() iter.Seq[Value] {
 	return func(yield func(Value) bool) {
-		if !v.IsList() {
+		if len(v) == 0 || v[0] != '[' {
 			return
 		}
 		for i := skipSpace(v, 1); v[i] != ']'; {
@@ -108,15 +103,15 @@ func (v Value) Fields(keys ...string) map[string]Value {
 
 // Get returns the value at path. The API server sends no key twice.
 func (v Value) Get(path ...string) Value {
+look:
 	for _, key := range path {
-		object := v
-		v = nil
-		for name, value := range object.Members() {
+		for name, value := range v.Members() {
 			if string(name) == key {
 				v = value
-				break
+				continue look
 			}
 		}
+		return nil
 	}
 	return v
 }

@@ -15,7 +15,7 @@ func rebuilt(v Value) any {
 			object[string(key)] = rebuilt(value)
 		}
 		return object
-	case v.IsList():
+	case len(v) > 0 && v[0] == '[':
 		list := []any{}
 		for element := range v.Elements() {
 			list = append(list, rebuilt(element))
@@ -105,7 +105,7 @@ func TestReadingTakesNoMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		v.Get("spec", "list").IsList()
+		v.Get("spec", "list").IsObject()
 		v.Get("metadata", "annotations", "c").IsNull()
 	}); n > 8 {
 		t.Errorf("%v allocations for two look-ups", n)

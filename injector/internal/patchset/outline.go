@@ -47,7 +47,7 @@ func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
 }
 
 func (s *Set) outlineOfList(field string, value jsontree.Value) ([]any, error) {
-	if !value.IsList() {
+	if value[0] != '[' {
 		return nil, fmt.Errorf("spec.%s is not a list", field)
 	}
 	list := []any{}

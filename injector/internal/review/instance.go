@@ -10,10 +10,10 @@ import (
 // Instance is a Func for VirtualMachineInstances, whoever made them. It leaves on the instance how the guest
 // reaches IMDS: the review of the pod acts on that.
 func (r *Reviewer) Instance(request *Request) (Verdict, error) {
-	metadata, other := expect(request, "virtualmachineinstances", Create, Update)
-	if other != nil {
-		return *other, nil
-	}
+	return expect(r.instance, request, "virtualmachineinstances", Create, Update)
+}
+
+func (r *Reviewer) instance(request *Request, metadata metadata) (Verdict, error) {
 	object := request.Object
 	found := readAnnotations(metadata["annotations"])
 	if len(found) == 0 || found.decline() {

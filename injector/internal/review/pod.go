@@ -12,10 +12,10 @@ import (
 
 // Pod is a Func for the creation of pods. It decides from the pod alone, so that no cache can be behind.
 func (r *Reviewer) Pod(request *Request) (Verdict, error) {
-	metadata, other := expect(request, "pods", Create)
-	if other != nil {
-		return *other, nil
-	}
+	return expect(r.pod, request, "pods", Create)
+}
+
+func (r *Reviewer) pod(request *Request, metadata metadata) (Verdict, error) {
 	found := readAnnotations(metadata["annotations"])
 	// The short-lived pod by which KubeVirt gets a volume provisioned before the VM starts runs no guest.
 	isEphemeral := metadata["annotations"].Get("kubevirt.io/ephemeral-provisioning") != nil

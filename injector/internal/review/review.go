@@ -22,17 +22,20 @@ type Reviewer struct {
 // New returns a Reviewer that applies the patches to pods.
 func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
 
-// expect returns what is looked at of the metadata, and the verdict where there is nothing to judge.
-func expect(request *Request, resource string, operations ...string) (metadata map[string]jsontree.Value, verdict *Verdict) {
+// metadata is what is looked at of an object's metadata.
+type metadata = map[string]jsontree.Value
+
+// expect has a request decided if it is for such a resource and operation.
+func expect(decide func(*Request, metadata) (Verdict, error), request *Request, resource string, operations ...string) (Verdict, error) {
 	if request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation) {
-		return nil, new(Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
-			strings.Join(operations, " and "), resource, request.action())))
+		return Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
+			strings.Join(operations, " and "), resource, request.action())), nil
 	}
-	metadata = request.Object.Get("metadata").Fields("annotations", "labels", "ownerReferences", "deletionTimestamp")
-	if !metadata["deletionTimestamp"].IsNull() {
-		return nil, new(Allow()) // on its way out, it is updated to drop its finalizers
+	found := request.Object.Get("metadata").Fields("annotations", "labels", "ownerReferences", "deletionTimestamp")
+	if !found["deletionTimestamp"].IsNull() {
+		return Allow(), nil // on its way out, it is updated to drop its finalizers
 	}
-	return metadata, nil
+	return decide(request, found)
 }
 
 // subject is what is judged of a VM or an instance.
@@ -62,7 +65,7 @@ type judgement struct {
 // judge compares a subject with what it was, which is nothing at its creation. Only what this very request
 // brings in is refused: otherwise a rule of today would stop every controller that updates an object of
 // yesterday. And a change of the networks is KubeVirt's to judge.
-func judge(request *Request, metadata map[string]jsontree.Value, now, old subject) judgement {
+func judge(request *Request, metadata metadata, now, old subject) judgement {
 	created := request.Operation == Create
 	result := judgement{
 		wiring:  now.wiring(),

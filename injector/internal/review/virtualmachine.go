@@ -27,10 +27,10 @@ func (v vm) subject() subject { return newSubject(v.metadata.over(v.template), v
 // VirtualMachine is a Func for VirtualMachines. It carries the annotations from the VM's own metadata, where
 // people write them, to the template, from where KubeVirt copies them.
 func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
-	metadata, other := expect(request, "virtualmachines", Create, Update)
-	if other != nil {
-		return *other, nil
-	}
+	return expect(r.virtualMachine, request, "virtualmachines", Create, Update)
+}
+
+func (r *Reviewer) virtualMachine(request *Request, metadata metadata) (Verdict, error) {
 	object := request.Object
 	now, old := readVM(object), readVM(request.OldObject)
 	if len(now.metadata)+len(now.template)+len(old.metadata) == 0 {

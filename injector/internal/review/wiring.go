@@ -3,7 +3,6 @@ package review
 import (
 	"crypto/sha256"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,17 +41,14 @@ type iface struct {
 var bindings = map[string]string{
 	"masquerade": "bridge", "bridge": "bridge", "managedTap": "bridge", "managedtap": "bridge", "l2bridge": "bridge", // with the guest's tap
 	"passtBinding": "passt", "passt": "passt", // sockets of the pod
-	"sriov": "sriov", "macvtap": "macvtap", "slirp": "slirp",
-}
-
-// passesThePod: hardware, a device that QEMU takes as a whole, or user-mode networking pass by where IMDS is.
-func (i iface) passesThePod() bool {
-	return i.binding == "sriov" || i.binding == "macvtap" || i.binding == "slirp"
+	"sriov": "sriov", "macvtap": "macvtap", "slirp": "slirp", // not by the pod, where IMDS is
 }
 
 func (i iface) isPasst() bool { return i.binding == "passt" }
 
-func (i iface) hasBridge() bool { return !i.isPasst() && !i.passesThePod() }
+func (i iface) hasBridge() bool {
+	return i.binding == "" || i.binding == "bridge" || i.binding == "unknown"
+}
 
 // maxInterfaces is more than a machine has slots for, and maxNameLength more than a network's name has.
 const (
@@ -133,13 +129,14 @@ func (s subject) wiring() (w wiring) {
 	switch {
 	case n.none:
 		w.problem("the VM has no network interface, by which its guest could ask: add one, or remove %s", annotation.Enabled)
-	case len(n.list) > 0 && !slices.ContainsFunc(n.list, func(i iface) bool { return !i.passesThePod() }):
-		found := map[string]bool{}
+	case len(n.list) > 0 && !slices.ContainsFunc(n.list, func(i iface) bool { return i.isPasst() || i.hasBridge() }):
+		var found []string
 		for _, i := range n.list {
-			found[i.binding] = true
+			found = append(found, i.binding)
 		}
+		slices.Sort(found)
 		w.problem("IMDS cannot serve this VM: its interfaces are bound by %s only, which pass the pod's network by: use masquerade, bridge or passt for one of them, or remove %s",
-			strings.Join(slices.Sorted(maps.Keys(found)), ", "), annotation.Enabled)
+			strings.Join(slices.Compact(found), ", "), annotation.Enabled)
 	case n.isRedirected():
 		w.redirect(n, s.meant)
 	default:
@@ -172,8 +169,8 @@ func (w *wiring) redirect(n *nics, meant annotations) {
 			w.problem("annotation %s has no effect on a VM whose pod network is bound by passt, where IMDS is on no bridge: remove it", name)
 		}
 	}
-	if others := n.named(func(i iface) bool { return !i.isPasst() }); others != "" {
-		w.warning("IMDS serves the guest by passt only, and not on its interfaces %s", others)
+	if isOther := func(i iface) bool { return !i.isPasst() }; slices.ContainsFunc(n.list, isOther) {
+		w.warning("IMDS serves the guest by passt only, and not on its interfaces %s", n.named(isOther))
 	}
 }
 
@@ -188,8 +185,8 @@ func (w *wiring) join(n *nics, meant annotations) {
 				annotation.Quote(i.plugin), annotation.Quote(i.name))
 		}
 	}
-	if passt := n.named(iface.isPasst); passt != "" && len(w.problems) == 0 {
-		w.warning("IMDS takes port 80 from the VM on the interfaces that use passt: %s", passt)
+	if len(w.problems) == 0 && slices.ContainsFunc(n.list, iface.isPasst) {
+		w.warning("IMDS takes port 80 from the VM on the interfaces that use passt: %s", n.named(iface.isPasst))
 	}
 	wanted := meant.text(annotation.Network)
 	if wanted == "" {
@@ -209,18 +206,12 @@ func (w *wiring) join(n *nics, meant annotations) {
 }
 
 // first returns the network to be served where nobody says which, the same one for a migration's target.
-func (n *nics) first() (first string) {
-	for _, i := range n.list {
-		if i.hasBridge() && i.name == n.primary {
-			return n.primary
-		} else if i.hasBridge() && first == "" {
-			first = i.name
-		}
+func (n *nics) first() string {
+	first := slices.IndexFunc(n.list, iface.hasBridge)
+	if i := n.index(n.primary); first < 0 || i >= 0 && n.list[i].hasBridge() {
+		return n.primary // without a list KubeVirt adds its interface
 	}
-	if len(n.list) == 0 {
-		return n.primary // KubeVirt adds its interface
-	}
-	return first
+	return n.list[first].name
 }
 
 // bridgeOf is how KubeVirt names a bridge (pkg/network/link and pkg/network/namescheme).
@@ -235,16 +226,13 @@ func (n *nics) index(name string) int {
 	return slices.IndexFunc(n.list, func(i iface) bool { return i.name == name })
 }
 
-// named lists the names of some interfaces for a message; empty: there are none.
+// named lists the names of some interfaces for a message.
 func (n *nics) named(is func(iface) bool) string {
 	var names []string
 	for _, i := range n.list {
 		if is(i) {
 			names = append(names, i.name)
 		}
-	}
-	if names == nil {
-		return ""
 	}
 	return annotation.Quote(strings.Join(names, ", "))
 }
