@@ -21,13 +21,12 @@ type certificateSource struct {
 	certFile, keyFile string // empty: the certificate is fixed
 	log               *slog.Logger
 
-	mu      sync.Mutex
-	current *chain    // in use
-	files   [3][]byte // read last: certificates, key, CA
-	newest  *chain    // in them
-	readErr error     // what is wrong with them
-	// What was logged last.
-	refused, unused report
+	mu              sync.Mutex
+	current         *chain    // in use
+	files           [3][]byte // read last: certificates, key, CA
+	newest          *chain    // in them
+	readErr         error     // what is wrong with them
+	refused, unused string    // what was logged last
 }
 
 // certificateFiles is a source of two PEM files. A new pair that is wrong does not replace the last good one.
@@ -58,7 +57,7 @@ func (s *certificateSource) status(now time.Time) (refused, unused error) {
 	if refused = s.refusal(s.current, now); refused != nil {
 		refused = fmt.Errorf("the API server would refuse the certificate: %w", refused)
 	}
-	if s.refused.isNew(refused) {
+	if isNew(&s.refused, refused) {
 		s.log.Error("not ready", "err", refused)
 	}
 	return refused, unused
@@ -84,7 +83,7 @@ func (s *certificateSource) renew(now time.Time) error {
 			s.log.Info("renewed certificate is in use", "expires", s.current.parsed[0].NotAfter.UTC().Format(time.RFC3339))
 		}
 	}
-	if s.unused.isNew(err) {
+	if isNew(&s.unused, err) {
 		s.log.Error("renewed certificate is not used, the last good one stays", "err", err)
 	}
 	return err
@@ -109,16 +108,11 @@ func (s *certificateSource) read() error {
 	return s.readErr
 }
 
-// report keeps the text of a problem, so that each is logged once.
-type report string
-
-// isNew reports whether err is a problem, and another one than before.
-func (r *report) isNew(err error) bool {
-	last := *r
-	if *r = ""; err != nil {
-		*r = report(err.Error())
-	}
-	return err != nil && *r != last
+// isNew reports whether err is a problem, and another one than last: each is logged once.
+func isNew(last *string, err error) bool {
+	before := *last
+	*last = fmt.Sprint(err)
+	return err != nil && *last != before
 }
 
 // chain is a serving certificate with what a client judges it by.
@@ -183,19 +177,7 @@ func (c *chain) refusal(service string, now time.Time) error {
 			break
 		}
 	}
-	return remedy(err, service)
-}
-
-func poolOf(certificates ...*x509.Certificate) *x509.CertPool {
-	pool := x509.NewCertPool()
-	for _, certificate := range certificates {
-		pool.AddCert(certificate)
-	}
-	return pool
-}
-
-// remedy adds to the verdict on a certificate what to do about it.
-func remedy(err error, service string) error {
+	// What to do about it.
 	var invalid x509.CertificateInvalidError
 	var hostname x509.HostnameError
 	var unknown x509.UnknownAuthorityError
@@ -212,4 +194,12 @@ func remedy(err error, service string) error {
 		return fmt.Errorf("%w: ca.crt must hold the CA, and the file any intermediate certificates after its own", err)
 	}
 	return err
+}
+
+func poolOf(certificates ...*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, certificate := range certificates {
+		pool.AddCert(certificate)
+	}
+	return pool
 }

@@ -24,12 +24,9 @@ type waiter struct {
 }
 
 const (
-	// maxWaiting is for what may hold a header, a stack and a stream's buffer each.
-	maxWaiting = 512
-	// maxHosts is how many are remembered.
-	maxHosts = 4096
-	// unknownHost is how long a request is taken to hold a place where nothing is known.
-	unknownHost = 200 * time.Millisecond
+	maxWaiting  = 512 // each may hold a header, a stack and a stream's buffer
+	maxHosts    = 4096
+	unknownHost = 200 * time.Millisecond // for a host of which nothing is known
 )
 
 var errBusy = errors.New("too many requests at a time: try again")

@@ -23,23 +23,18 @@ import (
 )
 
 const (
-	// maxObject is the API server's own (MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go).
-	maxObject = 3 << 20
-	// maxBody is for an update, which has the old object too, and something around them.
-	maxBody = 2*maxObject + 64<<10
-	// maxSmall is for the many places. The largest pod that KubeVirt made for us has 13 KB.
-	maxSmall = 256 << 10
-
-	smallPlaces = 32
+	maxObject   = 3 << 20              // MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go
+	maxBody     = 2*maxObject + 64<<10 // an update has the old object too, and something around them
 	largePlaces = 2
+	maxSmall    = 256 << 10 // the largest pod that KubeVirt made for us has 13 KB
+	smallPlaces = 32
 )
 
 // admission answers the API server's requests, with bounds on what they may cost together.
 type admission struct {
-	log *slog.Logger
-	// small and large bound the bodies that are held, reviewing the trees that are made of them.
-	small, large *gate
-	reviewing    chan struct{}
+	log          *slog.Logger
+	small, large *gate         // bound the bodies that are held
+	reviewing    chan struct{} // bounds the trees that are made of them
 }
 
 func newAdmission(log *slog.Logger) *admission {

@@ -74,7 +74,7 @@ func TestFaultsAreHTTPErrorsAndLogged(t *testing.T) {
 }
 
 func TestVerdicts(t *testing.T) {
-	response, _, log := answerOf(t, func(*review.Request) (review.Verdict, error) { return review.Deny("not here"), nil })
+	response, _, log := answerOf(t, func(*review.Request) (review.Verdict, error) { return review.Verdict{Reason: "not here"}, nil })
 	if response.Allowed || response.Result.Code != http.StatusForbidden || response.Result.Message != "not here" || log != "" {
 		t.Errorf("refusal: %+v, log %s", response, log)
 	}

@@ -35,7 +35,7 @@ type publisher struct {
 
 	mu       sync.Mutex
 	problem  error  // nil while the CA is there, as far as is known
-	reported report // the last failure that was logged
+	reported string // the last failure that was logged
 }
 
 // newPublisher finds the API server and the right to speak to it in the pod's environment.
@@ -99,7 +99,7 @@ func (p *publisher) run(ctx context.Context) {
 		if known || p.problem != nil {
 			p.problem = err
 		}
-		if p.reported.isNew(err) {
+		if isNew(&p.reported, err) {
 			p.log.Warn("CA not published, trying again", "configuration", configurationName, "err", err)
 		}
 		p.mu.Unlock()

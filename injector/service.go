@@ -177,12 +177,7 @@ func (s *service) run(ctx context.Context) error {
 		return err
 	case <-s.timing.withdrawal():
 	}
-	return s.shutdown(context.WithoutCancel(ctx))
-}
-
-// shutdown closes the webhook's listener and waits for requests under way.
-func (s *service) shutdown(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timing.shutdown)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timing.shutdown)
 	defer cancel()
 	s.webhookListener.Close()
 	s.log.Info("no new connections any more, waiting for requests under way")

@@ -9,18 +9,15 @@ import (
 
 // Value is what an annotation has: text or, in a template, which has no schema, any other JSON.
 type Value struct {
-	// Text is the text, or the JSON.
-	Text string
-	// NotText says that Text is JSON.
-	NotText bool
+	Text    string // or the JSON
+	NotText bool   // Text is JSON
 }
 
 type rule struct {
-	name    string
-	allowed string
-	valid   func(value string) bool
-	// strictest stands in for a value that is not understood, where the annotation protects.
-	strictest string
+	name      string
+	allowed   string
+	valid     func(value string) bool
+	strictest string // stands in for a value that is not understood, where the annotation protects
 }
 
 var rules = []rule{
@@ -33,46 +30,37 @@ var rules = []rule{
 	{HopLimit, "an integer from 1 to 255", isIntegerBetween(1, 255), "1"},
 }
 
-// redirectPort stays off the ports at which the services of a VM usually are.
-var redirectPort = rule{RedirectPort, "an integer from 1024 to 65535", isIntegerBetween(1024, 65535), ""}
-
 // Problem says what is wrong with an annotation whose name has Prefix; empty when all is well.
 func Problem(name string, value Value) string {
-	i := ruleOf(name)
+	rule := ruleOf(name)
 	switch {
-	case i >= 0:
-		return rules[i].problem(value)
 	case name == RedirectPort || slices.Contains(OnPod(), name):
 		return fmt.Sprintf("annotation %s is written by the webhook: remove it", name)
-	default:
+	case rule.name == "":
 		return fmt.Sprintf("annotation %s is not known: the nearest known name is %s", Quote(name), nearest(name))
+	case value.NotText: // so that "enabled: true" without quotes comes this far
+		return fmt.Sprintf("annotation %s: %s is not a string: write it in quotes", name, value)
+	case !rule.valid(value.Text):
+		return fmt.Sprintf("annotation %s: %s is not allowed: want %s", name, value, rule.allowed)
 	}
+	return ""
 }
 
 // Strictest returns what stands in for a value that is not understood; empty when it is left out.
-func Strictest(name string) string {
-	if i := ruleOf(name); i >= 0 {
-		return rules[i].strictest
+func Strictest(name string) string { return ruleOf(name).strictest }
+
+func ruleOf(name string) rule {
+	for _, rule := range rules {
+		if rule.name == name {
+			return rule
+		}
 	}
-	return ""
+	return rule{}
 }
 
-func ruleOf(name string) int {
-	return slices.IndexFunc(rules, func(r rule) bool { return r.name == name })
-}
-
-// IsRedirectPort reports whether value is one that the webhook writes.
-func IsRedirectPort(value Value) bool { return redirectPort.problem(value) == "" }
-
-func (r rule) problem(value Value) string {
-	if value.NotText {
-		// So that "enabled: true" without quotes comes this far.
-		return fmt.Sprintf("annotation %s: %s is not a string: write it in quotes", r.name, value)
-	}
-	if !r.valid(value.Text) {
-		return fmt.Sprintf("annotation %s: %s is not allowed: want %s", r.name, value, r.allowed)
-	}
-	return ""
+// IsRedirectPort reports whether value is one that the webhook writes, off where services of a VM usually are.
+func IsRedirectPort(value Value) bool {
+	return !value.NotText && isIntegerBetween(1024, 65535)(value.Text)
 }
 
 // maxQuoted is how many bytes of foreign text a message repeats.

@@ -17,12 +17,9 @@ import (
 
 // Bundle is what Issue makes, all in PEM.
 type Bundle struct {
-	// CA is the authority's certificate: the caBundle of a webhook configuration.
-	CA []byte
-	// Certificate is the serving certificate. A server does not send the CA.
-	Certificate []byte
-	// Key is the serving certificate's private key (PKCS #8).
-	Key []byte
+	CA          []byte // the authority's certificate: the caBundle of a webhook configuration
+	Certificate []byte // the serving certificate; a server does not send the CA
+	Key         []byte // its private key (PKCS #8)
 }
 
 // clockSkew is how far a client's clock may be behind ours.
@@ -72,13 +69,10 @@ func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	if ca, err = x509.ParseCertificate(caDER); err != nil {
 		return nil, fmt.Errorf("CA certificate: %w", err)
 	}
-	servingDER, err := x509.CreateCertificate(rand.Reader, serving, ca, &key.PublicKey, caKey)
-	if err != nil {
-		return nil, fmt.Errorf("serving certificate: %w", err)
-	}
+	servingDER, errServing := x509.CreateCertificate(rand.Reader, serving, ca, &key.PublicKey, caKey)
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
+	if err := errors.Join(errServing, err); err != nil {
+		return nil, fmt.Errorf("serving certificate: %w", err)
 	}
 	encode := func(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
 	return &Bundle{CA: encode("CERTIFICATE", caDER), Certificate: encode("CERTIFICATE", servingDER), Key: encode("PRIVATE KEY", keyDER)}, nil

@@ -22,12 +22,9 @@ import (
 // What every patch set brings. In a pod that has such a name before, an image and command of its own would be
 // merged with the sidecars' capabilities.
 const (
-	// InitContainer wires the guest's NIC to the server.
-	InitContainer = "imds-init"
-	// ServerContainer answers the guest.
-	ServerContainer = "imds-server"
-	// TokenVolume is the projected volume with the ServiceAccount tokens.
-	TokenVolume = "imds-token"
+	InitContainer   = "imds-init"   // wires the guest's NIC to the server
+	ServerContainer = "imds-server" // answers the guest
+	TokenVolume     = "imds-token"  // the projected volume with the ServiceAccount tokens
 )
 
 // IsSidecar reports whether a container's name is one of the sidecars'.

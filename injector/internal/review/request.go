@@ -13,9 +13,8 @@ import (
 // Request is what reviews need of an AdmissionRequest. Typed objects would lose the fields of a newer API.
 type Request struct {
 	UID, Resource, SubResource, Namespace, Name, Operation string
-	// Username is who makes the request.
-	Username          string
-	Object, OldObject jsontree.Value
+	Username                                               string // who makes it
+	Object, OldObject                                      jsontree.Value
 }
 
 // maxText is more than any name, namespace, UID or ServiceAccount's user name has, in bytes.
@@ -89,20 +88,14 @@ const (
 
 // Verdict is the answer to a Request.
 type Verdict struct {
-	Allowed bool
-	// Reason says why the object is refused; one sentence, for whoever ran kubectl apply.
-	Reason string
-	// Warnings are shown to the client of an allowed request.
-	Warnings []string
-	// Patch is the JSON patch for the object of an allowed request.
-	Patch []byte
+	Allowed  bool
+	Reason   string   // of a refusal: one sentence, for whoever ran kubectl apply
+	Warnings []string // for the client of an allowed request
+	Patch    []byte   // the JSON patch for its object
 }
 
 // Allow lets the object pass as it is.
 func Allow(warnings ...string) Verdict { return Verdict{Allowed: true, Warnings: warnings} }
-
-// Deny refuses the object.
-func Deny(reason string) Verdict { return Verdict{Reason: reason} }
 
 // Func decides about one request. An error is a fault of ours: the failurePolicy says what comes of it.
 type Func func(*Request) (Verdict, error)

@@ -40,12 +40,9 @@ func expect(decide func(*Request, metadata) (Verdict, error), request *Request, 
 
 // subject is what is judged of a VM or an instance.
 type subject struct {
-	annotations annotations
-	// meant and problems are what understood makes of the annotations.
-	meant    annotations
-	problems []string
-	// spec is that of a VirtualMachineInstance.
-	spec jsontree.Value
+	annotations, meant annotations
+	problems           []string       // in the annotations, which are meant so
+	spec               jsontree.Value // of a VirtualMachineInstance
 }
 
 func newSubject(a annotations, spec jsontree.Value) subject {
@@ -55,11 +52,9 @@ func newSubject(a annotations, spec jsontree.Value) subject {
 
 // judgement is what is to be said about a subject.
 type judgement struct {
-	wiring wiring
-	// changed says that an update changes the annotations.
-	changed  bool
-	refusals []string
-	warnings []string
+	wiring             wiring
+	changed            bool // an update changes the annotations
+	refusals, warnings []string
 }
 
 // judge compares a subject with what it was, which is nothing at its creation. Only what this very request
@@ -118,7 +113,7 @@ func (r *Reviewer) Repair(decide Func) Func {
 // refuse denies the request and logs it.
 func (r *Reviewer) refuse(request *Request, reason string) Verdict {
 	r.log.Warn("refused", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "reason", reason)
-	return Deny(reason)
+	return Verdict{Reason: reason}
 }
 
 // controllerOf returns the ownerReference of the controller, of which the API server admits one.

@@ -13,12 +13,10 @@ import (
 
 // wiring is how the guest reaches IMDS, by the spec of its instance, which pods do not carry.
 type wiring struct {
-	// redirectPort is for imds-server where passt binds the pod network; 0: the guest comes by a bridge.
-	redirectPort int
-	// bridge is the one that KubeVirt makes for the interface to be served.
-	bridge string
-	// problems are sentences that say why IMDS cannot work so, warnings what the VM's owner may not expect.
-	problems, warnings []string
+	redirectPort int      // of imds-server where passt binds the pod network; 0: the guest comes by a bridge
+	bridge       string   // that KubeVirt makes for the interface to be served
+	problems     []string // sentences that say why IMDS cannot work so
+	warnings     []string // what the VM's owner may not expect
 }
 
 func (w *wiring) problem(format string, args ...any) {
@@ -66,10 +64,9 @@ const (
 // nics are the network interfaces of a VM that stay.
 type nics struct {
 	list    []iface
-	primary string // the network with the pod's default route; empty: none
-	// listed says which ports from firstRedirectPort on the VM wants.
-	listed [lastRedirectPort - firstRedirectPort + 1]bool
-	none   bool // the VM has no interface, and wants none
+	primary string                                         // the network with the pod's default route; empty: none
+	listed  [lastRedirectPort - firstRedirectPort + 1]bool // which ports from firstRedirectPort on the VM wants
+	none    bool                                           // the VM has no interface, and wants none
 }
 
 func readNICs(spec jsontree.Value) *nics {
