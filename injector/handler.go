@@ -82,6 +82,12 @@ func (a *admission) handler(decide review.Func) http.Handler {
 
 // answer returns the answer, or the status and text of an HTTP error.
 func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, status int, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			a.log.Error("review panicked", "cause", cause, "stack", string(debug.Stack()))
+			status, err = http.StatusInternalServerError, fmt.Errorf("internal error: panic: %v: see the log of imds-webhook", cause)
+		}
+	}()
 	body, status, err := readBody(r)
 	if err != nil {
 		return nil, status, err
@@ -96,7 +102,7 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 	if err != nil {
 		return nil, http.StatusBadRequest, err
 	}
-	verdict, err := a.decided(request, decide)
+	verdict, err := decide(request)
 	if err != nil {
 		// No verdict: the webhook's failurePolicy says what becomes of the object.
 		a.log.Error("review failed", "path", r.URL.Path, "namespace", request.Namespace, "name", request.ObjectName(), "err", err)
@@ -132,15 +138,4 @@ func readBody(r *http.Request) (body []byte, status int, err error) {
 		return nil, http.StatusBadRequest, fmt.Errorf("the body cannot be read: %w", err)
 	}
 	return body, 0, nil
-}
-
-// decided makes a panic an error.
-func (a *admission) decided(request *review.Request, decide review.Func) (verdict review.Verdict, err error) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			a.log.Error("review panicked", "cause", cause, "stack", string(debug.Stack()))
-			err = fmt.Errorf("panic: %v", cause)
-		}
-	}()
-	return decide(request)
 }

@@ -17,7 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/example/kubevirt-imds/injector/internal/patchset"
 	"github.com/example/kubevirt-imds/injector/selfsigned"
 )
 
@@ -73,11 +72,7 @@ func serve(ctx context.Context, opts options, pod podEnvironment, timing timing,
 	if err != nil {
 		return err
 	}
-	patches, err := patchset.Open(opts.patches, opts.serverImage)
-	if err != nil {
-		return err
-	}
-	service, err := listen(opts, certificates, publisher, patches, timing, log)
+	service, err := listen(opts, certificates, publisher, timing, log)
 	if err != nil {
 		return err
 	}

@@ -65,8 +65,12 @@ type service struct {
 	draining                        atomic.Bool
 }
 
-// listen opens both listeners.
-func listen(opts options, certificates *certificateSource, publisher *publisher, patches *patchset.Set, timing timing, log *slog.Logger) (*service, error) {
+// listen opens the patches and both listeners.
+func listen(opts options, certificates *certificateSource, publisher *publisher, timing timing, log *slog.Logger) (*service, error) {
+	patches, err := patchset.Open(opts.patches, opts.serverImage)
+	if err != nil {
+		return nil, err
+	}
 	reviews := http.NewServeMux()
 	admission, reviewer := newAdmission(log), review.New(patches, log)
 	for path, decide := range map[string]review.Func{
@@ -97,7 +101,6 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 		SessionTicketsDisabled: true,
 	}
 
-	var err error
 	if s.webhookListener, err = net.Listen("tcp", opts.listen); err != nil {
 		return nil, fmt.Errorf("--listen %s: %w", opts.listen, err)
 	}

@@ -172,9 +172,6 @@ func skipComma(text []byte, i int) int {
 	return i
 }
 
-// maxDepth is that of encoding/json.
-const maxDepth = 10_000
-
 // valueEnd returns the end of the value at i; -1: not valid. It takes a quarter of the time of json.Valid.
 func valueEnd(text []byte, i, depth int) int {
 	next := func(j int) byte { // moves i; 0 at the end of the text
@@ -200,7 +197,7 @@ func valueEnd(text []byte, i, depth int) int {
 	if next(i+1) == closing {
 		return i + 1
 	}
-	for depth < maxDepth {
+	for depth < 10_000 { // as encoding/json does
 		if opening == '{' {
 			if next(i) != '"' {
 				return -1

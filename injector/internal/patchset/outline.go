@@ -9,11 +9,9 @@ import (
 )
 
 const (
-	// maxElements is more containers or volumes than a node can run.
-	maxElements = 1000
+	maxElements = 1000 // more containers or volumes than a node can run
 	maxName     = 253
-	// maxTree bounds what is decoded, in bytes of its text.
-	maxTree = 64 << 10
+	maxTree     = 64 << 10 // of text that is decoded, in bytes
 )
 
 // Outline returns what is judged and changed of a pod: this project's annotations, the fields that the
@@ -28,14 +26,11 @@ func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
 	for key, value := range top["spec"].Members() {
 		field := string(key)
 		switch {
-		case slices.Contains(lists, field) && value.IsNull():
-			spec[field] = nil
 		case slices.Contains(lists, field):
-			list, err := s.outlineOfList(field, value)
-			if err != nil {
+			var err error
+			if spec[field], err = s.outlineOfList(field, value); err != nil {
 				return nil, err
 			}
-			spec[field] = list
 		case s.fields[field]:
 			if left -= len(value.Raw()); left < 0 {
 				return nil, fmt.Errorf("what the patches change has more than %d bytes", maxTree)
@@ -46,8 +41,10 @@ func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
 	return jsontree.Object{"metadata": top["metadata"].Part(s.metadata), "spec": spec}, nil
 }
 
-func (s *Set) outlineOfList(field string, value jsontree.Value) ([]any, error) {
-	if value[0] != '[' {
+func (s *Set) outlineOfList(field string, value jsontree.Value) (outline any, err error) {
+	if value.IsNull() {
+		return nil, nil
+	} else if value[0] != '[' {
 		return nil, fmt.Errorf("spec.%s is not a list", field)
 	}
 	list := []any{}

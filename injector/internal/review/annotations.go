@@ -72,13 +72,6 @@ func (a annotations) without(names ...string) annotations {
 	return rest
 }
 
-// over returns the annotations with those of under that they lack.
-func (a annotations) over(under annotations) annotations {
-	both := maps.Clone(under)
-	maps.Copy(both, a)
-	return both
-}
-
 // problems returns a sentence for each annotation that a user may not set so. Verdicts pass everywhere.
 func (a annotations) problems() (problems []string) {
 	for _, name := range slices.Sorted(maps.Keys(a)) {

@@ -33,9 +33,7 @@ func (r *Reviewer) instance(request *Request, metadata metadata) (Verdict, error
 	after := jsontree.Clone(before)
 	verdict := verdictOf(now, judged.wiring)
 	for _, name := range annotation.Verdict() {
-		// Whether this request brings it in.
-		isNew := request.Operation == Create || foundBefore[name] != found[name]
-		if found.has(name) && isNew && found[name] != (annotation.Value{Text: verdict[name]}) {
+		if found[name] != foundBefore[name] && found.has(name) && found[name] != (annotation.Value{Text: verdict[name]}) {
 			judged.warnings = append(judged.warnings, "annotation "+name+" is written by the webhook: "+found[name].String()+" does not stay")
 		}
 	}

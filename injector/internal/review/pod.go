@@ -129,15 +129,6 @@ func hasSidecars(pod jsontree.Object) bool {
 // tokenVolumeProblem is a VM's too: KubeVirt gives the pod's volume the name that it has in the VM.
 const tokenVolumeProblem = "the volume name " + patchset.TokenVolume + " is reserved for the IMDS sidecars: rename the VM's volume"
 
-func hasTokenVolume(volumes jsontree.Value) bool {
-	for volume := range volumes.Elements() {
-		if jsontree.Name(volume) == patchset.TokenVolume {
-			return true
-		}
-	}
-	return false
-}
-
 // maxObjectName is the longest name of an object, in bytes (DNS subdomain, RFC 1123).
 const maxObjectName = 253
 

@@ -2,6 +2,7 @@ package review
 
 import (
 	"fmt"
+	"maps"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
@@ -22,7 +23,11 @@ func readVM(object jsontree.Value) vm {
 	}
 }
 
-func (v vm) subject() subject { return newSubject(v.metadata.over(v.template), v.spec) }
+func (v vm) subject() subject {
+	both := maps.Clone(v.template)
+	maps.Copy(both, v.metadata)
+	return newSubject(both, v.spec)
+}
 
 // VirtualMachine is a Func for VirtualMachines. It carries the annotations from the VM's own metadata, where
 // people write them, to the template, from where KubeVirt copies them.

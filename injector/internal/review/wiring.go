@@ -9,23 +9,20 @@ import (
 
 	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
 // wiring is how the guest reaches IMDS, by the spec of its instance, which pods do not carry.
 type wiring struct {
-	redirectPort int      // of imds-server where passt binds the pod network; 0: the guest comes by a bridge
-	bridge       string   // that KubeVirt makes for the interface to be served
-	problems     []string // sentences that say why IMDS cannot work so
-	warnings     []string // what the VM's owner may not expect
+	redirectPort int       // of imds-server where passt binds the pod network; 0: the guest comes by a bridge
+	bridge       string    // that KubeVirt makes for the interface to be served
+	problems     sentences // why IMDS cannot work so
+	warnings     sentences // what the VM's owner may not expect
 }
 
-func (w *wiring) problem(format string, args ...any) {
-	w.problems = append(w.problems, fmt.Sprintf(format, args...))
-}
+type sentences []string
 
-func (w *wiring) warning(format string, args ...any) {
-	w.warnings = append(w.warnings, fmt.Sprintf(format, args...))
-}
+func (s *sentences) add(format string, args ...any) { *s = append(*s, fmt.Sprintf(format, args...)) }
 
 // iface is one network interface of a VM (kubevirt.io/api/core/v1.Interface).
 type iface struct {
@@ -48,15 +45,11 @@ func (i iface) hasBridge() bool {
 	return i.binding == "" || i.binding == "bridge" || i.binding == "unknown"
 }
 
-// maxInterfaces is more than a machine has slots for, and maxNameLength more than a network's name has.
 const (
-	maxInterfaces = 256
+	maxInterfaces = 256 // more than a machine has slots for
 	maxNameLength = 63
-)
-
-// The first that the VM does not list is taken. All are in ip_local_port_range, which passt leaves out when
-// it binds all ports for the VM.
-const (
+	// The first that the VM does not list is taken. All are in ip_local_port_range, which passt leaves out when
+	// it binds all ports for the VM.
 	firstRedirectPort = 60080
 	lastRedirectPort  = 60999
 )
@@ -119,20 +112,23 @@ func (s subject) wiring() (w wiring) {
 	if !s.meant.ask() {
 		return w
 	}
-	if hasTokenVolume(s.spec.Get("volumes")) {
-		w.problem(tokenVolumeProblem)
+	for volume := range s.spec.Get("volumes").Elements() {
+		if jsontree.Name(volume) == patchset.TokenVolume {
+			w.problems.add(tokenVolumeProblem)
+			break
+		}
 	}
 	n := readNICs(s.spec)
 	switch {
 	case n.none:
-		w.problem("the VM has no network interface, by which its guest could ask: add one, or remove %s", annotation.Enabled)
+		w.problems.add("the VM has no network interface, by which its guest could ask: add one, or remove %s", annotation.Enabled)
 	case len(n.list) > 0 && !slices.ContainsFunc(n.list, func(i iface) bool { return i.isPasst() || i.hasBridge() }):
 		var found []string
 		for _, i := range n.list {
 			found = append(found, i.binding)
 		}
 		slices.Sort(found)
-		w.problem("IMDS cannot serve this VM: its interfaces are bound by %s only, which pass the pod's network by: use masquerade, bridge or passt for one of them, or remove %s",
+		w.problems.add("IMDS cannot serve this VM: its interfaces are bound by %s only, which pass the pod's network by: use masquerade, bridge or passt for one of them, or remove %s",
 			strings.Join(slices.Compact(found), ", "), annotation.Enabled)
 	case n.isRedirected():
 		w.redirect(n, s.meant)
@@ -155,19 +151,19 @@ func (w *wiring) redirect(n *nics, meant annotations) {
 	if free := slices.Index(n.listed[:], false); free >= 0 {
 		w.redirectPort = firstRedirectPort + free
 	} else {
-		w.problem("the VM's ports leave none for IMDS: leave out one from %d to %d", firstRedirectPort, lastRedirectPort)
+		w.problems.add("the VM's ports leave none for IMDS: leave out one from %d to %d", firstRedirectPort, lastRedirectPort)
 	}
 	if meant.has(annotation.HopLimit) {
 		// It would be a protection that is not there.
-		w.problem("annotation %s has no effect on a VM whose pod network is bound by passt, which sends the answers on with a TTL of its own: remove it, and consider %s", annotation.HopLimit, annotation.RequireHeader)
+		w.problems.add("annotation %s has no effect on a VM whose pod network is bound by passt, which sends the answers on with a TTL of its own: remove it, and consider %s", annotation.HopLimit, annotation.RequireHeader)
 	}
 	for _, name := range []string{annotation.BridgeName, annotation.Network} {
 		if meant.has(name) && meant.text(name) != n.primary {
-			w.problem("annotation %s has no effect on a VM whose pod network is bound by passt, where IMDS is on no bridge: remove it", name)
+			w.problems.add("annotation %s has no effect on a VM whose pod network is bound by passt, where IMDS is on no bridge: remove it", name)
 		}
 	}
 	if isOther := func(i iface) bool { return !i.isPasst() }; slices.ContainsFunc(n.list, isOther) {
-		w.warning("IMDS serves the guest by passt only, and not on its interfaces %s", n.named(isOther))
+		w.warnings.add("IMDS serves the guest by passt only, and not on its interfaces %s", n.named(isOther))
 	}
 }
 
@@ -176,14 +172,14 @@ func (w *wiring) join(n *nics, meant annotations) {
 		switch {
 		// Where the VM lists that port, passt would end, and the VM with it.
 		case i.isPasst() && i.port80:
-			w.problem("the interface %s uses passt and lists port 80, which IMDS needs in the pod: use passt for the pod network too, or another binding here, or leave out that port", annotation.Quote(i.name))
+			w.problems.add("the interface %s uses passt and lists port 80, which IMDS needs in the pod: use passt for the pod network too, or another binding here, or leave out that port", annotation.Quote(i.name))
 		case i.binding == "unknown":
-			w.warning("IMDS does not know the binding plugin %s of the interface %s: it serves the guest there only if the plugin makes a bridge with a tap, and it takes port 80 of the pod",
+			w.warnings.add("IMDS does not know the binding plugin %s of the interface %s: it serves the guest there only if the plugin makes a bridge with a tap, and it takes port 80 of the pod",
 				annotation.Quote(i.plugin), annotation.Quote(i.name))
 		}
 	}
 	if len(w.problems) == 0 && slices.ContainsFunc(n.list, iface.isPasst) {
-		w.warning("IMDS takes port 80 from the VM on the interfaces that use passt: %s", n.named(iface.isPasst))
+		w.warnings.add("IMDS takes port 80 from the VM on the interfaces that use passt: %s", n.named(iface.isPasst))
 	}
 	wanted := meant.text(annotation.Network)
 	if wanted == "" {
@@ -194,11 +190,11 @@ func (w *wiring) join(n *nics, meant annotations) {
 	i := n.index(wanted)
 	switch {
 	case meant.has(annotation.BridgeName):
-		w.problem("annotations %s and %s both say what to serve: remove one", annotation.Network, annotation.BridgeName)
+		w.problems.add("annotations %s and %s both say what to serve: remove one", annotation.Network, annotation.BridgeName)
 	case i < 0:
-		w.problem("annotation %s: %s is no network of the VM with an interface: want one of %s", annotation.Network, annotation.Quote(wanted), n.named(iface.hasBridge))
+		w.problems.add("annotation %s: %s is no network of the VM with an interface: want one of %s", annotation.Network, annotation.Quote(wanted), n.named(iface.hasBridge))
 	case !n.list[i].hasBridge():
-		w.problem("annotation %s: the interface %s is bound by %s, which makes no bridge in the pod: want one of %s", annotation.Network, annotation.Quote(wanted), n.list[i].binding, n.named(iface.hasBridge))
+		w.problems.add("annotation %s: the interface %s is bound by %s, which makes no bridge in the pod: want one of %s", annotation.Network, annotation.Quote(wanted), n.list[i].binding, n.named(iface.hasBridge))
 	}
 }
 
