@@ -79,16 +79,14 @@ func serve(ctx context.Context, opts options, pod podEnvironment, timing timing,
 	return service.run(ctx)
 }
 
-// selfSignedLifetime is for a certificate that dies with the process.
-const selfSignedLifetime = 10 * 365 * 24 * time.Hour
-
 // openCertificates returns the certificate to serve, and the publisher of its CA, which may be nil.
 func openCertificates(opts options, pod podEnvironment, timing timing, log *slog.Logger) (*certificateSource, *publisher, error) {
 	if !opts.selfSigned {
 		certificates, err := certificateFiles(opts.tlsCert, opts.tlsKey, opts.service, log)
 		return certificates, nil, err
 	}
-	bundle, err := selfsigned.Issue(selfSignedLifetime, opts.service, opts.service+".cluster.local")
+	const lifetime = 10 * 365 * 24 * time.Hour // it dies with the process
+	bundle, err := selfsigned.Issue(lifetime, opts.service, opts.service+".cluster.local")
 	if err != nil {
 		return nil, nil, err
 	}

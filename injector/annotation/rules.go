@@ -63,13 +63,10 @@ func IsRedirectPort(value Value) bool {
 	return !value.NotText && isIntegerBetween(1024, 65535)(value.Text)
 }
 
-// maxQuoted is how many bytes of foreign text a message repeats.
-const maxQuoted = 63
-
 // Quote returns text of a tenant's for a message, cut at 63 bytes: it ends in logs and on terminals.
 func Quote(text string) string {
-	if len(text) > maxQuoted {
-		return strconv.Quote(text[:maxQuoted]) + "..."
+	if len(text) > 63 {
+		return strconv.Quote(text[:63]) + "..."
 	}
 	return strconv.Quote(text)
 }

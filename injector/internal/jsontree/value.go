@@ -92,7 +92,7 @@ func (v Value) Elements() iter.Seq[Value] {
 func (v Value) Fields(keys ...string) map[string]Value {
 	found := make(map[string]Value, len(keys))
 	for key, value := range v.Members() {
-		if i := slices.IndexFunc(keys, func(wanted string) bool { return wanted == string(key) }); i >= 0 {
+		if i := slices.Index(keys, string(key)); i >= 0 {
 			if found[keys[i]] = value; len(found) == len(keys) {
 				break
 			}

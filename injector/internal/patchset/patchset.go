@@ -223,10 +223,9 @@ func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 // touch reports whether the pod has an element that the patches name.
 func (s *Set) touch(spec jsontree.Object) bool {
 	for list, names := range s.named {
-		for _, name := range names {
-			if jsontree.IndexOf(jsontree.Lookup[[]any](spec, list), name) >= 0 {
-				return true
-			}
+		elements := jsontree.Lookup[[]any](spec, list)
+		if slices.ContainsFunc(names, func(name string) bool { return jsontree.IndexOf(elements, name) >= 0 }) {
+			return true
 		}
 	}
 	return false

@@ -1,6 +1,7 @@
 package review
 
 import (
+	"cmp"
 	"encoding/json"
 	"math"
 	"regexp"
@@ -144,11 +145,8 @@ func guarantee(requests, limits jsontree.Object) {
 	if requests["cpu"] != limits["cpu"] || limits["cpu"] == nil {
 		requests["cpu"], limits["cpu"] = guaranteedCPU, guaranteedCPU
 	}
-	if limits["memory"] != nil {
-		requests["memory"] = limits["memory"]
-	} else {
-		limits["memory"] = requests["memory"]
-	}
+	limits["memory"] = cmp.Or(limits["memory"], requests["memory"])
+	requests["memory"] = limits["memory"]
 }
 
 // raise raises a request, and a limit that is then below it, to what the pod's own containers show, which all
