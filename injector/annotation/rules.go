@@ -34,7 +34,7 @@ var rules = []rule{
 func Problem(name string, value Value) string {
 	rule := ruleOf(name)
 	switch {
-	case name == RedirectPort || slices.Contains(OnPod(), name):
+	case rule.name == "" && (name == RedirectPort || slices.Contains(OnPod(), name)):
 		return fmt.Sprintf("annotation %s is written by the webhook: remove it", name)
 	case rule.name == "":
 		return fmt.Sprintf("annotation %s is not known: the nearest known name is %s", Quote(name), nearest(name))

@@ -23,19 +23,18 @@ func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
 		return nil, errors.New("spec is not an object")
 	}
 	spec, left := jsontree.Object{}, maxTree
-	for key, value := range top["spec"].Members() {
-		field := string(key)
+	for field, value := range top["spec"].Members() {
 		switch {
-		case slices.Contains(lists, field):
+		case slices.Contains(lists, string(field)):
 			var err error
-			if spec[field], err = s.outlineOfList(field, value); err != nil {
+			if spec[string(field)], err = s.outlineOfList(string(field), value); err != nil {
 				return nil, err
 			}
-		case s.fields[field]:
+		case s.fields[string(field)]:
 			if left -= len(value.Raw()); left < 0 {
 				return nil, fmt.Errorf("what the patches change has more than %d bytes", maxTree)
 			}
-			spec[field] = value.Tree()
+			spec[string(field)] = value.Tree()
 		}
 	}
 	return jsontree.Object{"metadata": top["metadata"].Part(s.metadata), "spec": spec}, nil

@@ -91,11 +91,13 @@ func (a annotations) understood() (meant annotations, problems []string) {
 		return known
 	})
 	for _, name := range append(annotation.ByUser(), unknown...) {
-		problem := annotation.Problem(name, a[name])
-		if !a.has(name) || problem == "" {
-			continue
+		problem := ""
+		if a.has(name) {
+			problem = annotation.Problem(name, a[name])
 		}
-		if strictest := annotation.Strictest(name); strictest != "" {
+		if problem == "" {
+			continue
+		} else if strictest := annotation.Strictest(name); strictest != "" {
 			meant[name] = annotation.Value{Text: strictest}
 			problem += ", and is taken as " + annotation.Quote(strictest)
 		} else {

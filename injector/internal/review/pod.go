@@ -47,9 +47,9 @@ func (r *Reviewer) pod(request *Request, metadata metadata) (Verdict, error) {
 	} else if jsontree.IndexOf(jsontree.Lookup[[]any](before, "spec", "volumes"), patchset.TokenVolume) >= 0 {
 		why = tokenVolumeProblem
 	}
-	log := r.log.With("namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName())
+	who := []any{"namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName()}
 	if why != "" {
-		log.Warn("pod not injected", "reason", why)
+		r.log.Warn("pod not injected", append(who, "reason", why)...)
 		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
 		warnings = []string{"IMDS is not injected: " + why}
 	} else {
@@ -70,7 +70,7 @@ func (r *Reviewer) pod(request *Request, metadata metadata) (Verdict, error) {
 			annotation.Injected: "true", annotation.VMName: vmName, annotation.VMIUID: vmiUID,
 			annotation.RedirectPort: port, annotation.Warnings: join(problems), annotation.NotInjected: "",
 		})
-		log.Info("pod injected", "redirectPort", port, "warnings", join(problems))
+		r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
 	}
 	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: warnings}, nil
 }
