@@ -188,8 +188,12 @@ func valueEnd(text []byte, i, depth int) int {
 		for end < len(text) && strings.IndexByte(",}] \n\t\r", text[end]) < 0 {
 			end++
 		}
-		if !json.Valid(text[i:end]) {
-			return -1
+		switch string(text[i:end]) {
+		default:
+			if !json.Valid(text[i:end]) {
+				return -1
+			}
+		case "true", "false", "null":
 		}
 		return end
 	}

@@ -13,9 +13,9 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 	return expect(r.instance, request, "virtualmachineinstances", Create, Update)
 }
 
-func (r *Reviewer) instance(request *Request, metadata metadata) (Verdict, error) {
+func (r *Reviewer) instance(request *Request) (Verdict, error) {
 	object := request.Object
-	found := readAnnotations(metadata["annotations"])
+	found := readAnnotations(request.metadata["annotations"])
 	if len(found) == 0 || found.decline() {
 		return Allow(), nil
 	}
@@ -24,7 +24,7 @@ func (r *Reviewer) instance(request *Request, metadata metadata) (Verdict, error
 	foundBefore := readAnnotations(request.OldObject.Get("metadata", "annotations"))
 	now := newSubject(found.without(annotation.Verdict()...), object.Get("spec"))
 	old := newSubject(foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec"))
-	judged := judge(request, metadata, now, old)
+	judged := judge(request, now, old)
 	if judged.refusals != nil {
 		return r.refuse(request, join(judged.refusals)), nil
 	}

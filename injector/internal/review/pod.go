@@ -15,11 +15,11 @@ func (r *Reviewer) Pod(request *Request) (Verdict, error) {
 	return expect(r.pod, request, "pods", Create)
 }
 
-func (r *Reviewer) pod(request *Request, metadata metadata) (Verdict, error) {
-	found := readAnnotations(metadata["annotations"])
-	// The short-lived pod by which KubeVirt gets a volume provisioned before the VM starts runs no guest.
-	isEphemeral := metadata["annotations"].Get("kubevirt.io/ephemeral-provisioning") != nil
-	if metadata["labels"].Get("kubevirt.io").String() != "virt-launcher" || !found.has(annotation.Enabled) || found.decline() || isEphemeral {
+func (r *Reviewer) pod(request *Request) (Verdict, error) {
+	found := readAnnotations(request.metadata["annotations"])
+	if request.metadata["labels"].Get("kubevirt.io").String() != "virt-launcher" || !found.has(annotation.Enabled) || found.decline() ||
+		// The short-lived pod by which KubeVirt gets a volume provisioned before the VM starts runs no guest.
+		request.metadata["annotations"].Get("kubevirt.io/ephemeral-provisioning") != nil {
 		return Allow(), nil
 	}
 
@@ -31,7 +31,7 @@ func (r *Reviewer) pod(request *Request, metadata metadata) (Verdict, error) {
 	if reason := forbidden(before, isInjected); reason != "" {
 		return r.refuse(request, reason), nil
 	}
-	vmName, vmiUID := instanceOf(metadata["ownerReferences"])
+	vmName, vmiUID := instanceOf(request.metadata["ownerReferences"])
 	if vmName == "" || vmiUID == "" {
 		return r.refuse(request, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
 	}
@@ -41,7 +41,7 @@ func (r *Reviewer) pod(request *Request, metadata metadata) (Verdict, error) {
 		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
 	}
 	meant, problems := found.understood()
-	port, why := reachedBy(metadata["annotations"], meant)
+	port, why := reachedBy(request.metadata["annotations"], meant)
 	if !meant.ask() {
 		why = join(problems)
 	} else if jsontree.IndexOf(jsontree.Lookup[[]any](before, "spec", "volumes"), patchset.TokenVolume) >= 0 {
@@ -92,11 +92,9 @@ func reachedBy(all jsontree.Value, a annotations) (port string, why string) {
 	default:
 		// KubeVirt tells service meshes of masquerade only; and only bridge binding needs this annotation to
 		// migrate (VerifyVMIMigratable in pkg/network/vmispec/interface.go).
-		for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
-			"kubevirt.io/allow-pod-bridge-network-live-migration"} {
-			if all.Get(name) != nil {
-				return "", ""
-			}
+		if proofs := all.Fields("istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
+			"kubevirt.io/allow-pod-bridge-network-live-migration"); len(proofs) > 0 {
+			return "", ""
 		}
 		if !hasPort {
 			return "", "the instance has no annotation " + annotation.Wiring + ", by which its review says how the guest reaches IMDS: any update of the instance brings it, such as kubectl label"

@@ -15,6 +15,7 @@ type Request struct {
 	UID, Resource, SubResource, Namespace, Name, Operation string
 	Username                                               string // who makes it
 	Object, OldObject                                      jsontree.Value
+	metadata                                               map[string]jsontree.Value // what is looked at of the object's
 }
 
 // maxText is more than any name, namespace, UID or ServiceAccount's user name has, in bytes.
@@ -61,8 +62,7 @@ func (r *Request) action() string {
 
 // ObjectName is the name of the object, as far as the API server has made it.
 func (r *Request) ObjectName() string {
-	metadata := r.Object.Get("metadata").Fields("name", "generateName")
-	return cut(cmp.Or(metadata["name"].String(), metadata["generateName"].String(), r.Name), maxNameLength)
+	return cut(cmp.Or(r.metadata["name"].String(), r.metadata["generateName"].String(), r.Name), maxNameLength)
 }
 
 // cut bounds a tenant's text that is written somewhere, in bytes.

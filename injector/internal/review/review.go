@@ -22,20 +22,17 @@ type Reviewer struct {
 // New returns a Reviewer that applies the patches to pods.
 func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
 
-// metadata is what is looked at of an object's metadata.
-type metadata = map[string]jsontree.Value
-
 // expect has a request decided if it is for such a resource and operation.
-func expect(decide func(*Request, metadata) (Verdict, error), request *Request, resource string, operations ...string) (Verdict, error) {
+func expect(decide Func, request *Request, resource string, operations ...string) (Verdict, error) {
 	if request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation) {
 		return Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
 			strings.Join(operations, " and "), resource, request.action())), nil
 	}
-	found := request.Object.Get("metadata").Fields("annotations", "labels", "ownerReferences", "deletionTimestamp")
-	if !found["deletionTimestamp"].IsNull() {
+	request.metadata = request.Object.Get("metadata").Fields("name", "generateName", "annotations", "labels", "ownerReferences", "deletionTimestamp")
+	if !request.metadata["deletionTimestamp"].IsNull() {
 		return Allow(), nil // on its way out, it is updated to drop its finalizers
 	}
-	return decide(request, found)
+	return decide(request)
 }
 
 // subject is what is judged of a VM or an instance.
@@ -60,13 +57,13 @@ type judgement struct {
 // judge compares a subject with what it was, which is nothing at its creation. Only what this very request
 // brings in is refused: otherwise a rule of today would stop every controller that updates an object of
 // yesterday. And a change of the networks is KubeVirt's to judge.
-func judge(request *Request, metadata metadata, now, old subject) judgement {
+func judge(request *Request, now, old subject) judgement {
 	created := request.Operation == Create
 	result := judgement{
 		wiring:  now.wiring(),
 		changed: !created && !maps.Equal(now.annotations, old.annotations),
 	}
-	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(metadata["ownerReferences"]) != nil)
+	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(request.metadata["ownerReferences"]) != nil)
 	sort := func(problems, before []string, mayRefuse bool) {
 		for _, problem := range problems {
 			if refuses && mayRefuse && !slices.Contains(before, problem) {

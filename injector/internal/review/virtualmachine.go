@@ -35,7 +35,7 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	return expect(r.virtualMachine, request, "virtualmachines", Create, Update)
 }
 
-func (r *Reviewer) virtualMachine(request *Request, metadata metadata) (Verdict, error) {
+func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
 	object := request.Object
 	now, old := readVM(object), readVM(request.OldObject)
 	if len(now.metadata)+len(now.template)+len(old.metadata) == 0 {
@@ -48,7 +48,7 @@ func (r *Reviewer) virtualMachine(request *Request, metadata metadata) (Verdict,
 	if err != nil {
 		return r.refuse(request, err.Error()), nil
 	}
-	judged := judge(request, metadata, now.subject(), old.subject())
+	judged := judge(request, now.subject(), old.subject())
 	if judged.refusals != nil {
 		return r.refuse(request, join(judged.refusals)), nil
 	}
