@@ -51,8 +51,8 @@ var escapeToken = strings.NewReplacer("~", "~0", "/", "~1")
 
 func (p *patch) values(path string, before, after any) {
 	afterObject, isObject := after.(Object)
-	if text, isText := before.(Value); isText && isObject {
-		before = text.Tree() // Named decoded it in after
+	if text, isText := before.(Value); isText && isObject && Name(text) == Name(afterObject) {
+		before = text.Tree() // as Named did in after
 	}
 	switch beforeIs := before.(type) {
 	case Object:

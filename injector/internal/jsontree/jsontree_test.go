@@ -206,3 +206,15 @@ func FuzzDiffLeadsFromBeforeToAfter(f *testing.F) {
 		checkDiff(t, texts[0], texts[1])
 	})
 }
+
+// An element that Named has decoded differs by what was changed in it; another one in its place replaces it.
+func TestDiffOfAnElementThatWasText(t *testing.T) {
+	before := Object{"l": []any{Value(`{"name":"a","x":[1],"y":2}`), Value(`{"name":"b","x":[1]}`)}}
+	after := Clone(before)
+	list := after["l"].([]any)
+	Named(list, "a")["y"] = "changed"
+	list[1] = Object{"name": "c"}
+	if got, want := string(Diff(before, after)), `[{"op":"replace","path":"/l/0/y","value":"changed"},{"op":"replace","path":"/l/1","value":{"name":"c"}}]`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}

@@ -188,12 +188,8 @@ func valueEnd(text []byte, i, depth int) int {
 		for end < len(text) && strings.IndexByte(",}] \n\t\r", text[end]) < 0 {
 			end++
 		}
-		switch string(text[i:end]) {
-		default:
-			if !json.Valid(text[i:end]) {
-				return -1
-			}
-		case "true", "false", "null":
+		if word := text[i:end]; string(word) != "true" && string(word) != "false" && !json.Valid(word) {
+			return -1
 		}
 		return end
 	}

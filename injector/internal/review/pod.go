@@ -53,7 +53,7 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
 		warnings = []string{"IMDS is not injected: " + why}
 	} else {
-		// The sidecars read a user's annotations as they are meant, after the operator's patches.
+		// The sidecars read a user's annotations: as they are meant, and as the operator's patches change them.
 		users := map[string]string{}
 		for _, name := range annotation.ByUser() {
 			users[name] = meant.text(name)
