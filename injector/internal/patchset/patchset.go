@@ -291,19 +291,9 @@ func dropNulls(merged, original any) {
 	case []any:
 		before, _ := original.([]any)
 		for _, element := range merged {
-			dropNulls(element, sameName(before, element))
+			dropNulls(element, jsontree.Named(before, jsontree.Name(element)))
 		}
 	}
-}
-
-// sameName returns the element with the name of another one, or nil.
-func sameName(elements []any, other any) jsontree.Object {
-	i := jsontree.IndexOf(elements, jsontree.Name(other))
-	if i < 0 {
-		return nil
-	}
-	object, _ := elements[i].(jsontree.Object)
-	return object
 }
 
 // elementOrder is the directive by which a patch states the order of a list.
@@ -328,12 +318,12 @@ func restoreOrder(merged, original jsontree.Object, patches []jsontree.Object, l
 		for _, element := range elements {
 			var changes []jsontree.Object
 			for _, change := range order[len(own):] {
-				if change := sameName([]any{change}, element); change != nil {
+				if change := jsontree.Named([]any{change}, jsontree.Name(element)); change != nil {
 					changes = append(changes, change)
 				}
 			}
 			if object, _ := element.(jsontree.Object); changes != nil && list != "env" {
-				restoreOrder(object, sameName(own, element), changes, "env")
+				restoreOrder(object, jsontree.Named(own, jsontree.Name(element)), changes, "env")
 			}
 		}
 	}
