@@ -72,10 +72,10 @@ func (p *patch) values(path string, before, after any) {
 }
 
 func (p *patch) objects(path string, before, after Object) {
-	all := Object{}
-	maps.Copy(all, before)
-	maps.Copy(all, after)
-	for _, key := range slices.Sorted(maps.Keys(all)) {
+	keys := slices.AppendSeq(make([]string, 0, len(before)+len(after)), maps.Keys(before))
+	keys = slices.AppendSeq(keys, maps.Keys(after))
+	slices.Sort(keys)
+	for _, key := range slices.Compact(keys) {
 		old, was := before[key]
 		value, is := after[key]
 		at := path + "/" + escapeToken.Replace(key)
