@@ -10,35 +10,29 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
-	"syscall"
 	"time"
 )
 
-// certificateSource gives the certificate for each TLS handshake. It reads the files
-// again when they have changed, and tells why the API server would refuse what is in
-// use.
+// certificateSource gives the certificate for each TLS handshake, from files that it reads each time.
 type certificateSource struct {
 	service           string // the DNS name that it must be for
 	certFile, keyFile string // empty: the certificate is fixed
-	where             string // before a message about the certificate
 	log               *slog.Logger
 
-	mu      sync.Mutex
-	current *chain // in use
-	newest  *chain // in the files
-	stamp   string // of the files read last
-	readErr error  // what is wrong with them
-	// What was logged last.
-	refused, unused report
+	mu              sync.Mutex
+	current         *chain    // in use
+	files           [3][]byte // read last: certificates, key, CA
+	newest          *chain    // in them
+	readErr         error     // what is wrong with them
+	refused, unused string    // what was logged last
 }
 
-// certificateFiles is a source of the certificate chain and the key in two PEM files,
-// for the DNS name service. A new pair that is wrong does not replace the last good
-// one. A file ca.crt beside the chain is what the API server trusts, as in the Secrets
-// of cert-manager.
+// certificateFiles is a source of two PEM files. A new pair that is wrong does not replace the last good one.
+// A file ca.crt beside them is what the API server trusts, as in the Secrets of cert-manager.
 func certificateFiles(certFile, keyFile, service string, log *slog.Logger) (*certificateSource, error) {
-	s := &certificateSource{service: service, certFile: certFile, keyFile: keyFile, where: certFile + ": ", log: log}
+	s := &certificateSource{service: service, certFile: certFile, keyFile: keyFile, log: log}
 	if err := s.read(); err != nil {
 		return nil, err
 	}
@@ -55,101 +49,70 @@ func (s *certificateSource) get(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 	return &s.current.certificate, nil
 }
 
-// status says why the API server would refuse the certificate in use at now, and
-// why what is in the files is not in use.
+// status says why the API server would refuse what is in use, and why what is in the files is not in use.
 func (s *certificateSource) status(now time.Time) (refused, unused error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	unused = s.renew(now)
-	if refused = s.current.refusal(s.service, now); refused != nil {
-		refused = fmt.Errorf("the API server would refuse the certificate: %s%w", s.where, refused)
+	if refused = s.refusal(s.current, now); refused != nil {
+		refused = fmt.Errorf("the API server would refuse the certificate: %w", refused)
 	}
-	if s.refused.isNew(refused) {
+	if isNew(&s.refused, refused) {
 		s.log.Error("not ready", "err", refused)
 	}
 	return refused, unused
 }
 
-// renew takes the certificate of the files into use when the API server would
-// accept it.
+func (s *certificateSource) refusal(c *chain, now time.Time) error {
+	err := c.refusal(s.service, now)
+	if err != nil && s.certFile != "" {
+		err = fmt.Errorf("%s: %w", s.certFile, err)
+	}
+	return err
+}
+
+// renew takes the certificate of the files into use when the API server would accept it.
 func (s *certificateSource) renew(now time.Time) error {
 	if s.certFile == "" {
 		return nil
 	}
 	err := s.read()
 	if err == nil && s.newest != s.current {
-		if err = s.newest.refusal(s.service, now); err == nil {
+		if err = s.refusal(s.newest, now); err == nil {
 			s.current = s.newest
 			s.log.Info("renewed certificate is in use", "expires", s.current.parsed[0].NotAfter.UTC().Format(time.RFC3339))
-		} else {
-			err = fmt.Errorf("%s%w", s.where, err)
 		}
 	}
-	if s.unused.isNew(err) {
+	if isNew(&s.unused, err) {
 		s.log.Error("renewed certificate is not used, the last good one stays", "err", err)
 	}
 	return err
 }
 
-// read reads the files again when they are not the ones that were read last. The
-// error is about the files as they are now.
+// read reads the files, and parses them where they have changed. The error is about what they are now.
 func (s *certificateSource) read() error {
-	paths := []string{s.certFile, s.keyFile}
-	caFile := filepath.Join(filepath.Dir(s.certFile), "ca.crt")
-	if _, err := os.Stat(caFile); !errors.Is(err, fs.ErrNotExist) {
-		paths = append(paths, caFile)
+	var files [3][]byte
+	for i, path := range []string{s.certFile, s.keyFile, filepath.Join(filepath.Dir(s.certFile), "ca.crt")} {
+		var err error
+		if files[i], err = os.ReadFile(path); err != nil && (i < 2 || !errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("%w: --tls-cert and --tls-key need the files of a TLS Secret", err)
+		}
 	}
-	before, err := stampOf(paths...)
-	if err != nil {
-		return fmt.Errorf("%w: --tls-cert and --tls-key need the files of a TLS Secret", err)
-	}
-	if before == s.stamp {
+	if reflect.DeepEqual(files, s.files) {
 		return s.readErr
 	}
-	var content [3][]byte
-	for i, path := range paths {
-		if content[i], err = os.ReadFile(path); err != nil {
-			return err
-		}
+	s.files = files
+	if s.newest, s.readErr = parseChain(files[0], files[1], files[2]); s.readErr != nil {
+		s.readErr = fmt.Errorf("certificate %s with key %s: %w", s.certFile, s.keyFile, s.readErr)
 	}
-	if after, err := stampOf(paths...); err != nil || before != after {
-		return errors.New("the certificate's files change while they are read")
-	}
-	read, err := parseChain(content[0], content[1], content[2])
-	if err != nil {
-		err = fmt.Errorf("certificate %s with key %s: %w", s.certFile, s.keyFile, err)
-	} else {
-		s.newest = read
-	}
-	s.stamp, s.readErr = before, err
-	return err
+	return s.readErr
 }
 
-// stampOf tells cheaply whether files have changed, by their inodes, sizes and
-// modification times. The kubelet replaces the files of a mounted Secret by moving a
-// symbolic link, so a change shows as another inode.
-func stampOf(paths ...string) (stamp string, err error) {
-	for _, path := range paths {
-		info, err := os.Stat(path)
-		if err != nil {
-			return "", err
-		}
-		file := info.Sys().(*syscall.Stat_t)
-		stamp += fmt.Sprintln(path, file.Dev, file.Ino, file.Size, info.ModTime().UnixNano())
-	}
-	return stamp, nil
-}
-
-// report keeps the text of a problem, so that each is logged once.
-type report string
-
-// isNew reports whether err is a problem, and another one than before.
-func (r *report) isNew(err error) bool {
-	last := *r
-	if *r = ""; err != nil {
-		*r = report(err.Error())
-	}
-	return err != nil && *r != last
+// isNew reports whether err is a problem, and another one than last: each is logged once.
+func isNew(last *string, err error) bool {
+	before := *last
+	*last = fmt.Sprint(err)
+	return err != nil && *last != before
 }
 
 // chain is a serving certificate with what a client judges it by.
@@ -182,8 +145,7 @@ func parseChain(certificates, key, ca []byte) (*chain, error) {
 	return c, nil
 }
 
-// positionOfKey says which certificate of a file the key belongs to, counted from
-// 1; 0: none.
+// positionOfKey says which certificate of a file the key belongs to, counted from 1; 0: none.
 func positionOfKey(certificates, key []byte) int {
 	for position := 1; ; position++ {
 		block, rest := pem.Decode(certificates)
@@ -197,11 +159,9 @@ func positionOfKey(certificates, key []byte) int {
 	}
 }
 
-// refusal says why a client that calls service at now would refuse the certificate,
-// and what to do about it.
+// refusal says why a client that calls service at now would refuse the certificate, and what to do about it.
 func (c *chain) refusal(service string, now time.Time) error {
-	// Without roots it cannot be told whether the chain leads to what the API server
-	// trusts. As far as it goes, it must be good.
+	// Without roots the chain must be good as far as it goes.
 	attempts := []*x509.CertPool{poolOf(c.parsed[len(c.parsed)-1]), poolOf(c.parsed[0])}
 	if c.roots != nil {
 		attempts = []*x509.CertPool{c.roots}
@@ -217,26 +177,13 @@ func (c *chain) refusal(service string, now time.Time) error {
 			break
 		}
 	}
-	return remedy(err, service)
-}
-
-func poolOf(certificates ...*x509.Certificate) *x509.CertPool {
-	pool := x509.NewCertPool()
-	for _, certificate := range certificates {
-		pool.AddCert(certificate)
-	}
-	return pool
-}
-
-// remedy adds to the verdict on a certificate what to do about it.
-func remedy(err error, service string) error {
+	// What to do about it.
 	var invalid x509.CertificateInvalidError
 	var hostname x509.HostnameError
 	var unknown x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		// Not err itself: it has the current time in it, and would be another
-		// problem at each look.
+		// Not err itself: it has the current time in it, and would be another problem at each look.
 		return fmt.Errorf("the certificate of %q is valid from %s to %s only: renew it, or set the node's clock", invalid.Cert.Subject,
 			invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
 	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
@@ -247,4 +194,12 @@ func remedy(err error, service string) error {
 		return fmt.Errorf("%w: ca.crt must hold the CA, and the file any intermediate certificates after its own", err)
 	}
 	return err
+}
+
+func poolOf(certificates ...*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, certificate := range certificates {
+		pool.AddCert(certificate)
+	}
+	return pool
 }

@@ -13,10 +13,9 @@ import (
 	"time"
 )
 
-// connections bounds how many there are, and with it what they hold, and closes one
-// where there would be too many, of the host with the most of them. Half of the room
-// is for those on which a review was answered: where the others have more than their
-// half the oldest of them goes, or else the one whose last review is longest ago.
+// connections bounds how many there are: one too many closes one of the host with the most. Half of the room
+// is for those that had a review: where the others have more than half, their oldest goes, or else the one
+// whose last review is longest ago.
 type connections struct {
 	most int
 	mu   sync.Mutex

@@ -176,8 +176,7 @@ func tree(t testing.TB, object []byte) jsontree.Object {
 func checkSame(t testing.TB, what string, got, want jsontree.Object) {
 	t.Helper()
 	if difference := jsontree.Diff(want, got); difference != nil {
-		text, _ := json.MarshalIndent(difference, "", "  ")
-		t.Errorf("%s differs from what is expected by %s", what, text)
+		t.Errorf("%s differs from what is expected by %s", what, difference)
 	}
 }
 

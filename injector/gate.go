@@ -8,23 +8,14 @@ import (
 	"time"
 )
 
-// gate bounds how many requests are read and reviewed at a time, and with it
-// the memory that they hold. Whoever waits gets in by how short a time the requests
-// of its host hold a place: the API server, whose requests take milliseconds, goes
-// before everybody that sends slowly, and before who is not known yet.
+// gate bounds how many requests are read and reviewed at a time, and with it the memory that they hold.
+// Whoever waits gets in by how short a time the requests of its host hold a place: the API server, whose
+// requests take milliseconds, goes before everybody that sends slowly, and before who is not known yet.
 type gate struct {
 	mu      sync.Mutex
 	free    int
-	waiting []*waiter // in the order of their arrival
-	// used and before are what is known of hosts, since then and for a while before.
-	used, before map[string]use
-	since        time.Time
-}
-
-// use is how many requests of a host held a place, and for how long together.
-type use struct {
-	requests int
-	held     time.Duration
+	waiting []*waiter                // in the order of their arrival
+	usual   map[string]time.Duration // how long a request of a host holds a place
 }
 
 type waiter struct {
@@ -33,32 +24,16 @@ type waiter struct {
 }
 
 const (
-	// maxWaiting is for what may hold a header, a stack and a stream's buffer each.
-	maxWaiting = 512
-	// useCounts is how long a host's use counts at least, and maxHosts how many are
-	// remembered.
-	useCounts = 10 * time.Second
-	maxHosts  = 4096
-	// unknownUse is taken for that of a host of which nothing is known.
-	unknownUse = 200 * time.Millisecond
+	maxWaiting  = 512 // each may hold a header, a stack and a stream's buffer
+	maxHosts    = 4096
+	unknownHost = 200 * time.Millisecond // for a host of which nothing is known
 )
 
 var errBusy = errors.New("too many requests at a time: try again")
 
-func newGate(places int) *gate { return &gate{free: places, used: map[string]use{}} }
+func newGate(places int) *gate { return &gate{free: places, usual: map[string]time.Duration{}} }
 
-// usual is how long a request of the host holds a place.
-func (g *gate) usual(host string) time.Duration {
-	for _, known := range []use{g.used[host], g.before[host]} {
-		if known.requests > 0 {
-			return known.held / time.Duration(known.requests)
-		}
-	}
-	return unknownUse
-}
-
-// enter waits for a place, which leave gives back. It is errBusy when too many
-// wait, most of them from this host.
+// enter waits for a place, which leave gives back. errBusy: too many wait, most of them from this host.
 func (g *gate) enter(ctx context.Context, host string) (leave func(), err error) {
 	w := &waiter{host: host, enter: make(chan bool, 1)}
 	g.mu.Lock()
@@ -90,21 +65,34 @@ func (g *gate) enter(ctx context.Context, host string) (leave func(), err error)
 	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		now := time.Now()
-		if now.Sub(g.since) > useCounts || len(g.used) >= maxHosts {
-			g.before, g.used, g.since = g.used, map[string]use{}, now
+		held := time.Since(begin)
+		usual, known := g.usual[host]
+		if !known {
+			usual = held
+			for other := range g.usual {
+				if len(g.usual) < maxHosts {
+					break
+				}
+				delete(g.usual, other)
+			}
 		}
-		known := g.used[host]
-		g.used[host] = use{known.requests + 1, known.held + now.Sub(begin)}
+		g.usual[host] = (3*usual + held) / 4
 		g.next()
 	}, nil
+}
+
+func (g *gate) usualOf(host string) time.Duration {
+	if usual, known := g.usual[host]; known {
+		return usual
+	}
+	return unknownHost
 }
 
 // next gives a place that is free to who waits.
 func (g *gate) next() {
 	best := 0
 	for i, w := range g.waiting {
-		if g.usual(w.host) < g.usual(g.waiting[best].host) {
+		if g.usualOf(w.host) < g.usualOf(g.waiting[best].host) {
 			best = i
 		}
 	}

@@ -19,50 +19,29 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 	"github.com/example/kubevirt-imds/injector/internal/review"
 )
 
 const (
-	// maxObject is how large an object the API server takes, in bytes
-	// (MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go).
-	maxObject = 3 << 20
-	// maxBody is the limit of a request's body: an update comes with the old
-	// object beside the new, and something around them.
-	maxBody = 2*maxObject + 64<<10
-	// maxSmall is the limit of a body that has one of the many places. The
-	// largest pod that KubeVirt made for us has 13 KB.
-	maxSmall = 256 << 10
-
-	smallPlaces = 32
+	maxObject   = 3 << 20              // MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go
+	maxBody     = 2*maxObject + 64<<10 // an update has the old object too, and something around them
 	largePlaces = 2
+	maxSmall    = 256 << 10 // the largest pod that KubeVirt made for us has 13 KB
+	smallPlaces = 32
 )
 
-// admission answers the API server's requests, with bounds on what they may cost
-// together.
+// admission answers the API server's requests, with bounds on what they may cost together.
 type admission struct {
-	log *slog.Logger
-	// small and large bound the bodies that are held.
-	small, large *gate
-	// reviews are done by a few goroutines: that bounds the trees that are made of
-	// bodies, and their stacks need not grow for each request.
-	reviews chan func()
+	log          *slog.Logger
+	small, large *gate         // bound the bodies that are held
+	reviewing    chan struct{} // bounds the trees that are made of them
 }
 
 func newAdmission(log *slog.Logger) *admission {
-	a := &admission{log: log, small: newGate(smallPlaces), large: newGate(largePlaces), reviews: make(chan func())}
-	for range runtime.GOMAXPROCS(0) {
-		go func() {
-			for review := range a.reviews {
-				review()
-			}
-		}()
-	}
-	return a
+	return &admission{log: log, small: newGate(smallPlaces), large: newGate(largePlaces), reviewing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 }
 
-// bounded lets a few requests in at a time, whatever they ask for, and each until its
-// answer is taken: net/http holds tens of KB for one.
+// bounded lets in a few requests at a time, each until its answer is taken: net/http holds some KB for one.
 func (a *admission) bounded(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		gate := a.small
@@ -103,6 +82,45 @@ func (a *admission) handler(decide review.Func) http.Handler {
 
 // answer returns the answer, or the status and text of an HTTP error.
 func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, status int, err error) {
+	growStack()
+	defer func() {
+		if cause := recover(); cause != nil {
+			a.log.Error("review panicked", "cause", cause, "stack", string(debug.Stack()))
+			status, err = http.StatusInternalServerError, fmt.Errorf("internal error: panic: %v: see the log of imds-webhook", cause)
+		}
+	}()
+	body, status, err := readBody(r)
+	if err != nil {
+		return nil, status, err
+	}
+	select {
+	case a.reviewing <- struct{}{}:
+		defer func() { <-a.reviewing }()
+	case <-r.Context().Done():
+		return nil, http.StatusServiceUnavailable, r.Context().Err()
+	}
+	request, err := review.ParseRequest(body)
+	if err != nil {
+		return nil, http.StatusBadRequest, err
+	}
+	verdict, err := decide(request)
+	if err != nil {
+		// No verdict: the webhook's failurePolicy says what becomes of the object.
+		a.log.Error("review failed", "path", r.URL.Path, "namespace", request.Namespace, "name", request.ObjectName(), "err", err)
+		return nil, http.StatusInternalServerError, fmt.Errorf("internal error: %w: see the log of imds-webhook", err)
+	}
+	response := &admissionv1.AdmissionResponse{UID: types.UID(request.UID), Allowed: verdict.Allowed, Warnings: verdict.Warnings}
+	if verdict.Patch != nil {
+		response.PatchType, response.Patch = new(admissionv1.PatchTypeJSONPatch), verdict.Patch
+	}
+	if !verdict.Allowed {
+		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: verdict.Reason}
+	}
+	answer, err = json.Marshal(&admissionv1.AdmissionReview{TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"}, Response: response})
+	return answer, http.StatusInternalServerError, err
+}
+
+func readBody(r *http.Request) (body []byte, status int, err error) {
 	contentType := r.Header.Get("Content-Type")
 	if mediaType, _, err := mime.ParseMediaType(contentType); err != nil || mediaType != "application/json" {
 		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("content type %s is not supported: send application/json", annotation.Quote(contentType))
@@ -113,62 +131,20 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 	case r.ContentLength > maxBody:
 		return nil, http.StatusRequestEntityTooLarge, fmt.Errorf("the body has more than %d bytes", maxBody)
 	}
-	body := make([]byte, r.ContentLength)
+	body = make([]byte, r.ContentLength)
 	switch _, err := io.ReadFull(r.Body, body); {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, http.StatusRequestTimeout, errors.New("the body took too long")
 	case err != nil:
 		return nil, http.StatusBadRequest, fmt.Errorf("the body cannot be read: %w", err)
 	}
-	done := make(chan struct{})
-	work := func() {
-		defer close(done)
-		answer, status, err = a.review(r, body, decide)
-	}
-	select {
-	case a.reviews <- work:
-		<-done
-		return answer, status, err
-	case <-r.Context().Done():
-		return nil, http.StatusServiceUnavailable, r.Context().Err()
-	}
+	return body, 0, nil
 }
 
-// review answers the request in a body.
-func (a *admission) review(r *http.Request, body []byte, decide review.Func) (answer []byte, status int, err error) {
-	request, err := review.ParseRequest(body)
-	if err != nil {
-		return nil, http.StatusBadRequest, err
-	}
-	if answer, err = a.respond(request, decide); err != nil {
-		// No verdict: the webhook's failurePolicy says what becomes of the object.
-		a.log.Error("review failed", "path", r.URL.Path, "namespace", request.Namespace, "name", request.ObjectName(), "err", err)
-		return nil, http.StatusInternalServerError, fmt.Errorf("internal error: %w: see the log of imds-webhook", err)
-	}
-	return answer, http.StatusOK, nil
-}
-
-// respond turns the verdict into the answer, and a panic into an error.
-func (a *admission) respond(request *review.Request, decide review.Func) (answer []byte, err error) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			a.log.Error("review panicked", "cause", cause, "stack", string(debug.Stack()))
-			err = fmt.Errorf("panic: %v", cause)
-		}
-	}()
-	verdict, err := decide(request)
-	if err != nil {
-		return nil, err
-	}
-	response := &admissionv1.AdmissionResponse{UID: types.UID(request.UID), Allowed: verdict.Allowed, Warnings: verdict.Warnings}
-	if verdict.Patch != nil {
-		response.PatchType = new(admissionv1.PatchTypeJSONPatch)
-		if response.Patch, err = jsontree.Encode(verdict.Patch); err != nil {
-			return nil, err
-		}
-	}
-	if !verdict.Allowed {
-		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: verdict.Reason}
-	}
-	return json.Marshal(&admissionv1.AdmissionReview{TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"}, Response: response})
+// growStack makes room for a review at once. Growing step by step, each time with more on it, took longer.
+//
+//go:noinline
+func growStack() {
+	var room [12 << 10]byte
+	runtime.KeepAlive(&room)
 }

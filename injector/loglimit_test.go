@@ -1,30 +1,27 @@
 package main
 
 import (
-	"context"
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
 func TestLogIsBounded(t *testing.T) {
-	var text strings.Builder
-	handler := newLimitedLog(slog.NewTextHandler(&text, nil)).WithAttrs([]slog.Attr{slog.String("a", "b")})
-	begin := time.Now()
-	say := func(after time.Duration) {
-		if err := handler.Handle(context.Background(), slog.NewRecord(begin.Add(after), slog.LevelInfo, "line", 0)); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		var text strings.Builder
+		log := slog.New(slog.NewTextHandler(&limitedLines{Writer: &text}, nil)).With("a", "b")
+		for range 5 * maxLines {
+			log.Info("line")
 		}
-	}
-	for range 5 * maxLines {
-		say(time.Second)
-	}
-	if lines := strings.Count(text.String(), "msg=line"); lines != maxLines {
-		t.Errorf("%d lines, want %d", lines, maxLines)
-	}
-	say(time.Minute)
-	if lines := strings.Count(text.String(), "\n"); lines != maxLines+2 || !strings.Contains(text.String(), "lines=8000") {
-		t.Errorf("%d lines after a pause, want two more, one with what was left out: %s", lines, text.String()[len(text.String())-300:])
-	}
+		if lines := strings.Count(text.String(), "msg=line"); lines != maxLines {
+			t.Errorf("%d lines, want %d", lines, maxLines)
+		}
+		time.Sleep(time.Minute)
+		log.Info("line")
+		if lines := strings.Count(text.String(), "\n"); lines != maxLines+2 || !strings.Contains(text.String(), "lines=8000") {
+			t.Errorf("%d lines after a pause, want two more, one with what was left out: %s", lines, text.String()[len(text.String())-300:])
+		}
+	})
 }

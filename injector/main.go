@@ -1,6 +1,5 @@
-// Command imds-webhook is the admission webhook of KubeVirt IMDS: it puts the
-// sidecars imds-init and imds-server into the virt-launcher pods that ask for
-// them, and checks the annotations on VirtualMachines and their instances.
+// Command imds-webhook is the admission webhook: it puts imds-init and imds-server into the virt-launcher
+// pods that ask for them, and checks the annotations on VirtualMachines and their instances.
 package main
 
 import (
@@ -18,7 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/example/kubevirt-imds/injector/internal/patchset"
 	"github.com/example/kubevirt-imds/injector/selfsigned"
 )
 
@@ -38,14 +36,12 @@ func main() {
 // podEnvironment is what a pod with an API token finds around it.
 type podEnvironment struct {
 	getenv               func(string) string
-	serviceAccountFolder string
+	serviceAccountFolder string // where the kubelet mounts ca.crt and token
 }
 
-// The kubelet mounts ca.crt and token there.
 var thisPod = podEnvironment{os.Getenv, "/var/run/secrets/kubernetes.io/serviceaccount"}
 
-// run is the whole program: it serves until ctx ends, and returns the exit
-// status, 0 for a clean end, 1 for a failure, 2 for a wrong command line.
+// run serves until ctx ends, and returns the exit status: 0 clean, 1 a failure, 2 a wrong command line.
 func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr io.Writer, timing timing) int {
 	opts, err := parseOptions(args)
 	switch {
@@ -62,10 +58,8 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 
 	// What it holds is little and bounded: the collector may wait for more of it.
 	debug.SetGCPercent(400)
-	log := slog.New(newLimitedLog(slog.NewTextHandler(stderr, nil)))
-	if limit := limitMemory(memoryLimitFiles); limit > 0 {
-		log.Info("memory limited", "bytes", limit)
-	}
+	log := slog.New(slog.NewTextHandler(&limitedLines{Writer: stderr}, nil))
+	limitMemory(log)
 	if err := serve(ctx, opts, pod, timing, log); err != nil {
 		log.Error("imds-webhook ends", "err", err)
 		return 1
@@ -78,28 +72,21 @@ func serve(ctx context.Context, opts options, pod podEnvironment, timing timing,
 	if err != nil {
 		return err
 	}
-	patches, err := patchset.Open(opts.patches, opts.serverImage)
-	if err != nil {
-		return err
-	}
-	service, err := listen(opts, certificates, publisher, patches, timing, log)
+	service, err := listen(opts, certificates, publisher, timing, log)
 	if err != nil {
 		return err
 	}
 	return service.run(ctx)
 }
 
-// selfSignedLifetime is for a certificate that dies with the process.
-const selfSignedLifetime = 10 * 365 * 24 * time.Hour
-
-// openCertificates returns the certificate to serve, and the publisher of its CA; nil
-// where somebody else publishes it.
+// openCertificates returns the certificate to serve, and the publisher of its CA, which may be nil.
 func openCertificates(opts options, pod podEnvironment, timing timing, log *slog.Logger) (*certificateSource, *publisher, error) {
 	if !opts.selfSigned {
 		certificates, err := certificateFiles(opts.tlsCert, opts.tlsKey, opts.service, log)
 		return certificates, nil, err
 	}
-	bundle, err := selfsigned.Issue(selfSignedLifetime, opts.service, opts.service+".cluster.local")
+	const lifetime = 10 * 365 * 24 * time.Hour // it dies with the process
+	bundle, err := selfsigned.Issue(lifetime, opts.service, opts.service+".cluster.local")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -111,41 +98,29 @@ func openCertificates(opts options, pod podEnvironment, timing timing, log *slog
 	return &certificateSource{service: opts.service, current: fixed, log: log}, publisher, err
 }
 
-// Where a container finds its own memory limit: cgroup v2, then v1.
-var memoryLimitFiles = []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}
-
-// limitMemory has the garbage collector work harder above three eighths of the
-// container's memory limit, so that with the program's own pages it is within half.
-// It returns what it set, in bytes; 0 where there is no limit.
-func limitMemory(files []string) int64 {
-	for _, file := range files {
+// limitMemory has the garbage collector work harder above three eighths of the container's memory limit
+// (cgroup v2, then v1): with the program's own pages it is within half.
+func limitMemory(log *slog.Logger) {
+	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			continue
 		}
 		// "max" in v2, and in v1 a number beyond every machine, are none.
-		limit, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
-		if err != nil || limit <= 0 || limit >= 1<<40 {
-			return 0
+		if limit, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && limit < 1<<40 {
+			debug.SetMemoryLimit(limit / 8 * 3)
+			log.Info("memory limited", "bytes", limit/8*3)
 		}
-		limit = limit / 8 * 3
-		debug.SetMemoryLimit(limit)
-		return limit
+		return
 	}
-	return 0
 }
 
-// version is set by the build with -ldflags "-X main.version=v1.2.3".
+// version is set by -ldflags "-X main.version=v1.2.3"; without, it is what the Go tool recorded.
 var version string
 
-// buildVersion is the version that the build set, or else what the Go tool
-// recorded.
 func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
+	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
 		return info.Main.Version
 	}
-	return "unknown"
+	return version
 }

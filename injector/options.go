@@ -1,6 +1,7 @@
 package main
 
 import (
+	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
@@ -8,42 +9,8 @@ import (
 	"strings"
 )
 
-const usage = `imds-webhook puts the IMDS sidecars into virt-launcher pods (POST /mutate-pod),
-and checks the imds.kubevirt.io/ annotations of VMs (POST /mutate-virtualmachine)
-and of their instances (POST /mutate-virtualmachineinstance).
-
-usage:
-  imds-webhook --patches DIR --server-image IMAGE --tls-cert FILE --tls-key FILE
-  imds-webhook --patches DIR --server-image IMAGE --self-signed
-  imds-webhook --version
-
-  --patches DIR          the strategic merge patches for the pod: every *.yaml,
-                         *.yml and *.json in DIR but kustomization.yaml, in name
-                         order; read once
-  --server-image IMAGE   the image for containers that the patches bring without
-                         one
-  --tls-cert FILE        the serving certificate and its chain, PEM
-  --tls-key FILE         its private key, PEM; both are read again when they
-                         change, and so is a ca.crt beside the certificate, which
-                         is then what the API server trusts
-  --self-signed          make a CA and a certificate in memory instead, and keep
-                         the CA in MutatingWebhookConfiguration imds-webhook;
-                         the pod needs a token that may get and patch that
-  --service NAME         the DNS name by which the API server calls: the
-                         certificate must be for it
-                         (default imds-webhook.kubevirt-imds.svc)
-  --listen ADDRESS       where the API server connects to, TLS 1.3
-                         (default :8443)
-  --health-listen ADDRESS
-                         where the kubelet asks /healthz and /readyz, plain HTTP
-                         (default :8081)
-  --version              print the version and exit
-
-/readyz says why the API server would refuse the certificate. SIGTERM makes
-/readyz fail and ends the process once the requests under way are answered; a
-second SIGTERM ends it at once. The exit status is 0 after a clean end, 1 after a
-failure and 2 for a wrong command line.
-`
+//go:embed usage.txt
+var usage string
 
 // options are the command line.
 type options struct {
@@ -51,8 +18,7 @@ type options struct {
 	selfSigned, version                                                  bool
 }
 
-// parseOptions reads and checks the command line. It returns flag.ErrHelp when
-// the usage is asked for.
+// parseOptions reads and checks the command line. It returns flag.ErrHelp when the usage is asked for.
 func parseOptions(args []string) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("imds-webhook", flag.ContinueOnError)

@@ -23,18 +23,11 @@ import (
 const configurationName = "imds-webhook"
 const configurationPath = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/" + configurationName
 
-// publisher makes the API server trust a webhook that issues its own certificate:
-// it writes the CA into the MutatingWebhookConfiguration, and again whenever
-// somebody has replaced the configuration by one without it.
-//
-// It asks every few seconds. A watch would see a change at once, but takes two more
-// verbs, and more code than one object is worth. A nil publisher does nothing:
-// cert-manager or the operator publishes the CA.
+// publisher writes the CA of a webhook that issues its own certificate into the MutatingWebhookConfiguration,
+// and again whenever it is gone. It asks: a watch would take two more verbs. A nil publisher does nothing.
 type publisher struct {
-	ca []byte // PEM
-	// pause tells how long to wait after an attempt: failures is the number of
-	// those that failed since the last that did not.
-	pause     func(failures int) <-chan time.Time
+	ca        []byte                              // PEM
+	pause     func(failures int) <-chan time.Time // after so many attempts that failed
 	url       string
 	tokenFile string
 	client    *http.Client
@@ -42,11 +35,10 @@ type publisher struct {
 
 	mu       sync.Mutex
 	problem  error  // nil while the CA is there, as far as is known
-	reported report // the last failure that was logged
+	reported string // the last failure that was logged
 }
 
-// newPublisher finds the API server and the right to speak to it in the pod's
-// environment. It does not connect yet.
+// newPublisher finds the API server and the right to speak to it in the pod's environment.
 func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironment, log *slog.Logger) (*publisher, error) {
 	host, port := pod.getenv("KUBERNETES_SERVICE_HOST"), pod.getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
@@ -66,8 +58,7 @@ func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironmen
 		url:       "https://" + net.JoinHostPort(host, port) + configurationPath,
 		tokenFile: filepath.Join(pod.serviceAccountFolder, "token"),
 		client: &http.Client{
-			// No proxy from the environment, and no redirection: the token is for
-			// the API server alone.
+			// No proxy from the environment, and no redirection: the token is for the API server alone.
 			Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 			Timeout:       10 * time.Second,
@@ -75,8 +66,7 @@ func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironmen
 	}, nil
 }
 
-// status says why the CA is not in the configuration; nil while it is. An API
-// server that does not answer takes nothing away.
+// status says why the CA is not in the configuration. An API server that does not answer takes nothing away.
 func (p *publisher) status() error {
 	if p == nil {
 		return nil
@@ -109,7 +99,7 @@ func (p *publisher) run(ctx context.Context) {
 		if known || p.problem != nil {
 			p.problem = err
 		}
-		if p.reported.isNew(err) {
+		if isNew(&p.reported, err) {
 			p.log.Warn("CA not published, trying again", "configuration", configurationName, "err", err)
 		}
 		p.mu.Unlock()
@@ -121,8 +111,7 @@ func (p *publisher) run(ctx context.Context) {
 	}
 }
 
-// configuration is the part of a MutatingWebhookConfiguration that is read and
-// written here.
+// configuration is the part of a MutatingWebhookConfiguration that is read and written here.
 type configuration struct {
 	Metadata struct {
 		ResourceVersion string `json:"resourceVersion"`
@@ -135,12 +124,11 @@ type configuration struct {
 	} `json:"webhooks"`
 }
 
-// write reads the configuration, and writes the CA to every webhook in it that has it
-// not. The resourceVersion makes the API server refuse when somebody else was faster.
-// An error is known when it tells that the CA is not there.
+// write writes the CA to every webhook that has it not. The resourceVersion makes the API server refuse when
+// somebody else was faster. An error is known when it tells that the CA is not there.
 func (p *publisher) write(ctx context.Context) (written, known bool, err error) {
-	var current configuration
-	if code, err := p.ask(ctx, http.MethodGet, "", nil, &current); err != nil {
+	current, code, err := p.ask(ctx, http.MethodGet, "", nil)
+	if err != nil {
 		return false, code == http.StatusNotFound || code == http.StatusForbidden, err
 	}
 	if len(current.Webhooks) == 0 {
@@ -153,35 +141,27 @@ func (p *publisher) write(ctx context.Context) (written, known bool, err error) 
 	}
 	if written {
 		// A strategic merge by the webhooks' names: all else stays as it is.
-		_, err = p.ask(ctx, http.MethodPatch, "?fieldManager=imds-webhook", &current, new(configuration))
+		var patch []byte
+		if patch, err = json.Marshal(current); err == nil {
+			_, _, err = p.ask(ctx, http.MethodPatch, "?fieldManager=imds-webhook", patch)
+		}
 	}
 	return written, true, err
 }
 
-// ask sends a request about the configuration; an answer other than 200 is an error
-// with the API server's own reason.
-func (p *publisher) ask(ctx context.Context, method, query string, patch, answer *configuration) (code int, err error) {
-	var body bytes.Buffer
-	if patch != nil {
-		if err := json.NewEncoder(&body).Encode(patch); err != nil {
-			return 0, err
-		}
-	}
-	request, err := http.NewRequestWithContext(ctx, method, p.url+query, &body)
-	if err != nil {
-		return 0, err
-	}
-	// Read each time: the kubelet renews it.
-	token, err := os.ReadFile(p.tokenFile)
-	if err != nil {
-		return 0, err
+// ask sends a request; an answer other than 200 is an error with the API server's own reason.
+func (p *publisher) ask(ctx context.Context, method, query string, patch []byte) (answer configuration, code int, err error) {
+	request, errRequest := http.NewRequestWithContext(ctx, method, p.url+query, bytes.NewReader(patch))
+	token, err := os.ReadFile(p.tokenFile) // each time: the kubelet renews it
+	if err := errors.Join(errRequest, err); err != nil {
+		return answer, 0, err
 	}
 	request.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
 	request.Header.Set("Accept", "application/json")
 	request.Header.Set("Content-Type", "application/strategic-merge-patch+json")
 	response, err := p.client.Do(request)
 	if err != nil {
-		return 0, err
+		return answer, 0, err
 	}
 	defer response.Body.Close()
 	decoder := json.NewDecoder(io.LimitReader(response.Body, maxObject))
@@ -192,22 +172,19 @@ func (p *publisher) ask(ctx context.Context, method, query string, patch, answer
 		if decoder.Decode(&status) == nil {
 			reason = fmt.Sprintf("%.300q", status.Message)
 		}
-		return response.StatusCode, fmt.Errorf("%s: %s: %s", where, response.Status, reason)
+		return answer, response.StatusCode, fmt.Errorf("%s: %s: %s", where, response.Status, reason)
 	}
-	if err := decoder.Decode(answer); err != nil {
-		return response.StatusCode, fmt.Errorf("%s: the answer is not understood: %w", where, err)
+	if err = decoder.Decode(&answer); err != nil {
+		err = fmt.Errorf("%s: the answer is not understood: %w", where, err)
 	}
-	return response.StatusCode, nil
+	return answer, response.StatusCode, err
 }
 
-// maxOthers is how many CAs stay beside the own one. It must not be fewer than the
-// other replicas that run at any time, during roll-outs too: each would write its CA
-// anew whenever another one pushes it out.
+// maxOthers is how many CAs stay beside the own one: as many as other replicas run, during roll-outs too.
 const maxOthers = 7
 
-// withOthers returns ca followed by the newest certificates of bundle: other
-// replicas serve with a CA of their own, and one that this one replaces does until
-// its connections are drained. Those that have expired are dropped.
+// withOthers returns ca followed by the newest certificates of bundle, with which other replicas serve, but
+// for those that have expired.
 func withOthers(ca, bundle []byte, now time.Time) []byte {
 	all := bytes.Clone(ca)
 	for others := 0; others < maxOthers; {

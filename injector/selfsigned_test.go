@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
 // startSelfSigned runs imds-webhook --self-signed as a pod.
@@ -120,11 +118,7 @@ func TestSelfSignedWebhookThatCannotServeEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	patches, err := patchset.Open(opts.patches, opts.serverImage)
-	if err != nil {
-		t.Fatal(err)
-	}
-	service, err := listen(opts, certificates, publisher, patches, timing, log)
+	service, err := listen(opts, certificates, publisher, timing, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,31 +18,20 @@ import (
 
 // timing is how long things may take.
 type timing struct {
-	// arrival and answer limit how long a client takes to send a request, and to
-	// wait for the answer and take it.
-	arrival, answer time.Duration
-	// idle is how long a connection without a request stays open.
-	idle time.Duration
-	// withdrawal is how long the service goes on taking requests after it was
-	// told to end: so long the API server may still be sent here.
-	withdrawal func() <-chan time.Time
-	// shutdown limits how long requests under way may take after that.
-	shutdown time.Duration
-	// publish is the pause between two looks at whether the CA is published, of
-	// which the last ones failed.
-	publish func(failures int) <-chan time.Time
+	arrival    time.Duration                       // of a request
+	answer     time.Duration                       // until the client has taken it
+	idle       time.Duration                       // of a connection without a request
+	withdrawal func() <-chan time.Time             // after the word to end: the API server may still send requests here
+	shutdown   time.Duration                       // of requests under way after that
+	publish    func(failures int) <-chan time.Time // between two looks at whether the CA is published
 }
 
 var productionTiming = timing{
-	// A body that is sent slowly holds a place, and who waits for that has the 5 s that
-	// the manifests give the webhook.
+	// Who waits for the place of a body that is sent slowly has the 5 s that the manifests give the webhook.
 	arrival: 2 * time.Second,
 	answer:  4 * time.Second,
-	// Longer than the 90 s of the API server's client, so that no request
-	// meets a connection that is just being closed.
-	idle: 2 * time.Minute,
-	// Together shorter than a pod's usual grace period of 30 s. The image has
-	// no shell for a preStop hook that would wait instead.
+	idle:    2 * time.Minute, // longer than the 90 s of the API server's client, which so closes first
+	// Together shorter than a pod's grace period of 30 s. The image has no shell for a preStop hook.
 	withdrawal: func() <-chan time.Time { return time.After(5 * time.Second) },
 	shutdown:   15 * time.Second,
 	publish:    func(failures int) <-chan time.Time { return time.After(publishPause(failures)) },
@@ -58,12 +47,9 @@ func publishPause(failures int) time.Duration {
 }
 
 const (
-	// maxHeaderBytes is several times what the API server sends.
-	maxHeaderBytes   = 2 << 10
-	maxReceiveBuffer = 64 << 10
-	// maxStreams is for the API server, which opens one more connection when
-	// one has no stream left; its requests share a few.
-	maxStreams           = 16
+	maxHeaderBytes       = 2 << 10  // several times what the API server sends
+	maxReceiveBuffer     = 64 << 10 // what a connection may send before anybody reads
+	maxStreams           = 16       // the API server opens one more connection when one has no stream left
 	maxConnections       = 128
 	maxHealthConnections = 32
 )
@@ -79,8 +65,12 @@ type service struct {
 	draining                        atomic.Bool
 }
 
-// listen opens both listeners.
-func listen(opts options, certificates *certificateSource, publisher *publisher, patches *patchset.Set, timing timing, log *slog.Logger) (*service, error) {
+// listen opens the patches and both listeners.
+func listen(opts options, certificates *certificateSource, publisher *publisher, timing timing, log *slog.Logger) (*service, error) {
+	patches, err := patchset.Open(opts.patches, opts.serverImage)
+	if err != nil {
+		return nil, err
+	}
 	reviews := http.NewServeMux()
 	admission, reviewer := newAdmission(log), review.New(patches, log)
 	for path, decide := range map[string]review.Func{
@@ -100,7 +90,6 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	s.health = s.newServer(health, maxHealthConnections)
 	s.webhook = s.newServer(s.closing(admission.bounded(reviews)), maxConnections)
 	s.webhook.HTTP2 = &http.HTTP2Config{
-		// What a connection may send before anybody reads.
 		MaxReceiveBufferPerConnection: maxReceiveBuffer,
 		MaxReceiveBufferPerStream:     maxReceiveBuffer,
 		MaxConcurrentStreams:          maxStreams,
@@ -112,7 +101,6 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 		SessionTicketsDisabled: true,
 	}
 
-	var err error
 	if s.webhookListener, err = net.Listen("tcp", opts.listen); err != nil {
 		return nil, fmt.Errorf("--listen %s: %w", opts.listen, err)
 	}
@@ -124,9 +112,7 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	return s, nil
 }
 
-// closing has each answer end its connection while the service drains: the API
-// server keeps one open for as long as it is used, and would otherwise send its
-// next request just when the listener's end closes it.
+// closing has each answer end its connection while the service drains: no request meets its end.
 func (s *service) closing(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.draining.Load() {
@@ -136,9 +122,8 @@ func (s *service) closing(handler http.Handler) http.Handler {
 	})
 }
 
-// ready says whether the API server can be sent here. A renewed certificate that is
-// not in use is named, but does not make a replica unready: it works with the last
-// good one, and all replicas would be gone at once.
+// ready says whether the API server can be sent here. A renewed certificate that is not in use is named, but
+// does not make a replica unready: all of them would be gone at once.
 func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
 	if s.draining.Load() {
 		http.Error(w, "draining", http.StatusServiceUnavailable)
@@ -195,22 +180,13 @@ func (s *service) run(ctx context.Context) error {
 		return err
 	case <-s.timing.withdrawal():
 	}
-	return s.shutdown(context.WithoutCancel(ctx))
-}
-
-// shutdown closes the webhook's listener and waits for requests under way.
-func (s *service) shutdown(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timing.shutdown)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timing.shutdown)
 	defer cancel()
-	closed, ended := make(chan struct{}), make(chan error, 1)
-	s.webhook.RegisterOnShutdown(func() { close(closed) })
-	go func() { ended <- s.webhook.Shutdown(ctx) }()
-
-	<-closed
+	s.webhookListener.Close()
 	s.log.Info("no new connections any more, waiting for requests under way")
-	if err := <-ended; errors.Is(err, context.DeadlineExceeded) {
+	if err := s.webhook.Shutdown(ctx); errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("requests were still under way %s after the listener closed", s.timing.shutdown)
-	} else if err != nil {
+	} else if err != nil && !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	s.log.Info("drained")

@@ -73,7 +73,14 @@ func TestUnknownNamesGetTheNearest(t *testing.T) {
 		"hoplimit":                      HopLimit,
 		"ttl-limit":                     HopLimit,
 		"":                              Enabled,
-		strings.Repeat("enabled", 1000): TokenExpirationSeconds,
+		"token-seconds":                 TokenExpirationSeconds,
+		"header":                        RequireHeader,
+		"nettwork":                      Network,
+		"netwrok":                       Network,
+		"hopp-limit":                    HopLimit,
+		"audience":                      TokenAudiences,
+		"enbaled":                       Enabled,
+		strings.Repeat("enabled", 1000): Enabled,
 	} {
 		problem := Problem(Prefix+name, Value{Text: "true"})
 		if !strings.HasSuffix(problem, "is not known: the nearest known name is "+want) {
@@ -123,19 +130,5 @@ func TestNamesAreWrittenOnce(t *testing.T) {
 func TestAudiences(t *testing.T) {
 	if got := Audiences(" b , a,c"); !slices.Equal(got, []string{"b", "a", "c"}) {
 		t.Errorf("got %q", got)
-	}
-}
-
-func TestEditDistance(t *testing.T) {
-	for _, test := range []struct {
-		a, b string
-		want int
-	}{
-		{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"abc", "abc", 0},
-		{"kitten", "sitting", 3}, {"hop", "shop", 1}, {"flaw", "lawn", 2},
-	} {
-		if got := editDistance(test.a, test.b); got != test.want {
-			t.Errorf("from %q to %q: got %d, want %d", test.a, test.b, got, test.want)
-		}
 	}
 }

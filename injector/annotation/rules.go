@@ -7,22 +7,17 @@ import (
 	"strings"
 )
 
-// Value is what an annotation has: text, or, in a VM's template, which keeps
-// what its schema does not know, any other JSON.
+// Value is what an annotation has: text or, in a template, which has no schema, any other JSON.
 type Value struct {
-	// Text is the text, or the JSON.
-	Text string
-	// NotText says that Text is JSON.
-	NotText bool
+	Text    string // or the JSON
+	NotText bool   // Text is JSON
 }
 
 type rule struct {
-	name    string
-	allowed string
-	valid   func(value string) bool
-	// strictest stands in for a value that is not understood, where the
-	// annotation protects; empty: it is left out.
-	strictest string
+	name      string
+	allowed   string
+	valid     func(value string) bool
+	strictest string // stands in for a value that is not understood, where the annotation protects
 }
 
 var rules = []rule{
@@ -35,55 +30,43 @@ var rules = []rule{
 	{HopLimit, "an integer from 1 to 255", isIntegerBetween(1, 255), "1"},
 }
 
-// redirectPort stays off the ports at which the services of a VM usually are.
-var redirectPort = rule{RedirectPort, "an integer from 1024 to 65535", isIntegerBetween(1024, 65535), ""}
-
-// Problem says what is wrong with an annotation whose name has Prefix, on an
-// object that a user writes; empty when all is well.
+// Problem says what is wrong with an annotation whose name has Prefix; empty when all is well.
 func Problem(name string, value Value) string {
-	i := ruleOf(name)
+	rule := ruleOf(name)
 	switch {
-	case i >= 0:
-		return rules[i].problem(value)
-	case name == RedirectPort || slices.Contains(OnPod(), name):
+	case rule.name == "" && (name == RedirectPort || slices.Contains(OnPod(), name)):
 		return fmt.Sprintf("annotation %s is written by the webhook: remove it", name)
-	default:
+	case rule.name == "":
 		return fmt.Sprintf("annotation %s is not known: the nearest known name is %s", Quote(name), nearest(name))
-	}
-}
-
-// Strictest returns what stands in for a value of the annotation that is not
-// understood; empty when it is left out.
-func Strictest(name string) string {
-	return rules[ruleOf(name)].strictest
-}
-
-func ruleOf(name string) int {
-	return slices.IndexFunc(rules, func(r rule) bool { return r.name == name })
-}
-
-// IsRedirectPort reports whether value is one that the webhook writes.
-func IsRedirectPort(value Value) bool { return redirectPort.problem(value) == "" }
-
-func (r rule) problem(value Value) string {
-	if value.NotText {
-		// So that "enabled: true" without quotes comes this far.
-		return fmt.Sprintf("annotation %s: %s is not a string: write it in quotes", r.name, value)
-	}
-	if !r.valid(value.Text) {
-		return fmt.Sprintf("annotation %s: %s is not allowed: want %s", r.name, value, r.allowed)
+	case value.NotText: // so that "enabled: true" without quotes comes this far
+		return fmt.Sprintf("annotation %s: %s is not a string: write it in quotes", name, value)
+	case !rule.valid(value.Text):
+		return fmt.Sprintf("annotation %s: %s is not allowed: want %s", name, value, rule.allowed)
 	}
 	return ""
 }
 
-// maxQuoted is how many bytes of foreign text a message repeats.
-const maxQuoted = 63
+// Strictest returns what stands in for a value that is not understood; empty when it is left out.
+func Strictest(name string) string { return ruleOf(name).strictest }
 
-// Quote returns text of a tenant's for a message, cut at 63 bytes: it ends in
-// logs and on terminals.
+func ruleOf(name string) rule {
+	for _, rule := range rules {
+		if rule.name == name {
+			return rule
+		}
+	}
+	return rule{}
+}
+
+// IsRedirectPort reports whether value is one that the webhook writes, off where services of a VM usually are.
+func IsRedirectPort(value Value) bool {
+	return !value.NotText && isIntegerBetween(1024, 65535)(value.Text)
+}
+
+// Quote returns text of a tenant's for a message, cut at 63 bytes: it ends in logs and on terminals.
 func Quote(text string) string {
-	if len(text) > maxQuoted {
-		return strconv.Quote(text[:maxQuoted]) + "..."
+	if len(text) > 63 {
+		return strconv.Quote(text[:63]) + "..."
 	}
 	return strconv.Quote(text)
 }
@@ -100,8 +83,7 @@ func isBool(value string) bool { return value == "true" || value == "false" }
 
 func isShort(value string) bool { return 1 <= len(value) && len(value) <= 63 }
 
-// isIntegerBetween takes decimal digits only: no sign, no space, no leading
-// zero, which another reader might take for octal.
+// isIntegerBetween takes no sign and no leading zero, which another reader might take for octal.
 func isIntegerBetween(low, high uint64) func(string) bool {
 	return func(value string) bool {
 		number, err := strconv.ParseUint(value, 10, 64)
@@ -110,8 +92,7 @@ func isIntegerBetween(low, high uint64) func(string) bool {
 	}
 }
 
-// isInterfaceName is the kernel's dev_valid_name (net/core/dev.c), which looks
-// at bytes and takes 0xa0 for white space.
+// isInterfaceName is the kernel's dev_valid_name (net/core/dev.c), for which 0xa0 is white space.
 func isInterfaceName(value string) bool {
 	return 1 <= len(value) && len(value) <= 15 && value != "." && value != ".." &&
 		!slices.ContainsFunc([]byte(value), func(b byte) bool {
@@ -136,8 +117,7 @@ func isAudienceList(value string) bool {
 	return true
 }
 
-// Audiences splits a value of TokenAudiences, in the order in which the user
-// wrote them.
+// Audiences splits a value of TokenAudiences, in the order in which the user wrote them.
 func Audiences(value string) []string {
 	audiences := strings.Split(value, ",")
 	for i := range audiences {
@@ -146,32 +126,16 @@ func Audiences(value string) []string {
 	return audiences
 }
 
-// nearest returns the annotation that a user may set whose name takes the
-// fewest edits to get from name, of which a VM's template can carry long ones.
+// nearest returns the annotation that a user may set of whose pairs of letters the largest part is in name.
 func nearest(name string) string {
-	own := strings.TrimPrefix(name, Prefix)
-	own = own[:min(len(own), maxQuoted)]
-	distance := func(r rule) int { return editDistance(own, strings.TrimPrefix(r.name, Prefix)) }
-	return slices.MinFunc(rules, func(a, b rule) int { return distance(a) - distance(b) }).name
-}
-
-// editDistance is the Levenshtein distance in bytes.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			substitution := diagonal
-			if a[i] != b[j] {
-				substitution++
+	common := func(r rule) int {
+		own, pairs := strings.TrimPrefix(r.name, Prefix), 0
+		for i := range len(own) - 1 {
+			if strings.Contains(name[len(Prefix):], own[i:i+2]) {
+				pairs++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(substitution, row[j]+1, row[j+1]+1)
 		}
+		return 1000 * pairs / len(own)
 	}
-	return row[len(b)]
+	return slices.MaxFunc(rules, func(a, b rule) int { return common(a) - common(b) }).name
 }

@@ -1,6 +1,5 @@
-// Package selfsigned makes a certificate authority and one serving certificate
-// for where nothing else issues them: a laptop, a demo, a cluster without
-// cert-manager.
+// Package selfsigned makes a certificate authority and one serving certificate for where nothing else issues
+// them: a laptop, a demo, a cluster without cert-manager.
 package selfsigned
 
 import (
@@ -18,20 +17,16 @@ import (
 
 // Bundle is what Issue makes, all in PEM.
 type Bundle struct {
-	// CA is the authority's certificate: the caBundle of a webhook configuration.
-	CA []byte
-	// Certificate is the serving certificate. A server does not send the CA.
-	Certificate []byte
-	// Key is the serving certificate's private key (PKCS #8).
-	Key []byte
+	CA          []byte // the authority's certificate: the caBundle of a webhook configuration
+	Certificate []byte // the serving certificate; a server does not send the CA
+	Key         []byte // its private key (PKCS #8)
 }
 
 // clockSkew is how far a client's clock may be behind ours.
 const clockSkew = 5 * time.Minute
 
-// Issue makes an authority and a serving certificate for names, DNS names or IP
-// addresses, that both expire after lifetime. The keys are ECDSA P-256. The
-// authority's key is forgotten: it can sign nothing else.
+// Issue makes an authority, whose key is forgotten, and a serving certificate for DNS names or IP addresses.
+// Both expire after lifetime; the keys are ECDSA P-256.
 func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	if len(names) == 0 {
 		return nil, errors.New("a serving certificate needs at least one DNS name or IP address")
@@ -70,18 +65,14 @@ func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CA certificate: %w", err)
 	}
-	// Parsed, the CA has the key identifier that the serving certificate
-	// refers to.
+	// Parsed, the CA has the key identifier that the serving certificate refers to.
 	if ca, err = x509.ParseCertificate(caDER); err != nil {
 		return nil, fmt.Errorf("CA certificate: %w", err)
 	}
-	servingDER, err := x509.CreateCertificate(rand.Reader, serving, ca, &key.PublicKey, caKey)
-	if err != nil {
-		return nil, fmt.Errorf("serving certificate: %w", err)
-	}
+	servingDER, errServing := x509.CreateCertificate(rand.Reader, serving, ca, &key.PublicKey, caKey)
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
+	if err := errors.Join(errServing, err); err != nil {
+		return nil, fmt.Errorf("serving certificate: %w", err)
 	}
 	encode := func(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
 	return &Bundle{CA: encode("CERTIFICATE", caDER), Certificate: encode("CERTIFICATE", servingDER), Key: encode("PRIVATE KEY", keyDER)}, nil

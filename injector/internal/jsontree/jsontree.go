@@ -1,7 +1,5 @@
-// Package jsontree handles JSON objects of which only a part is known: it looks
-// values up in their text (Value), decodes the parts that are to be changed into
-// trees (Object), and describes the difference between two trees as an RFC 6902
-// patch. What it does not know it does not touch.
+// Package jsontree looks JSON values up in their text (Value), decodes what is to be changed (Object), and
+// writes the difference as a JSON patch. What it does not know it does not touch.
 package jsontree
 
 import (
@@ -10,8 +8,7 @@ import (
 	"strings"
 )
 
-// Object is a JSON object. Its values are Object, []any, string, bool,
-// json.Number (the number's own text), nil, or Value for what is not looked into.
+// Object is a JSON object of Object, []any, string, bool, json.Number, nil, or raw Value, which stays text.
 type Object = map[string]any
 
 // Members returns an object with these members, all nil.
@@ -23,8 +20,7 @@ func Members(names ...string) Object {
 	return object
 }
 
-// Lookup returns the value at path; the zero value of its type where there is none of
-// that type.
+// Lookup returns the value at path; the zero value of its type where there is none of that type.
 func Lookup[T any](object Object, path ...string) T {
 	var value any = object
 	for _, key := range path {
@@ -35,23 +31,19 @@ func Lookup[T any](object Object, path ...string) T {
 	return found
 }
 
-// Ensure returns the object at path and makes each level that is missing or
-// null. It is an error when a level holds something else.
+// Ensure returns the object at path, made where it is missing or null; an error where something else is.
 func Ensure(object Object, path ...string) (Object, error) {
-	level := object
 	for i, key := range path {
-		switch next := level[key].(type) {
-		case Object:
-			level = next
-		case nil:
-			made := Object{}
-			level[key] = made
-			level = made
-		default:
+		if object[key] == nil {
+			object[key] = Object{}
+		}
+		next, isObject := object[key].(Object)
+		if !isObject {
 			return nil, fmt.Errorf("%s is not an object", strings.Join(path[:i+1], "."))
 		}
+		object = next
 	}
-	return level, nil
+	return object, nil
 }
 
 // Name returns the name of a list's element; empty when it has none.
@@ -68,8 +60,7 @@ func IndexOf(list []any, name string) int {
 	return slices.IndexFunc(list, func(element any) bool { return name != "" && Name(element) == name })
 }
 
-// Named returns the first element of a name, decoded in the list; nil when there is
-// none.
+// Named returns the first element of a name, decoded in the list; nil when there is none.
 func Named(list []any, name string) Object {
 	i := IndexOf(list, name)
 	if i < 0 {
@@ -82,22 +73,22 @@ func Named(list []any, name string) Object {
 }
 
 // Clone returns a copy of object that shares no object and no list with it.
-func Clone(object Object) Object { return cloneValue(object).(Object) }
+func Clone(object Object) Object { return clone(object).(Object) }
 
-func cloneValue(value any) any {
+func clone(value any) any {
 	switch value := value.(type) {
 	case Object:
-		clone := make(Object, len(value))
+		copied := make(Object, len(value))
 		for key, member := range value {
-			clone[key] = cloneValue(member)
+			copied[key] = clone(member)
 		}
-		return clone
+		return copied
 	case []any:
-		clone := make([]any, len(value))
+		copied := make([]any, len(value))
 		for i, element := range value {
-			clone[i] = cloneValue(element)
+			copied[i] = clone(element)
 		}
-		return clone
+		return copied
 	}
 	return value
 }

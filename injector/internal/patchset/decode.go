@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -16,9 +17,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// decodePatch reads one strategic merge patch for a Pod from YAML or JSON.
-// Whatever a Pod does not have is an error: a misspelt field would otherwise be
-// dropped without a word by the API server.
+// decodePatch reads a strategic merge patch for a Pod. The API server would drop a misspelt field silently.
 func decodePatch(data []byte) (jsontree.Object, error) {
 	documents := yaml.NewDecoder(bytes.NewReader(data))
 	var document yaml.Node
@@ -34,7 +33,7 @@ func decodePatch(data []byte) (jsontree.Object, error) {
 	if err := document.Decode(&value); err != nil { // duplicate keys
 		return nil, yamlError(err)
 	}
-	if err := checkKeys(&document); err != nil {
+	if err := checkNodes(&document); err != nil {
 		return nil, err
 	}
 	text, err := json.Marshal(value)
@@ -64,82 +63,55 @@ func yamlError(err error) error {
 	return errors.New(strings.NewReplacer("yaml: ", "", "unmarshal errors:\n  ", "", "\n  ", "; ").Replace(err.Error()))
 }
 
-// checkKeys refuses keys that JSON does not have, and merge keys.
-func checkKeys(node *yaml.Node) error {
+// checkNodes refuses keys that JSON does not have, merge keys, and empty elements, which a Pod could have.
+func checkNodes(node *yaml.Node) error {
 	for i, child := range node.Content {
-		if node.Kind == yaml.MappingNode && i%2 == 0 && child.ShortTag() != "!!str" {
+		switch {
+		case node.Kind == yaml.MappingNode && i%2 == 0 && child.ShortTag() != "!!str":
 			return fmt.Errorf("line %d: key %s: want a string: write it in quotes, and no merge key", child.Line, child.Value)
+		case node.Kind == yaml.SequenceNode && child.ShortTag() == "!!null":
+			return fmt.Errorf("line %d: an element of the list is empty", child.Line)
 		}
-		if err := checkKeys(child); err != nil {
+		if err := checkNodes(child); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// checkFields compares a patch, of which it takes the directives out, with the type
-// of a Pod: every field must be one that the Pod has, every value of its kind.
-func checkFields(patch []byte) error {
-	var plain jsontree.Object
-	if err := json.Unmarshal(patch, &plain); err != nil {
-		return err
-	}
-	if err := takeDirectives(plain, ""); err != nil {
-		return err
-	}
-	text, err := json.Marshal(plain)
-	if err != nil {
-		return err
-	}
+// directive is what a strict decoder says of a directive of strategic merge.
+var directive = regexp.MustCompile(`[".]\$(patch|retainKeys|setElementOrder/[a-zA-Z]+|deleteFromPrimitiveList/[a-zA-Z]+)"$`)
+
+// checkFields compares a patch with the type of a Pod: its fields and their kinds.
+func checkFields(text []byte) error {
 	var wrong *json.UnmarshalTypeError
 	if err := json.Unmarshal(text, &corev1.Pod{}); errors.As(err, &wrong) {
 		return fmt.Errorf("field %s: want %s, not %s", wrong.Field, wrong.Type, wrong.Value)
 	} else if err != nil {
 		return err
 	}
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(plain, &corev1.Pod{}, true); err != nil {
-		return errors.New(strings.TrimPrefix(err.Error(), "strict decoding error: "))
+	var patch jsontree.Object
+	if err := json.Unmarshal(text, &patch); err != nil {
+		return err
+	}
+	err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(patch, &corev1.Pod{}, true)
+	strict, isStrict := runtime.AsStrictDecodingError(err)
+	if !isStrict {
+		return err
+	}
+	var unknown []string
+	for _, err := range strict.Errors() {
+		if !directive.MatchString(err.Error()) {
+			unknown = append(unknown, err.Error())
+		}
+	}
+	if unknown != nil {
+		return errors.New(strings.Join(unknown, ", "))
 	}
 	return nil
 }
 
-// takeDirectives removes the directives of strategic merge. Those about a list leave
-// it in their place. An empty element, which a Pod could have, is a mistake.
-func takeDirectives(value any, path string) error {
-	switch value := value.(type) {
-	case jsontree.Object:
-		delete(value, "$patch")
-		delete(value, "$retainKeys")
-		for key, member := range value {
-			for _, prefix := range []string{elementOrder, "$deleteFromPrimitiveList/"} {
-				if list, found := strings.CutPrefix(key, prefix); found {
-					delete(value, key)
-					if key = list; value[key] == nil {
-						value[key] = member
-					}
-				}
-			}
-			if err := takeDirectives(member, path+"."+key); err != nil {
-				return err
-			}
-		}
-	case []any:
-		for i, element := range value {
-			at := fmt.Sprintf("%s[%d]", path, i)
-			if element == nil {
-				return fmt.Errorf("%s is empty", strings.TrimPrefix(at, "."))
-			}
-			if err := takeDirectives(element, at); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// allowOnly refuses fields that a patch must leave alone, and drops those of
-// the others that are empty: strategic merge would remove them from the pod,
-// with all that they hold.
+// allowOnly refuses other fields, and drops empty ones: strategic merge would remove what the pod has there.
 func allowOnly(object jsontree.Object, path string, allowed ...string) error {
 	for field, value := range object {
 		if !slices.Contains(allowed, field) {

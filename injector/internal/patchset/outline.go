@@ -3,83 +3,61 @@ package patchset
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
 const (
-	// maxElements is more containers or volumes than a node can run.
-	maxElements = 1000
-	// maxDecoded bounds what of a pod is decoded, in bytes of its text.
-	maxDecoded = 64 << 10
-	maxName    = 253
+	maxElements = 1000 // more containers or volumes than a node can run
+	maxName     = 253
+	maxTree     = 64 << 10 // of text that is decoded, in bytes
 )
 
-// Outline returns the part of a pod that is changed, as Apply and a difference need
-// it: what the patches name, and this project's annotations and containers. The other
-// elements of lists stay text. The fields of the spec are those of Fields, and maybe
-// others. It is an error when the part is larger than any that KubeVirt makes.
-func (s *Set) Outline(podMetadata, podSpec jsontree.Value, fields map[string]jsontree.Value) (jsontree.Object, error) {
-	pod, spec, left := jsontree.Object{"metadata": jsontree.Object{}}, jsontree.Object{}, maxDecoded
-	if podMetadata != nil {
-		pod["metadata"] = podMetadata.Part(s.metadata)
-	}
-	switch {
-	case podSpec.IsObject():
-		pod["spec"] = spec
-	case !podSpec.IsNull():
+// Outline returns what is judged and changed of a pod: this project's annotations, the fields that the
+// patches name, and three lists, whose elements stay text. It is an error when that is larger than any that
+// KubeVirt makes.
+func (s *Set) Outline(pod jsontree.Value) (jsontree.Object, error) {
+	top := pod.Fields("metadata", "spec")
+	if !top["spec"].IsObject() {
 		return nil, errors.New("spec is not an object")
-	case podSpec != nil:
-		pod["spec"] = nil
 	}
-	decoded := func(value jsontree.Value) any {
-		if left -= len(value); left < 0 {
-			return nil
-		}
-		return value.Tree()
-	}
-	for field, value := range fields {
+	spec, left := jsontree.Object{}, maxTree
+	for field, value := range top["spec"].Members() {
 		switch {
-		case !slices.Contains(lists, field):
-			if s.fields[field] {
-				spec[field] = decoded(value)
+		case slices.Contains(lists, string(field)):
+			var err error
+			if spec[string(field)], err = s.outlineOfList(string(field), value); err != nil {
+				return nil, err
 			}
-			continue
-		case value.IsNull():
-			spec[field] = nil
-			continue
-		case !value.IsList():
-			return nil, fmt.Errorf("spec.%s is not a list", field)
-		}
-		list := []any{}
-		for element := range value.Elements() {
-			name := jsontree.Name(element)
-			switch {
-			case name == "" || len(name) > maxName:
-				return nil, fmt.Errorf("spec.%s[%d] has no name", field, len(list))
-			case len(list) == maxElements:
-				return nil, fmt.Errorf("spec.%s has more than %d elements", field, maxElements)
-			case IsSidecar(name) || slices.Contains(s.named[field], name):
-				list = append(list, decoded(element))
-			default:
-				list = append(list, element)
+		case s.fields[string(field)]:
+			if left -= len(value.Raw()); left < 0 {
+				return nil, fmt.Errorf("what the patches change has more than %d bytes", maxTree)
 			}
+			spec[string(field)] = value.Tree()
 		}
-		spec[field] = list
 	}
-	if left < 0 {
-		return nil, fmt.Errorf("what the patches change has more than %d bytes", maxDecoded)
-	}
-	return pod, nil
+	return jsontree.Object{"metadata": top["metadata"].Part(s.metadata), "spec": spec}, nil
 }
 
-// Fields returns the names of the fields of a pod's spec that an outline has.
-func (s *Set) Fields() []string {
-	names := maps.Clone(s.fields)
-	for _, list := range lists {
-		names[list] = true
+func (s *Set) outlineOfList(field string, value jsontree.Value) (outline any, err error) {
+	if value.IsNull() {
+		return nil, nil
+	} else if value[0] != '[' {
+		return nil, fmt.Errorf("spec.%s is not a list", field)
 	}
-	return slices.Collect(maps.Keys(names))
+	list := []any{}
+	for element := range value.Elements() {
+		name := jsontree.Name(element)
+		switch {
+		case name == "" || len(name) > maxName:
+			return nil, fmt.Errorf("spec.%s[%d] has no name", field, len(list))
+		case len(list) == maxElements:
+			return nil, fmt.Errorf("spec.%s has more than %d elements", field, maxElements)
+		case len(element) > maxTree && (IsSidecar(name) || slices.Contains(s.named[field], name)):
+			return nil, fmt.Errorf("spec.%s[%d], which the patches change, has more than %d bytes", field, len(list), maxTree)
+		}
+		list = append(list, element)
+	}
+	return list, nil
 }

@@ -1,6 +1,4 @@
-// Package patchset holds the declared change to a virt-launcher pod: the
-// strategic merge patches of a folder, which is a ConfigMap in a cluster. It
-// reads and checks them once and applies them to any number of pods.
+// Package patchset holds the strategic merge patches of a folder, which bring the sidecars to pods.
 package patchset
 
 import (
@@ -21,16 +19,12 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// What every patch set brings. The names are reserved: a pod that has them
-// before it is patched would have its own image and command merged with the
-// sidecars' capabilities.
+// What every patch set brings. In a pod that has such a name before, an image and command of its own would be
+// merged with the sidecars' capabilities.
 const (
-	// InitContainer wires the guest's NIC to the server.
-	InitContainer = "imds-init"
-	// ServerContainer answers the guest.
-	ServerContainer = "imds-server"
-	// TokenVolume is the projected volume with the ServiceAccount tokens.
-	TokenVolume = "imds-token"
+	InitContainer   = "imds-init"   // wires the guest's NIC to the server
+	ServerContainer = "imds-server" // answers the guest
+	TokenVolume     = "imds-token"  // the projected volume with the ServiceAccount tokens
 )
 
 // IsSidecar reports whether a container's name is one of the sidecars'.
@@ -41,14 +35,13 @@ type Set struct {
 	files       []file
 	sysctls     []any // as in a pod
 	serverImage string
-	// What an outline has: of the metadata, of the spec, and of its lists.
+	// What an outline has of the metadata and of the spec, and the elements that patches name, by list.
 	metadata jsontree.Object
 	fields   map[string]bool
 	named    map[string][]string
-	// additive: to a pod that has no element of theirs the patches only add, brought
-	// to its lists and broughtMetadata to its labels and annotations.
+	// additive: the patches only add brought (text) and broughtMetadata to a pod without their elements.
 	additive        bool
-	brought         map[string][]any // of jsontree.Value
+	brought         map[string][]any
 	broughtMetadata jsontree.Object
 }
 
@@ -64,20 +57,18 @@ var podSchema = strategicpatch.PatchMetaFromStruct{T: strategicpatch.GetTagStruc
 // lists are those of a pod's spec that patches add to.
 var lists = []string{"initContainers", "containers", "volumes"}
 
-// Open reads the patch files of a folder, once and in name order: a ConfigMap's name
-// carries a hash of its content. serverImage goes to the containers that the patches
-// bring without one.
+// Open reads the patch files of a folder, in name order. serverImage goes to containers without an image.
 func Open(folder, serverImage string) (*Set, error) {
 	entries, err := os.ReadDir(folder)
 	if err != nil {
 		return nil, err
 	}
-	s := &Set{serverImage: serverImage, fields: map[string]bool{}, named: map[string][]string{}, additive: true}
+	s := &Set{serverImage: serverImage, named: map[string][]string{}, additive: true}
+	s.fields = map[string]bool{"securityContext": true, "hostNetwork": true, "hostPID": true, "shareProcessNamespace": true}
 	s.metadata = jsontree.Object{"labels": jsontree.Object{}, "annotations": jsontree.Members(annotation.All()...)}
 	for _, entry := range entries {
 		name := entry.Name()
-		// Names that begin with a dot are the kubelet's own in a mounted ConfigMap;
-		// kustomization.yaml makes the ConfigMap where the folder is the repository's.
+		// What begins with a dot is the kubelet's own; kustomization.yaml makes the ConfigMap.
 		if strings.HasPrefix(name, ".") || name == "kustomization.yaml" || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
 			continue
 		}
@@ -97,7 +88,6 @@ func Open(folder, serverImage string) (*Set, error) {
 	if s.files == nil {
 		return nil, errors.New("no patch files in " + folder + ": want *.yaml, *.yml or *.json")
 	}
-	s.fields["securityContext"] = s.fields["securityContext"] || len(s.sysctls) > 0
 	if err := s.prove(); err != nil {
 		return nil, fmt.Errorf("patches in %s: %w", folder, err)
 	}
@@ -124,10 +114,9 @@ func (s *Set) learn(patch jsontree.Object) {
 	}
 }
 
-// prove applies the set to the smallest pod that KubeVirt could make, and
-// checks that it brings what the rest of the project relies on.
+// prove applies the set to the smallest pod, and checks that it brings what the project relies on.
 func (s *Set) prove() error {
-	pod, err := s.Apply(jsontree.Object{
+	pod, err := s.merge(jsontree.Object{
 		"metadata": jsontree.Object{},
 		"spec":     jsontree.Object{"containers": []any{jsontree.Object{"name": "compute", "image": "virt-launcher"}}},
 	})
@@ -170,8 +159,7 @@ func (s *Set) prove() error {
 	return err
 }
 
-// check says why the API server or the kubelet would not take an element that the
-// patches bring to every VM's pod, as far as it is a likely mistake.
+// check says why the API server or the kubelet would not take an element, as far as it is a likely mistake.
 func check(list string, element jsontree.Object) error {
 	name := jsontree.Name(element)
 	switch {
@@ -194,8 +182,7 @@ func check(list string, element jsontree.Object) error {
 
 func quantity(value any) (resource.Quantity, error) { return resource.ParseQuantity(fmt.Sprint(value)) }
 
-// TokenProjection returns the "projected" object of the pod's token volume. It
-// has at least one source that is a serviceAccountToken.
+// TokenProjection returns the "projected" object of the token volume, which has a serviceAccountToken.
 func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
 	volume := jsontree.Named(jsontree.Lookup[[]any](pod, "spec", "volumes"), TokenVolume)
 	if volume == nil {
@@ -210,71 +197,69 @@ func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
 	return nil, fmt.Errorf("volume %s has no projected serviceAccountToken", TokenVolume)
 }
 
-// Apply returns an outline of a pod with all patches applied in the order of their
-// file names. It leaves the outline itself alone. The three lists keep the pod's
-// elements first and in their order; sysctls are merged by name; a container that the
-// patches bring without an image gets the server image.
+// Apply applies all patches to an outline, which is used up. The pod's own elements stay first, in order.
 func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
-	patched := jsontree.Clone(pod)
-	spec, err := jsontree.Ensure(patched, "spec")
-	if err != nil {
-		return nil, err
-	}
-	if s.additive && s.brought != nil && areTexts(spec) {
-		for key, brought := range s.broughtMetadata {
-			members, err := jsontree.Ensure(patched, "metadata", key)
-			if err != nil {
-				return nil, err
-			}
-			maps.Copy(members, brought.(jsontree.Object))
+	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
+	if !s.additive || s.touch(spec) {
+		merged, err := s.merge(pod)
+		if err != nil {
+			return nil, err
 		}
-		for list, brought := range s.brought {
-			spec[list] = append(jsontree.Lookup[[]any](spec, list), brought...)
-		}
-	} else if patched, err = s.merge(patched, pod); err != nil {
-		return nil, err
+		return merged, s.mergeSysctls(merged)
 	}
-	return patched, s.mergeSysctls(patched)
+	for key, brought := range s.broughtMetadata {
+		members, err := jsontree.Ensure(pod, "metadata", key)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(members, brought.(jsontree.Object))
+	}
+	for list, brought := range s.brought {
+		spec[list] = append(jsontree.Lookup[[]any](spec, list), brought...)
+	}
+	return pod, s.mergeSysctls(pod)
 }
 
-// areTexts reports whether the patches name none of the elements of an outline.
-func areTexts(spec jsontree.Object) bool {
-	for _, list := range lists {
-		for _, element := range jsontree.Lookup[[]any](spec, list) {
-			if _, isText := element.(jsontree.Value); !isText {
-				return false
-			}
+// touch reports whether the pod has an element that the patches name.
+func (s *Set) touch(spec jsontree.Object) bool {
+	for list, names := range s.named {
+		elements := jsontree.Lookup[[]any](spec, list)
+		if slices.ContainsFunc(names, func(name string) bool { return jsontree.IndexOf(elements, name) >= 0 }) {
+			return true
 		}
 	}
-	return true
+	return false
 }
 
-// hidden is the member for the text of an element in the object that strategic merge
-// wants in its place.
+// hidden is the member for the text of an element in the object that strategic merge wants in its place.
 const hidden = "\x00"
 
-// merge applies the patches to a pod.
-func (s *Set) merge(merged, original jsontree.Object) (jsontree.Object, error) {
+// merge applies the patches to a pod, whatever is in it and in them.
+func (s *Set) merge(pod jsontree.Object) (jsontree.Object, error) {
 	for _, list := range lists {
-		elements := jsontree.Lookup[[]any](merged, "spec", list)
+		elements := jsontree.Lookup[[]any](pod, "spec", list)
+		for _, name := range s.named[list] {
+			jsontree.Named(elements, name)
+		}
 		for i, element := range elements {
 			if text, isText := element.(jsontree.Value); isText {
 				elements[i] = jsontree.Object{"name": jsontree.Name(text), hidden: text}
 			}
 		}
 	}
+	original := jsontree.Clone(pod)
 	var specs []jsontree.Object
 	for _, file := range s.files {
 		var err error
 		// The merge consumes the patch that it is given.
-		merged, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(merged, jsontree.Clone(file.patch), podSchema)
+		pod, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(pod, jsontree.Clone(file.patch), podSchema)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file.name, err)
 		}
 		specs = append(specs, jsontree.Lookup[jsontree.Object](file.patch, "spec"))
 	}
-	dropNulls(merged, original)
-	spec, originalSpec := jsontree.Lookup[jsontree.Object](merged, "spec"), jsontree.Lookup[jsontree.Object](original, "spec")
+	dropNulls(pod, original)
+	spec, originalSpec := jsontree.Lookup[jsontree.Object](pod, "spec"), jsontree.Lookup[jsontree.Object](original, "spec")
 	restoreOrder(spec, originalSpec, specs, lists...)
 	for _, list := range lists {
 		elements, own := jsontree.Lookup[[]any](spec, list), jsontree.Lookup[[]any](originalSpec, list)
@@ -287,12 +272,11 @@ func (s *Set) merge(merged, original jsontree.Object) (jsontree.Object, error) {
 			}
 		}
 	}
-	return merged, nil
+	return pod, nil
 }
 
-// dropNulls removes from what was merged the nulls that the original has not.
-// A null removes a field; where there was none, strategic merge leaves it, and
-// the API server reads that of a quantity as 0.
+// dropNulls removes nulls that the original has not: strategic merge leaves the null of a field that is not
+// there, and the API server reads that of a quantity as 0.
 func dropNulls(merged, original any) {
 	switch merged := merged.(type) {
 	case jsontree.Object:
@@ -307,29 +291,17 @@ func dropNulls(merged, original any) {
 	case []any:
 		before, _ := original.([]any)
 		for _, element := range merged {
-			dropNulls(element, sameName(before, element))
+			dropNulls(element, jsontree.Named(before, jsontree.Name(element)))
 		}
 	}
-}
-
-// sameName returns the element with the name of another one, or nil.
-func sameName(elements []any, other any) jsontree.Object {
-	i := jsontree.IndexOf(elements, jsontree.Name(other))
-	if i < 0 {
-		return nil
-	}
-	object, _ := elements[i].(jsontree.Object)
-	return object
 }
 
 // elementOrder is the directive by which a patch states the order of a list.
 const elementOrder = "$setElementOrder/"
 
-// restoreOrder sorts lists of what was merged, and the environment of the
-// containers in them: first the original's elements in their order, then the
-// patches' in theirs. Strategic merge itself puts new elements first, and the
-// order of init containers is the order in which they start. A list whose order a
-// patch states itself is left alone.
+// restoreOrder sorts lists, and the environment of the containers in them: first the original's elements,
+// then the patches', unless a patch states the order. Strategic merge puts new elements first, and init
+// containers start in their order.
 func restoreOrder(merged, original jsontree.Object, patches []jsontree.Object, lists ...string) {
 	for _, list := range lists {
 		elements, own := jsontree.Lookup[[]any](merged, list), jsontree.Lookup[[]any](original, list)
@@ -346,12 +318,12 @@ func restoreOrder(merged, original jsontree.Object, patches []jsontree.Object, l
 		for _, element := range elements {
 			var changes []jsontree.Object
 			for _, change := range order[len(own):] {
-				if change := sameName([]any{change}, element); change != nil {
+				if change := jsontree.Named([]any{change}, jsontree.Name(element)); change != nil {
 					changes = append(changes, change)
 				}
 			}
 			if object, _ := element.(jsontree.Object); changes != nil && list != "env" {
-				restoreOrder(object, sameName(own, element), changes, "env")
+				restoreOrder(object, jsontree.Named(own, jsontree.Name(element)), changes, "env")
 			}
 		}
 	}

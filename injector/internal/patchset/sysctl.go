@@ -10,9 +10,7 @@ import (
 // portStart is the first port that a process without privileges may bind.
 const portStart = "net.ipv4.ip_unprivileged_port_start"
 
-// takeSysctls moves spec.securityContext.sysctls from a patch to the set, where a
-// later file overrides an earlier one. Strategic merge replaces that list as a whole,
-// which would drop the pod's own sysctls.
+// takeSysctls moves the sysctls from a patch to the set: strategic merge would drop the pod's own.
 func (s *Set) takeSysctls(patch jsontree.Object) {
 	securityContext := jsontree.Lookup[jsontree.Object](patch, "spec", "securityContext")
 	for _, wanted := range jsontree.Lookup[[]any](securityContext, "sysctls") {
@@ -43,9 +41,9 @@ func (s *Set) mergeSysctls(pod jsontree.Object) error {
 	}
 	for _, wanted := range s.sysctls {
 		name, value := jsontree.Name(wanted), jsontree.Lookup[string](wanted.(jsontree.Object), "value")
-		if existing := jsontree.Named(list, name); existing == nil {
+		if i := jsontree.IndexOf(list, name); i < 0 {
 			list = append(list, jsontree.Object{"name": name, "value": value})
-		} else if !satisfies(name, value, jsontree.Lookup[string](existing, "value")) {
+		} else if existing := list[i].(jsontree.Object); !satisfies(name, value, jsontree.Lookup[string](existing, "value")) {
 			existing["value"] = value
 		}
 	}
@@ -53,8 +51,7 @@ func (s *Set) mergeSysctls(pod jsontree.Object) error {
 	return nil
 }
 
-// satisfies reports whether the pod's own value of a sysctl does what the wanted one
-// is for: a port range that begins lower holds the wanted one.
+// satisfies reports whether the pod's value does what the wanted one is for: a lower start does too.
 func satisfies(name, wanted, existing string) bool {
 	if name != portStart {
 		return existing == wanted

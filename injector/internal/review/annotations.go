@@ -10,13 +10,11 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// annotations are those of an object that are this project's: the known ones, and
-// the names of others with annotation.Prefix, some of the most that there are.
+// annotations are this project's of an object, and the names of some of those with annotation.Prefix that
+// nobody knows.
 type annotations map[string]annotation.Value
 
-// maxUnknown and maxUnknownName bound what is kept of names that nobody knows, and
-// maxValue, in bytes, what is kept of a value: it may come back in a patch, a
-// warning, the log and the answer.
+// Unknown names and values may come back in a patch, a warning, the log and the answer: sizes in bytes.
 const (
 	maxUnknown     = 64
 	maxUnknownName = 256
@@ -26,13 +24,13 @@ const (
 var knownNames = jsontree.Members(annotation.All()...)
 
 // readAnnotations reads metadata.annotations.
-func readAnnotations(metadata jsontree.Value) annotations {
+func readAnnotations(all jsontree.Value) annotations {
 	a, unknown := annotations{}, 0
-	for key, value := range metadata.Get("annotations").Members() {
+	for key, value := range all.Members() {
 		if _, known := knownNames[string(key)]; known {
 			text, isText := value.Text()
 			if !isText {
-				text = string(value[:min(len(value), maxValue)])
+				text = cut(string(value.Raw()), maxValue)
 			} else if len(text) > maxValue {
 				text = text[:maxValue] + "\x00" // no value that is allowed
 			}
@@ -74,15 +72,7 @@ func (a annotations) without(names ...string) annotations {
 	return rest
 }
 
-// over returns the annotations with those of under that they lack.
-func (a annotations) over(under annotations) annotations {
-	both := maps.Clone(under)
-	maps.Copy(both, a)
-	return both
-}
-
-// problems returns one sentence for each annotation that a user may not set so,
-// in the order of their names. Older versions do not know the verdict's.
+// problems returns a sentence for each annotation that a user may not set so. Verdicts pass everywhere.
 func (a annotations) problems() (problems []string) {
 	for _, name := range slices.Sorted(maps.Keys(a)) {
 		if problem := annotation.Problem(name, a[name]); problem != "" && !strings.HasPrefix(name, annotation.VerdictPrefix) {
@@ -92,30 +82,29 @@ func (a annotations) problems() (problems []string) {
 	return problems
 }
 
-// understood returns what a user's annotations mean where they cannot be refused
-// any more: a value that is not understood is left out, or as strict as can be
-// where it protects. The problems say which.
+// understood returns what a user's annotations mean where they cannot be refused any more: a value that is
+// not understood is left out, or as strict as can be where it protects. The problems say which.
 func (a annotations) understood() (meant annotations, problems []string) {
 	meant = maps.Clone(a)
-	for _, name := range annotation.ByUser() {
-		if !a.has(name) {
+	unknown := slices.DeleteFunc(slices.Sorted(maps.Keys(a)), func(name string) bool {
+		_, known := knownNames[name]
+		return known
+	})
+	for _, name := range append(annotation.ByUser(), unknown...) {
+		problem := ""
+		if a.has(name) {
+			problem = annotation.Problem(name, a[name])
+		}
+		if problem == "" {
 			continue
+		} else if strictest := annotation.Strictest(name); strictest != "" {
+			meant[name] = annotation.Value{Text: strictest}
+			problem += ", and is taken as " + annotation.Quote(strictest)
+		} else {
+			delete(meant, name)
+			problem += ", and is left out"
 		}
-		if problem := annotation.Problem(name, a[name]); problem != "" {
-			if strictest := annotation.Strictest(name); strictest != "" {
-				meant[name] = annotation.Value{Text: strictest}
-				problem += ", and is taken as " + annotation.Quote(strictest)
-			} else {
-				delete(meant, name)
-				problem += ", and is left out"
-			}
-			problems = append(problems, problem)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(a)) {
-		if _, known := knownNames[name]; !known {
-			problems = append(problems, annotation.Problem(name, a[name])+", and is left out")
-		}
+		problems = append(problems, problem)
 	}
 	return meant, problems
 }

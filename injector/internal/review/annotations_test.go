@@ -11,15 +11,15 @@ import (
 
 func read(t *testing.T, values map[string]string) annotations {
 	t.Helper()
-	text, err := json.Marshal(map[string]any{"annotations": values})
+	text, err := json.Marshal(values)
 	if err != nil {
 		t.Fatal(err)
 	}
-	metadata, err := jsontree.Parse(text)
+	all, err := jsontree.Parse(text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return readAnnotations(metadata)
+	return readAnnotations(all)
 }
 
 func TestNamesOfOthersAreLeftAlone(t *testing.T) {

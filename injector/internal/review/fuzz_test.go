@@ -140,7 +140,7 @@ func checkReview(t *testing.T, review Func, resource string, input, oldInput []b
 	}
 	without(t, before, after)
 	if difference := jsontree.Diff(before, after); difference != nil {
-		t.Errorf("touched more than meant: %+v", difference)
+		t.Errorf("touched more than meant: %s", difference)
 	}
 }
 

@@ -7,24 +7,23 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// Instance is a Func for the creation and update of
-// VirtualMachineInstances, whoever made them. It leaves its verdict, how the
-// guest reaches IMDS, on the instance: the review of the pod acts on that.
+// Instance is a Func for VirtualMachineInstances, whoever made them. It leaves on the instance how the guest
+// reaches IMDS: the review of the pod acts on that.
 func (r *Reviewer) Instance(request *Request) (Verdict, error) {
-	if verdict := expect(request, "virtualmachineinstances", Create, Update); verdict != nil {
-		return *verdict, nil
-	}
+	return expect(r.instance, request, "virtualmachineinstances", Create, Update)
+}
+
+func (r *Reviewer) instance(request *Request) (Verdict, error) {
 	object := request.Object
-	found := readAnnotations(object.Get("metadata"))
+	found := readAnnotations(request.metadata["annotations"])
 	if len(found) == 0 || found.decline() {
 		return Allow(), nil
 	}
 
-	// The verdict is ours when the API server asks again because of a change by another
-	// webhook, or when a backup of the instance is restored.
-	foundBefore := readAnnotations(request.OldObject.Get("metadata"))
-	now := subject{found.without(annotation.Verdict()...), object.Get("spec")}
-	old := subject{foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec")}
+	// It is ours when another webhook has changed the instance, or when a backup is restored.
+	foundBefore := readAnnotations(request.OldObject.Get("metadata", "annotations"))
+	now := newSubject(found.without(annotation.Verdict()...), object.Get("spec"))
+	old := newSubject(foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec"))
 	judged := judge(request, now, old)
 	if judged.refusals != nil {
 		return r.refuse(request, join(judged.refusals)), nil
@@ -32,17 +31,13 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 
 	before, _ := object.Part(verdictPart).(jsontree.Object)
 	after := jsontree.Clone(before)
-	verdict := verdictOf(now.annotations, judged.wiring)
+	verdict := verdictOf(now, judged.wiring)
 	for _, name := range annotation.Verdict() {
-		// Whether this request brings it in.
-		isNew := request.Operation == Create || foundBefore[name] != found[name]
-		if found.has(name) && isNew && found[name] != (annotation.Value{Text: verdict[name]}) {
+		if found[name] != foundBefore[name] && found.has(name) && found[name] != (annotation.Value{Text: verdict[name]}) {
 			judged.warnings = append(judged.warnings, "annotation "+name+" is written by the webhook: "+found[name].String()+" does not stay")
 		}
 	}
-	if err := annotate(after, verdict); err != nil {
-		return Verdict{}, err
-	}
+	annotate(after, verdict)
 	if judged.changed {
 		judged.warnings = append(judged.warnings, "a running instance takes changed imds.kubevirt.io/ annotations at its next live migration; a restart takes those of the VM")
 	}
@@ -58,15 +53,15 @@ func (r *Reviewer) Instance(request *Request) (Verdict, error) {
 var verdictPart = jsontree.Object{"metadata": jsontree.Object{"annotations": jsontree.Members(annotation.Verdict()...)}}
 
 // verdictOf returns the annotations that an instance is to have; empty: not this one.
-func verdictOf(a annotations, w wiring) map[string]string {
+func verdictOf(s subject, w wiring) map[string]string {
 	verdict := map[string]string{annotation.Wiring: "", annotation.PreferredBridge: "", annotation.Reason: "", annotation.RedirectPort: ""}
-	meant, problems := a.understood()
-	if meant.ask() {
+	problems := s.problems
+	if s.meant.ask() {
 		problems = w.problems
 	}
 	switch {
-	case !a.has(annotation.Enabled): // an unknown name brought it here
-	case !meant.ask() || problems != nil:
+	case !s.annotations.has(annotation.Enabled): // an unknown name brought it here
+	case !s.meant.ask() || problems != nil:
 		verdict[annotation.Wiring], verdict[annotation.Reason] = annotation.WiringNone, join(problems)
 	case w.redirectPort != 0:
 		verdict[annotation.Wiring], verdict[annotation.RedirectPort] = annotation.WiringRedirect, strconv.Itoa(w.redirectPort)

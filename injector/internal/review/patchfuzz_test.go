@@ -63,11 +63,11 @@ func FuzzPatch(f *testing.F) {
 		if err != nil {
 			return
 		}
-		pod, err := jsontree.Parse([]byte(`{"initContainers": [{"name": "a", "env": [{"name": "b"}]}], "volumes": [{"name": "c"}]}`))
+		pod, err := jsontree.Parse([]byte(`{"spec": {"initContainers": [{"name": "a", "env": [{"name": "b"}]}], "volumes": [{"name": "c"}]}}`))
 		if err != nil {
 			t.Fatal(err)
 		}
-		outline, err := set.Outline(nil, pod, pod.Fields(set.Fields()...))
+		outline, err := set.Outline(pod)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,7 +3,6 @@ package review
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
@@ -11,84 +10,74 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// Pod is a Func for the creation of pods. It decides from the pod alone, so that no
-// cache can be behind.
+// Pod is a Func for the creation of pods. It decides from the pod alone, so that no cache can be behind.
 func (r *Reviewer) Pod(request *Request) (Verdict, error) {
-	if verdict := expect(request, "pods", Create); verdict != nil {
-		return *verdict, nil
-	}
-	top := request.Object.Fields("metadata", "spec")
-	metadata, spec := top["metadata"], top["spec"]
-	found := readAnnotations(metadata)
-	// The short-lived pod by which KubeVirt gets a volume provisioned before the
-	// VM starts runs no guest.
-	isEphemeral := metadata.Get("annotations", "kubevirt.io/ephemeral-provisioning") != nil
-	if metadata.Get("labels", "kubevirt.io").String() != "virt-launcher" || !found.has(annotation.Enabled) || found.decline() || isEphemeral {
+	return expect(r.pod, request, "pods", Create)
+}
+
+func (r *Reviewer) pod(request *Request) (Verdict, error) {
+	found := readAnnotations(request.metadata["annotations"])
+	if request.metadata["labels"].Get("kubevirt.io").String() != "virt-launcher" || !found.has(annotation.Enabled) || found.decline() ||
+		// The short-lived pod by which KubeVirt gets a volume provisioned before the VM starts runs no guest.
+		request.metadata["annotations"].Get("kubevirt.io/ephemeral-provisioning") != nil {
 		return Allow(), nil
 	}
 
-	fields := spec.Fields(append(r.patches.Fields(), "hostNetwork", "hostPID", "shareProcessNamespace")...)
-	before, err := r.patches.Outline(metadata, spec, fields)
+	before, err := r.patches.Outline(request.Object)
 	if err != nil {
 		return Verdict{}, err
 	}
 	isInjected := found.text(annotation.Injected) == "true" && hasSidecars(before)
-	if reason := forbidden(before, fields, isInjected); reason != "" {
+	if reason := forbidden(before, isInjected); reason != "" {
 		return r.refuse(request, reason), nil
 	}
-	vmName, vmiUID := instanceOf(metadata)
-	if vmName == "" || vmiUID == "" || len(vmName) > maxObjectName || len(vmiUID) > maxObjectName {
+	vmName, vmiUID := instanceOf(request.metadata["ownerReferences"])
+	if vmName == "" || vmiUID == "" {
 		return r.refuse(request, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
 	}
-	after := jsontree.Clone(before)
+	after, warnings := jsontree.Clone(before), []string(nil)
 	if isInjected {
-		// Another webhook may have changed the pod's QoS class since.
-		fitResources(fields, after, true)
+		fitResources(before, after, true) // another webhook may have changed the pod's QoS class since
 		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
 	}
 	meant, problems := found.understood()
-	port, why := reachedBy(metadata, meant)
+	port, why := reachedBy(request.metadata["annotations"], meant)
 	if !meant.ask() {
 		why = join(problems)
-	} else if hasTokenVolume(fields["volumes"]) {
+	} else if jsontree.IndexOf(jsontree.Lookup[[]any](before, "spec", "volumes"), patchset.TokenVolume) >= 0 {
 		why = tokenVolumeProblem
 	}
+	who := []any{"namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName()}
 	if why != "" {
-		r.log.Warn("pod not injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "reason", why)
-		err := annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
-		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: []string{"IMDS is not injected: " + why}}, err
-	}
-
-	// The sidecars read a user's annotations by the downward API: as they are meant.
-	// The patches, which are the operator's, come after.
-	users := map[string]string{}
-	for _, name := range annotation.ByUser() {
-		users[name] = meant.text(name)
-	}
-	if err = annotate(after, users); err == nil {
-		after, err = r.patches.Apply(after)
-	}
-	if err == nil {
-		err = setTokens(after, meant)
-	}
-	if err == nil {
-		fitResources(fields, after, false)
-		err = annotate(after, map[string]string{
+		r.log.Warn("pod not injected", append(who, "reason", why)...)
+		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
+		warnings = []string{"IMDS is not injected: " + why}
+	} else {
+		// The sidecars read a user's annotations: as they are meant, and as the operator's patches change them.
+		users := map[string]string{}
+		for _, name := range annotation.ByUser() {
+			users[name] = meant.text(name)
+		}
+		annotate(after, users)
+		if after, err = r.patches.Apply(after); err == nil {
+			err = setTokens(after, meant)
+		}
+		if err != nil {
+			return Verdict{}, err
+		}
+		fitResources(before, after, false)
+		annotate(after, map[string]string{
 			annotation.Injected: "true", annotation.VMName: vmName, annotation.VMIUID: vmiUID,
 			annotation.RedirectPort: port, annotation.Warnings: join(problems), annotation.NotInjected: "",
 		})
+		r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
 	}
-	if err != nil {
-		return Verdict{}, err
-	}
-	r.log.Info("pod injected", "namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName(), "redirectPort", port, "warnings", join(problems))
-	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
+	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: warnings}, nil
 }
 
-// reachedBy returns the port of the redirection, 0 where the guest comes by a
-// bridge, or why the pod must not be injected. Without the verdict of the
-// instance's review it takes what the pod itself proves.
-func reachedBy(metadata jsontree.Value, a annotations) (port string, why string) {
+// reachedBy returns the port of the redirection, empty for a bridge, or why the pod must not be injected.
+// Without the verdict of the instance's review it takes what the pod itself proves.
+func reachedBy(all jsontree.Value, a annotations) (port string, why string) {
 	port = a.text(annotation.RedirectPort)
 	hasPort := a.has(annotation.RedirectPort) && annotation.IsRedirectPort(a[annotation.RedirectPort])
 	switch a.text(annotation.Wiring) {
@@ -101,14 +90,11 @@ func reachedBy(metadata jsontree.Value, a annotations) (port string, why string)
 	case annotation.WiringNone:
 		return "", cmp.Or(cut(a.text(annotation.Reason), 1024), "the review of the instance says that IMDS cannot serve it")
 	default:
-		// KubeVirt tells service meshes of masquerade, and of no other binding; and it
-		// migrates bridge binding only with an annotation that nothing else reads
-		// (VerifyVMIMigratable in pkg/network/vmispec/interface.go).
-		for _, name := range []string{"istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
-			"kubevirt.io/allow-pod-bridge-network-live-migration"} {
-			if metadata.Get("annotations", name) != nil {
-				return "", ""
-			}
+		// KubeVirt tells service meshes of masquerade only; and only bridge binding needs this annotation to
+		// migrate (VerifyVMIMigratable in pkg/network/vmispec/interface.go).
+		if proofs := all.Fields("istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
+			"kubevirt.io/allow-pod-bridge-network-live-migration"); len(proofs) > 0 {
+			return "", ""
 		}
 		if !hasPort {
 			return "", "the instance has no annotation " + annotation.Wiring + ", by which its review says how the guest reaches IMDS: any update of the instance brings it, such as kubectl label"
@@ -120,12 +106,9 @@ func reachedBy(metadata jsontree.Value, a annotations) (port string, why string)
 	return port, ""
 }
 
-// annotate writes annotations of a pod, over a tenant's; an empty one is removed.
-func annotate(pod jsontree.Object, values map[string]string) error {
-	written, err := jsontree.Ensure(pod, "metadata", "annotations")
-	if err != nil {
-		return err
-	}
+// annotate writes annotations over those that a tenant wrote; an empty one is removed.
+func annotate(object jsontree.Object, values map[string]string) {
+	written, _ := jsontree.Ensure(object, "metadata", "annotations") // which it has
 	for name, value := range values {
 		if value != "" {
 			written[name] = value
@@ -133,67 +116,46 @@ func annotate(pod jsontree.Object, values map[string]string) error {
 			delete(written, name)
 		}
 	}
-	return nil
 }
 
-// hasSidecars reports whether a pod has containers of both sidecars' names. Other
-// webhooks rewrite what is in them, and a pod that somebody made so by hand has
-// nothing that he could not give it anyway.
+// hasSidecars goes by the names: other webhooks rewrite the rest. Who forges them gets nothing by that.
 func hasSidecars(pod jsontree.Object) bool {
-	containers := slices.Concat(jsontree.Lookup[[]any](pod, "spec", "initContainers"), jsontree.Lookup[[]any](pod, "spec", "containers"))
+	containers := containersOf(pod)
 	return jsontree.IndexOf(containers, patchset.InitContainer) >= 0 && jsontree.IndexOf(containers, patchset.ServerContainer) >= 0
 }
 
-// tokenVolumeProblem is that of a VM with a volume of the token volume's name: KubeVirt
-// gives the pod's volume the name that it has in the VM.
+// tokenVolumeProblem is a VM's too: KubeVirt gives the pod's volume the name that it has in the VM.
 const tokenVolumeProblem = "the volume name " + patchset.TokenVolume + " is reserved for the IMDS sidecars: rename the VM's volume"
-
-func hasTokenVolume(volumes jsontree.Value) bool {
-	for volume := range volumes.Elements() {
-		if jsontree.Name(volume) == patchset.TokenVolume {
-			return true
-		}
-	}
-	return false
-}
 
 // maxObjectName is the longest name of an object, in bytes (DNS subdomain, RFC 1123).
 const maxObjectName = 253
 
-// forbidden says why the sidecars must not be in this pod; empty when they may.
-// Nothing that KubeVirt renders is refused here: these are pods that somebody
-// made to look like it.
-func forbidden(pod jsontree.Object, spec map[string]jsontree.Value, isInjected bool) string {
+// forbidden says why a pod, which somebody made to look like KubeVirt's, must not have the sidecars.
+func forbidden(pod jsontree.Object, isInjected bool) string {
 	if !isInjected {
-		// Merged into a container that is there already, the patches would give
-		// their capabilities to its image and command.
-		for _, list := range []string{"initContainers", "containers"} {
-			for _, element := range jsontree.Lookup[[]any](pod, "spec", list) {
-				if name := jsontree.Name(element); patchset.IsSidecar(name) {
-					return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
-				}
+		// The patches would give their capabilities to its image and command.
+		for _, element := range containersOf(pod) {
+			if name := jsontree.Name(element); patchset.IsSidecar(name) {
+				return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
 			}
 		}
 	}
-	// With the node's network, imds-init would wire the node. In a shared
-	// process namespace the other containers reach the token by /proc.
+	// imds-init would wire the node, or other containers reach the token by /proc.
 	for _, field := range []string{"hostNetwork", "hostPID", "shareProcessNamespace"} {
-		if spec[field].IsTrue() {
+		if jsontree.Lookup[bool](pod, "spec", field) {
 			return fmt.Sprintf("spec.%s is true: IMDS needs a pod with namespaces of its own", field)
 		}
 	}
 	return ""
 }
 
-// instanceOf returns the name and UID of the VirtualMachineInstance that controls the
-// pod. The labels would not do: KubeVirt cuts the name there, or puts the hostname in
-// its place.
-func instanceOf(metadata jsontree.Value) (name, uid string) {
-	owner := controllerOf(metadata)
+// instanceOf returns name and UID of the controlling instance, which KubeVirt cuts or replaces in labels.
+func instanceOf(owners jsontree.Value) (name, uid string) {
+	owner := controllerOf(owners)
 	group, _, _ := strings.Cut(owner.Get("apiVersion").String(), "/")
-	if group != "kubevirt.io" || owner.Get("kind").String() != "VirtualMachineInstance" {
+	name, uid = owner.Get("name").String(), owner.Get("uid").String()
+	if group != "kubevirt.io" || owner.Get("kind").String() != "VirtualMachineInstance" || len(name) > maxObjectName || len(uid) > maxObjectName {
 		return "", ""
 	}
-	name, uid = owner.Get("name").String(), owner.Get("uid").String()
-	return name[:min(len(name), maxObjectName+1)], uid[:min(len(uid), maxObjectName+1)]
+	return name, uid
 }

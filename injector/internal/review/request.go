@@ -10,18 +10,15 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// Request is the part of an admission.k8s.io/v1 AdmissionRequest that reviews
-// need. The objects are text: typed objects would lose the fields that a newer
-// API has.
+// Request is what reviews need of an AdmissionRequest. Typed objects would lose the fields of a newer API.
 type Request struct {
 	UID, Resource, SubResource, Namespace, Name, Operation string
-	// Username is who makes the request.
-	Username          string
-	Object, OldObject jsontree.Value
+	Username                                               string // who makes it
+	Object, OldObject                                      jsontree.Value
+	metadata                                               map[string]jsontree.Value // what is looked at of the object's
 }
 
-// maxText is more than any name, namespace, UID or ServiceAccount's user name has, in
-// bytes.
+// maxText is more than any name, namespace, UID or ServiceAccount's user name has, in bytes.
 const maxText = 512
 
 // ParseRequest reads an AdmissionReview.
@@ -37,24 +34,20 @@ func ParseRequest(body []byte) (*Request, error) {
 			annotation.Quote(kind), annotation.Quote(version))
 	}
 	fields := top["request"].Fields("uid", "resource", "subResource", "namespace", "name", "operation", "userInfo", "object", "oldObject")
-	r := &Request{Object: fields["object"], OldObject: fields["oldObject"]}
+	r := &Request{Object: fields["object"], OldObject: fields["oldObject"], Username: fields["userInfo"].Get("username").String()}
 	for name, object := range map[string]jsontree.Value{"object": r.Object, "oldObject": r.OldObject} {
 		if !object.IsNull() && !object.IsObject() {
 			return nil, fmt.Errorf("request.%s is not an object", name)
 		}
 	}
-	fields["resource.resource"] = fields["resource"].Get("resource")
-	if user := fields["userInfo"].Get("username"); len(user) <= maxText {
-		r.Username = user.String()
-	}
+	fields["resource"] = fields["resource"].Get("resource")
 	for name, into := range map[string]*string{
-		"uid": &r.UID, "resource.resource": &r.Resource, "subResource": &r.SubResource, "namespace": &r.Namespace,
+		"uid": &r.UID, "resource": &r.Resource, "subResource": &r.SubResource, "namespace": &r.Namespace,
 		"name": &r.Name, "operation": &r.Operation,
 	} {
-		if len(fields[name]) > maxText {
+		if *into = fields[name].String(); len(*into) > maxText {
 			return nil, fmt.Errorf("request.%s has more than %d bytes", name, maxText)
 		}
-		*into = fields[name].String()
 	}
 	if r.UID == "" {
 		return nil, errors.New("the AdmissionReview has no request with a uid")
@@ -67,11 +60,9 @@ func (r *Request) action() string {
 	return strings.TrimSuffix(r.Operation+" of "+r.Resource+"/"+r.SubResource, "/")
 }
 
-// ObjectName is the name of the object, or what is known of it while the API
-// server has still to make the rest of it.
+// ObjectName is the name of the object, as far as the API server has made it.
 func (r *Request) ObjectName() string {
-	metadata := r.Object.Get("metadata")
-	return cut(cmp.Or(metadata.Get("name").String(), metadata.Get("generateName").String(), r.Name), maxNameLength)
+	return cut(cmp.Or(r.metadata["name"].String(), r.metadata["generateName"].String(), r.Name), maxNameLength)
 }
 
 // cut bounds a tenant's text that is written somewhere, in bytes.
@@ -82,9 +73,7 @@ func cut(text string, most int) string {
 	return strings.ToValidUTF8(text, "?")
 }
 
-// isByKubeVirt reports whether one of KubeVirt's own controllers makes the
-// request. A tenant may give a ServiceAccount such a name; who does is refused
-// less, and gets no more.
+// isByKubeVirt: a tenant who gives a ServiceAccount such a name is refused less, and gets no more.
 func (r *Request) isByKubeVirt() bool {
 	account, found := strings.CutPrefix(r.Username, "system:serviceaccount:")
 	_, name, _ := strings.Cut(account, ":")
@@ -99,22 +88,14 @@ const (
 
 // Verdict is the answer to a Request.
 type Verdict struct {
-	Allowed bool
-	// Reason says why the object is refused; one sentence, for whoever ran
-	// kubectl apply.
-	Reason string
-	// Warnings are shown to the client of an allowed request.
-	Warnings []string
-	// Patch changes the object of an allowed request.
-	Patch []jsontree.Operation
+	Allowed  bool
+	Reason   string   // of a refusal: one sentence, for whoever ran kubectl apply
+	Warnings []string // for the client of an allowed request
+	Patch    []byte   // the JSON patch for its object
 }
 
 // Allow lets the object pass as it is.
 func Allow(warnings ...string) Verdict { return Verdict{Allowed: true, Warnings: warnings} }
 
-// Deny refuses the object.
-func Deny(reason string) Verdict { return Verdict{Reason: reason} }
-
-// Func decides about one request. An error is a fault of ours, not of the
-// object: what becomes of that is for the failurePolicy to say.
+// Func decides about one request. An error is a fault of ours: the failurePolicy says what comes of it.
 type Func func(*Request) (Verdict, error)

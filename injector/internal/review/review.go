@@ -1,6 +1,5 @@
-// Package review decides about VirtualMachines, VirtualMachineInstances and
-// virt-launcher pods. What a user writes is refused where it is wrong; what was
-// admitted once, and what a controller makes of it, is served, or told why not.
+// Package review decides about VMs, instances and virt-launcher pods. What a user writes is refused where it
+// is wrong; what was admitted once, and what a controller makes of it, is served, or told why not.
 package review
 
 import (
@@ -23,45 +22,48 @@ type Reviewer struct {
 // New returns a Reviewer that applies the patches to pods.
 func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
 
-// expect returns the verdict on a request that is not to be judged; nil: it is.
-func expect(request *Request, resource string, operations ...string) *Verdict {
-	switch {
-	case request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation):
-		return new(Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
-			strings.Join(operations, " and "), resource, request.action())))
-	case !request.Object.Get("metadata", "deletionTimestamp").IsNull():
-		return new(Allow()) // on its way out, it is updated to drop its finalizers
+// expect has a request decided if it is for such a resource and operation.
+func expect(decide Func, request *Request, resource string, operations ...string) (Verdict, error) {
+	if request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation) {
+		return Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
+			strings.Join(operations, " and "), resource, request.action())), nil
 	}
-	return nil
+	request.metadata = request.Object.Get("metadata").Fields("name", "generateName", "annotations", "labels", "ownerReferences", "deletionTimestamp")
+	if !request.metadata["deletionTimestamp"].IsNull() {
+		return Allow(), nil // on its way out, it is updated to drop its finalizers
+	}
+	return decide(request)
 }
 
 // subject is what is judged of a VM or an instance.
 type subject struct {
-	annotations annotations
-	// spec is that of a VirtualMachineInstance.
-	spec jsontree.Value
+	annotations, meant annotations
+	problems           []string       // in the annotations, which are meant so
+	spec               jsontree.Value // of a VirtualMachineInstance
+}
+
+func newSubject(a annotations, spec jsontree.Value) subject {
+	meant, problems := a.understood()
+	return subject{a, meant, problems, spec}
 }
 
 // judgement is what is to be said about a subject.
 type judgement struct {
-	wiring wiring
-	// changed says that an update changes the annotations.
-	changed  bool
-	refusals []string
-	warnings []string
+	wiring             wiring
+	changed            bool // an update changes the annotations
+	refusals, warnings []string
 }
 
-// judge compares a subject with what it was, which is nothing at its creation.
-// Only what this very request brings in is refused: otherwise a rule of today
-// would stop every controller that updates an object of yesterday. And a change
-// of the networks is KubeVirt's to judge.
+// judge compares a subject with what it was, which is nothing at its creation. Only what this very request
+// brings in is refused: otherwise a rule of today would stop every controller that updates an object of
+// yesterday. And a change of the networks is KubeVirt's to judge.
 func judge(request *Request, now, old subject) judgement {
 	created := request.Operation == Create
 	result := judgement{
 		wiring:  now.wiring(),
 		changed: !created && !maps.Equal(now.annotations, old.annotations),
 	}
-	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(request.Object.Get("metadata")) != nil)
+	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(request.metadata["ownerReferences"]) != nil)
 	sort := func(problems, before []string, mayRefuse bool) {
 		for _, problem := range problems {
 			if refuses && mayRefuse && !slices.Contains(before, problem) {
@@ -81,8 +83,7 @@ func judge(request *Request, now, old subject) judgement {
 	return result
 }
 
-// maxProblems keeps a message readable and its size bounded: there are a few
-// names to get wrong, and as many unknown ones as an object has room for.
+// maxProblems keeps a message readable and its size bounded.
 const maxProblems = 12
 
 func some(problems []string) []string {
@@ -109,13 +110,12 @@ func (r *Reviewer) Repair(decide Func) Func {
 // refuse denies the request and logs it.
 func (r *Reviewer) refuse(request *Request, reason string) Verdict {
 	r.log.Warn("refused", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "reason", reason)
-	return Deny(reason)
+	return Verdict{Reason: reason}
 }
 
-// controllerOf returns the ownerReference of the controller that made an object; the
-// empty Value when none did. The API server admits one at most.
-func controllerOf(metadata jsontree.Value) jsontree.Value {
-	for owner := range metadata.Get("ownerReferences").Elements() {
+// controllerOf returns the ownerReference of the controller, of which the API server admits one.
+func controllerOf(owners jsontree.Value) jsontree.Value {
+	for owner := range owners.Elements() {
 		if owner.Get("controller").IsTrue() {
 			return owner
 		}

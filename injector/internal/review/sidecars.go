@@ -1,10 +1,12 @@
 package review
 
 import (
+	"cmp"
 	"encoding/json"
 	"math"
-	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -13,9 +15,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// setTokens sets the lifetime of the tokens in the pod's token volume and adds
-// one token per audience, with the lifetime of the default token, at
-// audiences/0, audiences/1 and so on.
+// setTokens sets the lifetime of the tokens, and adds one for each audience, at audiences/0 and so on.
 func setTokens(pod jsontree.Object, meant annotations) error {
 	lifetime, audiences := meant.text(annotation.TokenExpirationSeconds), meant.text(annotation.TokenAudiences)
 	if lifetime == "" && audiences == "" {
@@ -50,9 +50,7 @@ func setTokens(pod jsontree.Object, meant annotations) error {
 	return nil
 }
 
-// guaranteedCPU is both request and limit of a sidecar in a Guaranteed pod:
-// measured, it wires a guest in some milliseconds more than without a limit, and
-// answers the liveness probe within its time under any flood by the guest.
+// guaranteedCPU is enough under any flood by the guest, and slows the wiring by milliseconds, as measured.
 const guaranteedCPU = "50m"
 
 // shown is what all of the pod's own containers say about a resource.
@@ -63,70 +61,67 @@ type shown struct {
 	ratio   float64           // the largest of a limit to its request
 }
 
-// readResources reads what the pod's own containers show of "cpu" and "memory", and
-// whether they are Guaranteed by the rule of the kubelet's QoS classes.
-func readResources(spec map[string]jsontree.Value) (all map[string]*shown, guaranteed bool) {
+// readResources reads what a pod's own containers show, and whether it is Guaranteed by the kubelet's rule.
+func readResources(pod jsontree.Object) (all map[string]*shown, guaranteed bool) {
 	all, guaranteed = map[string]*shown{"cpu": {ratio: 1}, "memory": {ratio: 1}}, true
-	for _, list := range []string{"containers", "initContainers"} {
-		for container := range spec[list].Elements() {
-			if !guaranteed && all["cpu"].missing && all["memory"].missing {
-				return all, guaranteed // there is no more to know
-			}
-			containerName, resources := jsontree.Name(container), container.Get("resources")
-			if patchset.IsSidecar(containerName) {
+	for _, element := range containersOf(pod) {
+		if !guaranteed && all["cpu"].missing && all["memory"].missing {
+			break // there is no more to know
+		}
+		container, _ := element.(jsontree.Value)
+		containerName, resources := jsontree.Name(container), container.Get("resources")
+		if patchset.IsSidecar(containerName) {
+			continue
+		}
+		for name, s := range all {
+			request, hasRequest := readQuantity(resources.Get("requests", name))
+			limit, _ := readQuantity(resources.Get("limits", name))
+			guaranteed = guaranteed && !limit.IsZero() && (!hasRequest || request.Cmp(limit) == 0)
+			if request.IsZero() || limit.IsZero() {
+				s.missing = true
 				continue
 			}
-			for name, s := range all {
-				request, hasRequest := readQuantity(resources.Get("requests", name))
-				limit, _ := readQuantity(resources.Get("limits", name))
-				guaranteed = guaranteed && !limit.IsZero() && (!hasRequest || request.Cmp(limit) == 0)
-				if request.IsZero() || limit.IsZero() {
-					s.missing = true
-					continue
-				}
-				if limit.Cmp(s.most) > 0 {
-					s.most = limit
-				}
-				s.ratio = max(s.ratio, limit.AsApproximateFloat64()/request.AsApproximateFloat64())
-				if containerName != "compute" && (s.least.IsZero() || request.Cmp(s.least) < 0) {
-					s.least = request
-				}
+			if limit.Cmp(s.most) > 0 {
+				s.most = limit
+			}
+			s.ratio = max(s.ratio, limit.AsApproximateFloat64()/request.AsApproximateFloat64())
+			if containerName != "compute" && (s.least.IsZero() || request.Cmp(s.least) < 0) {
+				s.least = request
 			}
 		}
 	}
 	return all, guaranteed
 }
 
-// sane are the quantities that take no time to compare: "1e500000000" does.
-var sane = regexp.MustCompile(`^[0-9.]{1,20}([a-zA-Z]{0,2}|[eE][+-]?[0-9]{1,2})$`)
+func containersOf(pod jsontree.Object) []any {
+	return slices.Concat(jsontree.Lookup[[]any](pod, "spec", "initContainers"), jsontree.Lookup[[]any](pod, "spec", "containers"))
+}
 
+// readQuantity leaves out what takes long to compare, such as "1e500000000".
 func readQuantity(value jsontree.Value) (resource.Quantity, bool) {
 	text, isText := value.Text()
 	if !isText {
-		text = string(value)
+		text = string(value.Raw())
 	}
-	if !sane.MatchString(text) {
+	if i := strings.IndexAny(text, "eE"); len(text) > 24 || i >= 0 && len(text)-i > 4 {
 		return resource.Quantity{}, false
 	}
 	quantity, err := resource.ParseQuantity(text)
 	return quantity, err == nil
 }
 
-// fitResources gives the sidecars requests and limits that the pod's own
-// containers show to be right. A Guaranteed pod, which KubeVirt wants for
-// dedicated CPUs, must stay one. In any other, a LimitRange that takes KubeVirt's
-// small containers must take the sidecars too: none requests less than they, none has
-// a limit above the largest, and no limit is a larger multiple of its request. What
-// the pod does not show, such as a LimitRange with nothing but a minimum, is for a
-// patch file of the operator's.
-func fitResources(spec map[string]jsontree.Value, tree jsontree.Object, isInjected bool) {
-	own, guaranteed := readResources(spec)
+// fitResources gives the sidecars in after requests and limits that the pod's own containers, in before, show
+// to be right. A Guaranteed pod, which KubeVirt wants for dedicated CPUs, must stay one. In any other, a
+// LimitRange that takes KubeVirt's containers must take the sidecars: by the least request, the largest
+// limit, and the largest ratio. What the pod does not show is for a patch file of the operator's.
+func fitResources(before, after jsontree.Object, isInjected bool) {
+	own, guaranteed := readResources(before)
 	if !guaranteed && (isInjected || own["cpu"].missing && own["memory"].missing) {
 		return
 	}
 	for _, list := range []string{"initContainers", "containers"} {
 		for _, name := range []string{patchset.InitContainer, patchset.ServerContainer} {
-			container := jsontree.Named(jsontree.Lookup[[]any](tree, "spec", list), name)
+			container := jsontree.Named(jsontree.Lookup[[]any](after, "spec", list), name)
 			if container == nil {
 				continue
 			}
@@ -148,16 +143,12 @@ func guarantee(requests, limits jsontree.Object) {
 	if requests["cpu"] != limits["cpu"] || limits["cpu"] == nil {
 		requests["cpu"], limits["cpu"] = guaranteedCPU, guaranteedCPU
 	}
-	if limits["memory"] != nil {
-		requests["memory"] = limits["memory"]
-	} else {
-		limits["memory"] = requests["memory"]
-	}
+	limits["memory"] = cmp.Or(limits["memory"], requests["memory"])
+	requests["memory"] = limits["memory"]
 }
 
-// raise raises a sidecar's request, and a limit that is then below it, to what the
-// pod's own containers show, all of which have a limit where a LimitRange or a quota
-// asks for one.
+// raise raises a request, and a limit that is then below it, to what the pod's own containers show, which all
+// have a limit where a LimitRange or a quota asks for one.
 func (s *shown) raise(name string, requests, limits jsontree.Object) {
 	request, errRequest := resource.ParseQuantity(jsontree.Lookup[string](requests, name))
 	limit, errLimit := resource.ParseQuantity(jsontree.Lookup[string](limits, name))

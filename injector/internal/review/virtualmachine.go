@@ -2,6 +2,7 @@ package review
 
 import (
 	"fmt"
+	"maps"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
@@ -16,21 +17,25 @@ type vm struct {
 func readVM(object jsontree.Value) vm {
 	template := object.Get("spec", "template")
 	return vm{
-		metadata: readAnnotations(object.Get("metadata")),
-		template: readAnnotations(template.Get("metadata")),
+		metadata: readAnnotations(object.Get("metadata", "annotations")),
+		template: readAnnotations(template.Get("metadata", "annotations")),
 		spec:     template.Get("spec"),
 	}
 }
 
-func (v vm) subject() subject { return subject{v.metadata.over(v.template), v.spec} }
+func (v vm) subject() subject {
+	both := maps.Clone(v.template)
+	maps.Copy(both, v.metadata)
+	return newSubject(both, v.spec)
+}
 
-// VirtualMachine is a Func for the creation and update of
-// VirtualMachines. It carries the annotations from the VM's own metadata, where
+// VirtualMachine is a Func for VirtualMachines. It carries the annotations from the VM's own metadata, where
 // people write them, to the template, from where KubeVirt copies them.
 func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
-	if verdict := expect(request, "virtualmachines", Create, Update); verdict != nil {
-		return *verdict, nil
-	}
+	return expect(r.virtualMachine, request, "virtualmachines", Create, Update)
+}
+
+func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
 	object := request.Object
 	now, old := readVM(object), readVM(request.OldObject)
 	if len(now.metadata)+len(now.template)+len(old.metadata) == 0 {
@@ -58,17 +63,14 @@ func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
 	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
 }
 
-// templatePath is where the template's annotations are, templatePart what is decoded
-// of a VM.
+// templatePath is where the template's annotations are, templatePart what is decoded of a VM.
 var (
 	templatePath = []string{"spec", "template", "metadata", "annotations"}
 	templatePart = jsontree.Object{"spec": jsontree.Object{"template": jsontree.Object{"metadata": jsontree.Object{"annotations": jsontree.Members(annotation.ByUser()...)}}}}
 )
 
-// copyToTemplate sets the annotations of the VM's metadata on the template in
-// tree. Where both have one the metadata's wins, with a warning when somebody
-// wrote another into the template. An error means that there is no place for
-// annotations in the template.
+// copyToTemplate sets the annotations of the VM's metadata on the template in tree, with a warning where
+// somebody wrote another there. It is an error when the template has no place for them.
 func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (warnings []string, err error) {
 	for _, name := range annotation.ByUser() {
 		wanted, isWanted := now.metadata[name]
@@ -95,10 +97,8 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 	return warnings, nil
 }
 
-// isOurCopy reports whether the webhook, and not the client, wrote this
-// annotation of the template, by the client's own statement of the VM: what
-// kubectl apply or a server-side apply leaves on the object. Without a statement
-// it is not known.
+// isOurCopy reports whether the webhook, and not the client, wrote this annotation of the template, by what
+// kubectl apply or a server-side apply leaves on the object; without that it is not known.
 func isOurCopy(object jsontree.Value, name string) (ours, known bool) {
 	theirs := false
 	for entry := range object.Get("metadata", "managedFields").Elements() {

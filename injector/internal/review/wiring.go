@@ -3,35 +3,26 @@ package review
 import (
 	"crypto/sha256"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
+	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// wiring is how the guest reaches IMDS, judged from the spec of its
-// VirtualMachineInstance: pods do not carry it.
+// wiring is how the guest reaches IMDS, by the spec of its instance, which pods do not carry.
 type wiring struct {
-	// redirectPort is the TCP port for imds-server in the pod of a VM whose pod
-	// network is bound by passt; 0 where the guest comes by a bridge.
-	redirectPort int
-	// bridge is the one that KubeVirt makes for the interface to be served.
-	bridge string
-	// problems are sentences that say why IMDS cannot work so, warnings what the
-	// VM's owner may not expect.
-	problems, warnings []string
+	redirectPort int       // of imds-server where passt binds the pod network; 0: the guest comes by a bridge
+	bridge       string    // that KubeVirt makes for the interface to be served
+	problems     sentences // why IMDS cannot work so
+	warnings     sentences // what the VM's owner may not expect
 }
 
-func (w *wiring) problem(format string, args ...any) {
-	w.problems = append(w.problems, fmt.Sprintf(format, args...))
-}
+type sentences []string
 
-func (w *wiring) warning(format string, args ...any) {
-	w.warnings = append(w.warnings, fmt.Sprintf(format, args...))
-}
+func (s *sentences) add(format string, args ...any) { *s = append(*s, fmt.Sprintf(format, args...)) }
 
 // iface is one network interface of a VM (kubevirt.io/api/core/v1.Interface).
 type iface struct {
@@ -41,36 +32,24 @@ type iface struct {
 	port80  bool   // the VM lists it
 }
 
-// The ways in which an interface is bound, by whatever spelling: a field of its
-// own, or a plugin of that name (KubeVirt 1.3 made plugins of slirp, macvtap
-// and passt, and 1.7 a field of passt again).
+// How an interface is bound, by a field or a plugin of that name (plugins since KubeVirt 1.3).
 var bindings = map[string]string{
 	"masquerade": "bridge", "bridge": "bridge", "managedTap": "bridge", "managedtap": "bridge", "l2bridge": "bridge", // with the guest's tap
 	"passtBinding": "passt", "passt": "passt", // sockets of the pod
-	"sriov": "sriov", "macvtap": "macvtap", "slirp": "slirp",
-}
-
-// passesThePod reports whether the interface passes the pod's network by, where
-// IMDS is: hardware, a device that QEMU takes as a whole, or user-mode networking.
-func (i iface) passesThePod() bool {
-	return i.binding == "sriov" || i.binding == "macvtap" || i.binding == "slirp"
+	"sriov": "sriov", "macvtap": "macvtap", "slirp": "slirp", // not by the pod, where IMDS is
 }
 
 func (i iface) isPasst() bool { return i.binding == "passt" }
 
-func (i iface) hasBridge() bool { return !i.isPasst() && !i.passesThePod() }
+func (i iface) hasBridge() bool {
+	return i.binding == "" || i.binding == "bridge" || i.binding == "unknown"
+}
 
-// maxInterfaces is more than a machine has slots for, and maxNameLength more
-// than a network's name has.
 const (
-	maxInterfaces = 256
+	maxInterfaces = 256 // more than a machine has slots for
 	maxNameLength = 63
-)
-
-// The redirection takes the first port that the VM does not list. All are in the
-// kernel's range for outgoing connections (ip_local_port_range), which passt
-// leaves out when it binds all ports for the VM.
-const (
+	// The first that the VM does not list is taken. All are in ip_local_port_range, which passt leaves out when
+	// it binds all ports for the VM.
 	firstRedirectPort = 60080
 	lastRedirectPort  = 60999
 )
@@ -78,10 +57,9 @@ const (
 // nics are the network interfaces of a VM that stay.
 type nics struct {
 	list    []iface
-	primary string // the network with the pod's default route; empty: none
-	// listed says which ports from firstRedirectPort on the VM wants.
-	listed [lastRedirectPort - firstRedirectPort + 1]bool
-	none   bool // the VM has no interface, and wants none
+	primary string                                         // the network with the pod's default route; empty: none
+	listed  [lastRedirectPort - firstRedirectPort + 1]bool // which ports from firstRedirectPort on the VM wants
+	none    bool                                           // the VM has no interface, and wants none
 }
 
 func readNICs(spec jsontree.Value) *nics {
@@ -96,7 +74,7 @@ func readNICs(spec jsontree.Value) *nics {
 		}
 	}
 	// Without a list KubeVirt adds an interface of its own.
-	n.none = len(n.list) == 0 && (leaving || string(devices.Get("autoattachPodInterface")) == "false")
+	n.none = len(n.list) == 0 && (leaving || string(devices.Get("autoattachPodInterface").Raw()) == "false")
 	for network := range spec.Get("networks").Elements() {
 		if n.primary == "" && (network.Get("pod").IsObject() || network.Get("multus", "default").IsTrue()) {
 			n.primary = network.Get("name").String()
@@ -120,7 +98,7 @@ func (n *nics) read(value jsontree.Value) iface {
 		}
 	}
 	for port := range value.Get("ports").Elements() {
-		number, err := strconv.Atoi(string(port.Get("port")))
+		number, err := strconv.Atoi(string(port.Get("port").Raw()))
 		i.port80 = i.port80 || number == 80
 		if err == nil && firstRedirectPort <= number && number <= lastRedirectPort {
 			n.listed[number-firstRedirectPort] = true
@@ -131,35 +109,37 @@ func (n *nics) read(value jsontree.Value) iface {
 
 // wiring judges a subject; the zero value when it does not ask for IMDS.
 func (s subject) wiring() (w wiring) {
-	meant, _ := s.annotations.understood()
-	if !meant.ask() {
+	if !s.meant.ask() {
 		return w
 	}
-	if hasTokenVolume(s.spec.Get("volumes")) {
-		w.problem(tokenVolumeProblem)
+	for volume := range s.spec.Get("volumes").Elements() {
+		if jsontree.Name(volume) == patchset.TokenVolume {
+			w.problems.add(tokenVolumeProblem)
+			break
+		}
 	}
 	n := readNICs(s.spec)
 	switch {
 	case n.none:
-		w.problem("the VM has no network interface, by which its guest could ask: add one, or remove %s", annotation.Enabled)
-	case len(n.list) > 0 && !slices.ContainsFunc(n.list, func(i iface) bool { return !i.passesThePod() }):
-		found := map[string]bool{}
+		w.problems.add("the VM has no network interface, by which its guest could ask: add one, or remove %s", annotation.Enabled)
+	case len(n.list) > 0 && !slices.ContainsFunc(n.list, func(i iface) bool { return i.isPasst() || i.hasBridge() }):
+		var found []string
 		for _, i := range n.list {
-			found[i.binding] = true
+			found = append(found, i.binding)
 		}
-		w.problem("IMDS cannot serve this VM: its interfaces are bound by %s only, which pass the pod's network by: use masquerade, bridge or passt for one of them, or remove %s",
-			strings.Join(slices.Sorted(maps.Keys(found)), ", "), annotation.Enabled)
+		slices.Sort(found)
+		w.problems.add("IMDS cannot serve this VM: its interfaces are bound by %s only, which pass the pod's network by: use masquerade, bridge or passt for one of them, or remove %s",
+			strings.Join(slices.Compact(found), ", "), annotation.Enabled)
 	case n.isRedirected():
-		w.redirect(n, meant)
+		w.redirect(n, s.meant)
 	default:
-		w.join(n, meant)
+		w.join(n, s.meant)
 	}
 	return w
 }
 
-// isRedirected reports whether the guest's questions come by passt. That is a
-// matter of the pod network, since the guest's default route is there; a VM
-// without it sends them by any of its interfaces.
+// isRedirected reports whether the guest comes by passt: its default route is in the pod network; a VM
+// without that network asks by any interface.
 func (n *nics) isRedirected() bool {
 	if i := n.index(n.primary); i >= 0 && n.primary != "" {
 		return n.list[i].isPasst()
@@ -171,19 +151,19 @@ func (w *wiring) redirect(n *nics, meant annotations) {
 	if free := slices.Index(n.listed[:], false); free >= 0 {
 		w.redirectPort = firstRedirectPort + free
 	} else {
-		w.problem("the VM's ports leave none for IMDS: leave out one from %d to %d", firstRedirectPort, lastRedirectPort)
+		w.problems.add("the VM's ports leave none for IMDS: leave out one from %d to %d", firstRedirectPort, lastRedirectPort)
 	}
 	if meant.has(annotation.HopLimit) {
 		// It would be a protection that is not there.
-		w.problem("annotation %s has no effect on a VM whose pod network is bound by passt, which sends the answers on with a TTL of its own: remove it, and consider %s", annotation.HopLimit, annotation.RequireHeader)
+		w.problems.add("annotation %s has no effect on a VM whose pod network is bound by passt, which sends the answers on with a TTL of its own: remove it, and consider %s", annotation.HopLimit, annotation.RequireHeader)
 	}
 	for _, name := range []string{annotation.BridgeName, annotation.Network} {
 		if meant.has(name) && meant.text(name) != n.primary {
-			w.problem("annotation %s has no effect on a VM whose pod network is bound by passt, where IMDS is on no bridge: remove it", name)
+			w.problems.add("annotation %s has no effect on a VM whose pod network is bound by passt, where IMDS is on no bridge: remove it", name)
 		}
 	}
-	if others := n.named(func(i iface) bool { return !i.isPasst() }); others != "" {
-		w.warning("IMDS serves the guest by passt only, and not on its interfaces %s", others)
+	if isOther := func(i iface) bool { return !i.isPasst() }; slices.ContainsFunc(n.list, isOther) {
+		w.warnings.add("IMDS serves the guest by passt only, and not on its interfaces %s", n.named(isOther))
 	}
 }
 
@@ -192,14 +172,14 @@ func (w *wiring) join(n *nics, meant annotations) {
 		switch {
 		// Where the VM lists that port, passt would end, and the VM with it.
 		case i.isPasst() && i.port80:
-			w.problem("the interface %s uses passt and lists port 80, which IMDS needs in the pod: use passt for the pod network too, or another binding here, or leave out that port", annotation.Quote(i.name))
+			w.problems.add("the interface %s uses passt and lists port 80, which IMDS needs in the pod: use passt for the pod network too, or another binding here, or leave out that port", annotation.Quote(i.name))
 		case i.binding == "unknown":
-			w.warning("IMDS does not know the binding plugin %s of the interface %s: it serves the guest there only if the plugin makes a bridge with a tap, and it takes port 80 of the pod",
+			w.warnings.add("IMDS does not know the binding plugin %s of the interface %s: it serves the guest there only if the plugin makes a bridge with a tap, and it takes port 80 of the pod",
 				annotation.Quote(i.plugin), annotation.Quote(i.name))
 		}
 	}
-	if passt := n.named(iface.isPasst); passt != "" && len(w.problems) == 0 {
-		w.warning("IMDS takes port 80 from the VM on the interfaces that use passt: %s", passt)
+	if len(w.problems) == 0 && slices.ContainsFunc(n.list, iface.isPasst) {
+		w.warnings.add("IMDS takes port 80 from the VM on the interfaces that use passt: %s", n.named(iface.isPasst))
 	}
 	wanted := meant.text(annotation.Network)
 	if wanted == "" {
@@ -210,32 +190,24 @@ func (w *wiring) join(n *nics, meant annotations) {
 	i := n.index(wanted)
 	switch {
 	case meant.has(annotation.BridgeName):
-		w.problem("annotations %s and %s both say what to serve: remove one", annotation.Network, annotation.BridgeName)
+		w.problems.add("annotations %s and %s both say what to serve: remove one", annotation.Network, annotation.BridgeName)
 	case i < 0:
-		w.problem("annotation %s: %s is no network of the VM with an interface: want one of %s", annotation.Network, annotation.Quote(wanted), n.named(iface.hasBridge))
+		w.problems.add("annotation %s: %s is no network of the VM with an interface: want one of %s", annotation.Network, annotation.Quote(wanted), n.named(iface.hasBridge))
 	case !n.list[i].hasBridge():
-		w.problem("annotation %s: the interface %s is bound by %s, which makes no bridge in the pod: want one of %s", annotation.Network, annotation.Quote(wanted), n.list[i].binding, n.named(iface.hasBridge))
+		w.problems.add("annotation %s: the interface %s is bound by %s, which makes no bridge in the pod: want one of %s", annotation.Network, annotation.Quote(wanted), n.list[i].binding, n.named(iface.hasBridge))
 	}
 }
 
-// first returns the network to be served where nobody says which: the pod network,
-// or else the first in the spec, so that a migration's target takes the same one.
-func (n *nics) first() (first string) {
-	for _, i := range n.list {
-		if i.hasBridge() && i.name == n.primary {
-			return n.primary
-		} else if i.hasBridge() && first == "" {
-			first = i.name
-		}
+// first returns the network to be served where nobody says which, the same one for a migration's target.
+func (n *nics) first() string {
+	first := slices.IndexFunc(n.list, iface.hasBridge)
+	if i := n.index(n.primary); first < 0 || i >= 0 && n.list[i].hasBridge() {
+		return n.primary // without a list KubeVirt adds its interface
 	}
-	if len(n.list) == 0 {
-		return n.primary // KubeVirt adds its interface
-	}
-	return first
+	return n.list[first].name
 }
 
-// bridgeOf is how KubeVirt names a bridge (pkg/network/link/names.go and
-// pkg/network/namescheme/networknamescheme.go).
+// bridgeOf is how KubeVirt names a bridge (pkg/network/link and pkg/network/namescheme).
 func (n *nics) bridgeOf(network string) string {
 	if network == n.primary {
 		return "k6t-eth0"
@@ -247,16 +219,13 @@ func (n *nics) index(name string) int {
 	return slices.IndexFunc(n.list, func(i iface) bool { return i.name == name })
 }
 
-// named lists the names of some interfaces for a message; empty: there are none.
+// named lists the names of some interfaces for a message.
 func (n *nics) named(is func(iface) bool) string {
 	var names []string
 	for _, i := range n.list {
 		if is(i) {
 			names = append(names, i.name)
 		}
-	}
-	if names == nil {
-		return ""
 	}
 	return annotation.Quote(strings.Join(names, ", "))
 }

@@ -22,7 +22,7 @@ func passtVM(t *testing.T, ports ...int) subject {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return subject{annotations{annotation.Enabled: {Text: "true"}}, spec}
+	return newSubject(annotations{annotation.Enabled: {Text: "true"}}, spec)
 }
 
 func span(first, last int) (ports []int) {
