@@ -82,7 +82,6 @@ func (a *admission) handler(decide review.Func) http.Handler {
 
 // answer returns the answer, or the status and text of an HTTP error.
 func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, status int, err error) {
-	growStack()
 	defer func() {
 		if cause := recover(); cause != nil {
 			a.log.Error("review panicked", "cause", cause, "stack", string(debug.Stack()))
@@ -139,12 +138,4 @@ func readBody(r *http.Request) (body []byte, status int, err error) {
 		return nil, http.StatusBadRequest, fmt.Errorf("the body cannot be read: %w", err)
 	}
 	return body, 0, nil
-}
-
-// growStack makes room for a review at once. Growing step by step, each time with more on it, took longer.
-//
-//go:noinline
-func growStack() {
-	var room [12 << 10]byte
-	runtime.KeepAlive(&room)
 }

@@ -80,6 +80,9 @@ func expectedPod(t *testing.T, patches string, pod, patched []byte) jsontree.Obj
 	}
 	spec["volumes"] = append(asList(spec["volumes"]), volume)
 
+	if annotations[annotation.RedirectPort] != nil {
+		return expected // its first port is KubeVirt's
+	}
 	if spec["securityContext"] == nil {
 		spec["securityContext"] = jsontree.Object{}
 	}
@@ -88,9 +91,9 @@ func expectedPod(t *testing.T, patches string, pod, patched []byte) jsontree.Obj
 	sysctls := asList(securityContext["sysctls"])
 	i := slices.IndexFunc(sysctls, func(sysctl any) bool { return sysctl.(jsontree.Object)["name"] == portStart })
 	if i < 0 {
-		sysctls = append(sysctls, jsontree.Object{"name": portStart, "value": "80"})
-	} else if value, err := strconv.Atoi(sysctls[i].(jsontree.Object)["value"].(string)); err != nil || value > 80 {
-		sysctls[i].(jsontree.Object)["value"] = "80"
+		sysctls = append(sysctls, jsontree.Object{"name": portStart, "value": "0"})
+	} else {
+		sysctls[i].(jsontree.Object)["value"] = "0"
 	}
 	securityContext["sysctls"] = sysctls
 

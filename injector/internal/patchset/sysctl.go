@@ -2,8 +2,10 @@ package patchset
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 
+	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
@@ -26,9 +28,15 @@ func (s *Set) takeSysctls(patch jsontree.Object) {
 	}
 }
 
-// mergeSysctls sets the sysctls on pod and keeps the pod's others.
+// mergeSysctls sets the sysctls on pod and keeps the pod's others. Where the guest is redirected the first port
+// stays as it is: KubeVirt's CNI plugin for passt sets it before the runtime writes the pod's, and imds-server
+// needs no low port there.
 func (s *Set) mergeSysctls(pod jsontree.Object) error {
-	if len(s.sysctls) == 0 {
+	sysctls := s.sysctls
+	if jsontree.Lookup[string](pod, "metadata", "annotations", annotation.RedirectPort) != "" {
+		sysctls = slices.DeleteFunc(slices.Clone(sysctls), func(wanted any) bool { return jsontree.Name(wanted) == portStart })
+	}
+	if len(sysctls) == 0 {
 		return nil
 	}
 	securityContext, err := jsontree.Ensure(pod, "spec", "securityContext")
@@ -39,7 +47,7 @@ func (s *Set) mergeSysctls(pod jsontree.Object) error {
 	if securityContext["sysctls"] != nil && !isList {
 		return errors.New("spec.securityContext.sysctls is not a list")
 	}
-	for _, wanted := range s.sysctls {
+	for _, wanted := range sysctls {
 		name, value := jsontree.Name(wanted), jsontree.Lookup[string](wanted.(jsontree.Object), "value")
 		if i := jsontree.IndexOf(list, name); i < 0 {
 			list = append(list, jsontree.Object{"name": name, "value": value})

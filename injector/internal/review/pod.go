@@ -59,6 +59,7 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 			users[name] = meant.text(name)
 		}
 		annotate(after, users)
+		annotate(after, map[string]string{annotation.RedirectPort: port}) // which the patches go by
 		if after, err = r.patches.Apply(after); err == nil {
 			err = setTokens(after, meant)
 		}
@@ -68,7 +69,7 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		fitResources(before, after, false)
 		annotate(after, map[string]string{
 			annotation.Injected: "true", annotation.VMName: vmName, annotation.VMIUID: vmiUID,
-			annotation.RedirectPort: port, annotation.Warnings: join(problems), annotation.NotInjected: "",
+			annotation.Warnings: join(problems), annotation.NotInjected: "",
 		})
 		r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
 	}
