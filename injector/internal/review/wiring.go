@@ -118,6 +118,9 @@ func (s subject) wiring() (w wiring) {
 			break
 		}
 	}
+	if s.spec.Get("dnsPolicy").String() == "Default" {
+		w.warnings.add("dnsPolicy Default gives the guest the node's name servers: on a cloud where that is 169.254.169.254 it has none beside IMDS, and needs another dnsPolicy")
+	}
 	n := readNICs(s.spec)
 	switch {
 	case n.none:
