@@ -7,17 +7,17 @@ import (
 	"maps"
 	"net/url"
 	"slices"
+	"testing"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
-	"github.com/example/kubevirt-imds/tools/e2e/suite"
 )
 
-func tellsIdentity(t *suite.T, v *VM) {
-	t.Check(v.boot())
-	t.Check(v.CheckIdentity(t.Context()))
+func tellsIdentity(t *testing.T, v *VM) {
+	check(t, v.boot())
+	check(t, v.CheckIdentity(t.Context()))
 }
 
 // CheckIdentity asks the guest who it is.
@@ -44,9 +44,9 @@ func (v *VM) CheckIdentity(ctx context.Context) error {
 	return nil
 }
 
-func givesToken(t *suite.T, v *VM) {
-	t.Check(v.boot())
-	t.Check(v.CheckToken(t.Context()))
+func givesToken(t *testing.T, v *VM) {
+	check(t, v.boot())
+	check(t, v.CheckToken(t.Context()))
 }
 
 // CheckToken shows the guest's token to the API server.
@@ -77,17 +77,17 @@ func (v *VM) CheckToken(ctx context.Context) error {
 	return nil
 }
 
-func givesAudienceToken(t *suite.T, v *VM) {
-	t.Check(v.boot())
+func givesAudienceToken(t *testing.T, v *VM) {
+	check(t, v.boot())
 	token, err := v.askToken(t.Context(), vmAudience)
-	t.Check(err)
+	check(t, err)
 	status, err := v.review(t.Context(), token, vmAudience)
-	t.Check(err)
+	check(t, err)
 	if !status.Authenticated || !slices.Equal(status.Audiences, []string{vmAudience}) {
 		t.Errorf("for %s it is not accepted: %+v", vmAudience, status)
 	}
 	status, err = v.review(t.Context(), token)
-	t.Check(err)
+	check(t, err)
 	if status.Authenticated {
 		t.Errorf("the API server's own audience accepts it")
 	}

@@ -4,13 +4,15 @@ import (
 	"context"
 	"path/filepath"
 	"sync"
+	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
 	"github.com/example/kubevirt-imds/tools/e2e/pki"
-	"github.com/example/kubevirt-imds/tools/e2e/suite"
+	"github.com/example/kubevirt-imds/tools/e2e/results"
 )
 
 // overlay is one of the ways to install the product, with what somebody or something else has to do for it.
@@ -26,10 +28,14 @@ type overlay struct {
 	once bool
 }
 
+// right is a rule of RBAC as the API server resolves it for a user.
+type right = authorizationv1.ResourceRule
+
 // installation is an overlay in a cluster.
 type installation struct {
 	*site
 	overlay
+	subject     string   // of its checks
 	before      snapshot // of the cluster without it
 	replicas    int      // of the webhook
 	serverImage string   // that the webhook's pods pull before they start
@@ -45,8 +51,7 @@ type installation struct {
 }
 
 func newInstallation(ctx context.Context, s *site, o overlay) *installation {
-	in := &installation{site: s, overlay: o}
-	in.outage = sync.OnceValue(func() error { return in.beginOutage(ctx) })
+	in := &installation{site: s, overlay: o, subject: o.name}
 	in.vm = sync.OnceValues(func() (*VM, error) { return in.startVM(ctx) })
 	return in
 }
@@ -54,44 +59,18 @@ func newInstallation(ctx context.Context, s *site, o overlay) *installation {
 // path of the overlay's folder, a copy.
 func (in *installation) path() string { return filepath.Join(in.folder, "overlays", in.name) }
 
-// run installs the overlay and does the checks that are selected.
-func (in *installation) run(ctx context.Context, results *suite.Suite) {
-	if results.Must(ctx, in.name, in.explained(in.install())[0]) {
-		results.Run(ctx, in.name, in.explained(in.checks()...))
-	}
-}
-
-// uninstall deletes the overlay, which is a check too.
-func (in *installation) uninstall(ctx context.Context, results *suite.Suite) {
-	results.Must(ctx, in.name, in.explained(in.remove())[0])
-}
-
-// checks are all but install and remove, which frame them.
-func (in *installation) checks() []suite.Check {
-	var all []suite.Check
-	for _, subject := range []func(*installation) []suite.Check{
-		manifestChecks, rightChecks, podChecks, limitChecks, virtualMachineChecks, instanceChecks, runningPodChecks, availabilityChecks,
-		caBundleChecks, outageChecks,
-	} {
-		all = append(all, subject(in)...)
-	}
-	return all
-}
-
 // install applies the overlay and waits until the webhook admits.
-func (in *installation) install() suite.Check {
-	return suite.Check{Name: "install", Proves: "kubectl apply -k, without a warning, gives an admitting webhook", Run: func(t *suite.T) {
-		ctx := t.Context()
-		var err error
-		in.before, err = in.takeSnapshot(ctx)
-		t.Check(err)
-		if in.prepare != nil {
-			t.Check(in.prepare(ctx, in))
-		}
-		begin := time.Now()
-		t.Check(in.apply(ctx))
-		t.Figure("%.1f s", time.Since(begin).Seconds())
-	}}
+func (in *installation) install(t *testing.T) {
+	ctx := t.Context()
+	var err error
+	in.before, err = in.takeSnapshot(ctx)
+	check(t, err)
+	if in.prepare != nil {
+		check(t, in.prepare(ctx, in))
+	}
+	begin := time.Now()
+	check(t, in.apply(ctx))
+	results.Figure(t, "%.1f s", time.Since(begin).Seconds())
 }
 
 // apply installs the overlay, over another version of it if there is one, and returns when its webhook admits.

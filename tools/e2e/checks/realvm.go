@@ -4,32 +4,36 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
+	"syscall"
+	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/guest"
-	"github.com/example/kubevirt-imds/tools/e2e/suite"
+	"github.com/example/kubevirt-imds/tools/e2e/kube"
 )
 
 // StartVM installs the product in a cluster that is there for this check alone, and starts a VM's pod, whose network
 // is wired for masquerade binding. The guest is the caller's part, on the tap tap0 of that network.
-func StartVM(t *suite.T, c *cluster.Cluster, out io.Writer) *VM {
+func StartVM(t *testing.T, c *cluster.Cluster, out io.Writer) *VM {
 	s, err := openSite(t.Context(), c, out)
-	t.Check(err)
-	t.Cleanup(func() { t.Check(s.close(context.WithoutCancel(t.Context()))) })
+	check(t, err)
+	t.Cleanup(func() { check(t, s.close(context.WithoutCancel(t.Context()))) })
 	in := newInstallation(t.Context(), s, kind)
-	in.install().Run(t)
+	in.install(t)
 	v, err := in.vm()
-	t.Check(err)
-	t.Cleanup(func() { t.Check(v.close()) })
+	check(t, err)
+	t.Cleanup(func() { check(t, v.close()) })
 	t.Cleanup(func() {
 		if t.Failed() {
 			v.Explain(t)
 		}
 	})
-	t.Check(guest.Wire(v.network))
+	check(t, guest.Wire(v.network))
 	return v
 }
 
@@ -90,4 +94,44 @@ func awaitEnds(processes []unix.PollFd) ([]time.Time, error) {
 		}
 	}
 	return ends, nil
+}
+
+// Kill kills a container, does something at once, and returns when the kubelet has restarted it.
+func (v *VM) Kill(ctx context.Context, name string, atOnce func() error) error {
+	before, err := v.status(ctx, name)
+	if err != nil {
+		return err
+	}
+	pid, err := v.process(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return err
+	}
+	if err := atOnce(); err != nil {
+		return err
+	}
+	_, err = kube.Await(ctx, v.site.api, podsPath, v.pod.Name, patience, func(pod *corev1.Pod) string {
+		status, err := statusOf(pod, name)
+		switch {
+		case err != nil:
+			return err.Error()
+		case status.RestartCount == before.RestartCount || status.State.Running == nil:
+			return fmt.Sprintf("%s is not restarted: %+v", name, status.State)
+		}
+		return runningLacks(pod)
+	})
+	return err
+}
+
+// Explain shows the state of the pod and what its sidecars have logged.
+func (v *VM) Explain(t *testing.T) {
+	ctx := context.Background()
+	for _, name := range []string{initContainer, serverContainer} {
+		status, err := v.status(ctx, name)
+		t.Logf("%s: %d restarts, %+v (%v)", name, status.RestartCount, status.State, err)
+		log, err := v.log(ctx, name)
+		t.Logf("%s (%v)", strings.TrimSpace(log), err)
+	}
 }

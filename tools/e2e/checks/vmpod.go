@@ -188,3 +188,22 @@ func (v *VM) close() error {
 	}
 	return errors.Join(err, v.network.Close())
 }
+
+// boot wires the pod and starts the stand-in for a guest, unless that is done.
+func (v *VM) boot() error {
+	if v.Ask != nil {
+		return nil
+	}
+	if err := guest.Wire(v.network); err != nil {
+		return err
+	}
+	var err error
+	if v.guest, err = guest.Boot(v.network); err == nil {
+		v.Ask = v.fromGuest().ask
+	}
+	return err
+}
+
+// fromPod asks from the pod itself, as the liveness probe does, and fromGuest from the guest.
+func (v *VM) fromPod() dialer   { return v.network.DialContext }
+func (v *VM) fromGuest() dialer { return v.guest.DialContext }

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
-	"github.com/example/kubevirt-imds/tools/e2e/suite"
 )
 
 // Names that the manifests give to the webhook's objects, and where the API has them.
@@ -121,30 +121,14 @@ func (in *installation) scale(ctx context.Context, replicas int) error {
 	return in.api.Patch(ctx, deployments+"/"+webhook, kube.MergePatch, patch)
 }
 
-// explained makes each check say more about the webhook when it fails.
-func (in *installation) explained(checks ...suite.Check) []suite.Check {
-	for i := range checks {
-		run := checks[i].Run
-		checks[i].Run = func(t *suite.T) {
-			t.Cleanup(func() {
-				if t.Failed() {
-					in.explain(t)
-				}
-			})
-			run(t)
-		}
-	}
-	return checks
-}
-
 // explain shows what the webhook's pods are doing and the end of their logs.
-func (in *installation) explain(t *suite.T) {
+func (in *installation) explain(t *testing.T) {
 	for _, args := range [][]string{
 		{"get", "pods", "--namespace=" + namespace, "--output=wide"},
 		{"get", "events", "--namespace=" + namespace, "--field-selector=type=Warning"},
 		{"logs", "--namespace=" + namespace, "--selector=app.kubernetes.io/name=" + webhook, "--prefix", "--tail=15"},
 	} {
-		output, _ := in.command(t.Context(), "kubectl", args...).CombinedOutput()
+		output, _ := in.command(context.Background(), "kubectl", args...).CombinedOutput()
 		t.Logf("kubectl %s:\n%s", strings.Join(args, " "), bytes.TrimSpace(output))
 	}
 }

@@ -79,6 +79,29 @@ func Start(ctx context.Context, options Options) (*Cluster, error) {
 	return c, nil
 }
 
+// Up builds what a cluster needs, and starts one.
+func Up(ctx context.Context, messages io.Writer) (*Cluster, error) {
+	// Before a build that takes minutes.
+	if _, err := checkMachine(); err != nil {
+		return nil, err
+	}
+	programs, err := Build(ctx, messages)
+	if err != nil {
+		return nil, err
+	}
+	return Start(ctx, Options{Programs: programs, Progress: messages})
+}
+
+// Down stops the cluster. Its run folder, with the logs, stays if something has failed.
+func (c *Cluster) Down(failed bool) error {
+	err := c.Stop()
+	if failed || err != nil {
+		c.progress.say("the logs of the cluster are kept in %s", c.folder)
+		return err
+	}
+	return os.RemoveAll(c.folder)
+}
+
 // start brings up the components, side by side as far as one does not need the other.
 func (c *Cluster) start(ctx context.Context) error {
 	if err := c.writeCredentials(); err != nil {

@@ -18,13 +18,6 @@ type machine struct {
 	runc string
 }
 
-// Check says what keeps this process from starting a cluster here, all at once; nil if nothing does. Start
-// checks too: this is for who would rather know before a long build.
-func Check() error {
-	_, err := checkMachine()
-	return err
-}
-
 // checkMachine finds out whether a cluster can be started here at all, and says everything that is missing
 // at once.
 func checkMachine() (machine, error) {

@@ -11,7 +11,7 @@ func (v *VM) Ask(path string, rate int) *hand.Task[hand.Asked] {
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
 	task, err := v.Guest.Hand.Ask(ctx, hand.Ask{Get: hand.Get{URL: MetadataURL + path}, Rate: rate})
-	v.t.Check(err)
+	Check(v.t, err)
 	return task
 }
 
@@ -21,7 +21,7 @@ func (v *VM) Stop(asking *hand.Task[hand.Asked]) hand.Asked {
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
 	asked, err := asking.Stop(ctx)
-	v.t.Check(err)
+	Check(v.t, err)
 	return asked
 }
 

@@ -34,6 +34,6 @@ func (v *VM) StartContainer() (prefix string) {
 	holder := strings.TrimSpace(v.Shell(startContainer))
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
-	v.t.Check(v.Guest.Hand.NAT(ctx, hand.NAT{Interface: "eth0"}))
+	Check(v.t, v.Guest.Hand.NAT(ctx, hand.NAT{Interface: "eth0"}))
 	return "nsenter -t " + holder + " -n "
 }

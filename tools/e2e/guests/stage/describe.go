@@ -11,8 +11,8 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/process"
 )
 
-// describeLimit is how long a program may take that describes something.
-const describeLimit = 10 * time.Second
+// commandLimit is how long a command in the pod may take.
+const commandLimit = 10 * time.Second
 
 // consoleTail is how much of the guest's console is shown, in bytes.
 const consoleTail = 2000
@@ -27,10 +27,12 @@ func (v *VM) Describe() string {
 	for _, c := range []*Sidecar{v.Init, v.Server} {
 		section("log of "+c.Name, c.Log())
 	}
-	for _, command := range [][]string{
-		{"ip", "-d", "link"}, {"ip", "addr"}, {"ip", "route", "show", "table", "all"}, {"bridge", "fdb"}, {"nft", "list", "ruleset"},
-	} {
-		section(strings.Join(command, " "), v.inPod(command...))
+	for _, command := range []string{"ip -d link", "ip addr", "ip route show table all", "bridge fdb", "nft list ruleset"} {
+		output, err := v.InPod(command)
+		if err != nil {
+			output = err.Error()
+		}
+		section(command, output)
 	}
 	if v.Guest != nil {
 		console := v.Guest.Console()
@@ -39,19 +41,19 @@ func (v *VM) Describe() string {
 	return text.String()
 }
 
-// inPod runs a program in the pod's network, and returns what it says, or why it does not.
-func (v *VM) inPod(command ...string) string {
-	ctx, cancel := context.WithTimeout(context.Background(), describeLimit)
+// InPod runs a shell command in the pod's network, such as one of ip or nft, and returns what it has written.
+func (v *VM) InPod(command string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	defer cancel()
 	var said bytes.Buffer
-	c := exec.CommandContext(ctx, command[0], command[1:]...)
+	c := exec.CommandContext(ctx, "sh", "-c", command)
 	c.Stdout, c.Stderr = &said, &said
 	p, err := process.Start(v.Net.Pod, c)
 	if err == nil {
 		err = p.Err()
 	}
 	if err != nil {
-		fmt.Fprintln(&said, err)
+		err = fmt.Errorf("%s: %w: %s", command, err, said.Bytes())
 	}
-	return said.String()
+	return said.String(), err
 }

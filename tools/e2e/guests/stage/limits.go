@@ -23,9 +23,9 @@ var patches = map[string]string{
 // kubelet does. They are gone at the end of the check.
 func (v *VM) limit(c *Sidecar, repository string) {
 	limits, err := declaredLimits(filepath.Join(repository, patches[c.Name]), c.Name)
-	v.t.Check(err)
+	Check(v.t, err)
 	memory, cpu, err := makeGroups(fmt.Sprintf("%s-%s", filepath.Base(v.tokens.folder), c.Name), limits)
-	v.t.Check(err)
+	Check(v.t, err)
 	c.Group = cluster.ContainerIn(memory, cpu)
 	for _, folder := range []string{memory, cpu} {
 		c.join += fmt.Sprintf("echo $$ >%s/cgroup.procs && ", folder)

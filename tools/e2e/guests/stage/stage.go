@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"testing"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
@@ -39,8 +40,8 @@ type Stage struct {
 	repository string
 }
 
-// Check says what keeps this process from having guests here; nil if nothing does.
-func Check() error {
+// available says what keeps this process from having guests here; nil if nothing does.
+func available() error {
 	if uid := os.Geteuid(); uid != 0 {
 		return fmt.Errorf("uid %d cannot start the sidecars as the kubelet does: run this command as root", uid)
 	}
@@ -48,9 +49,11 @@ func Check() error {
 		return errors.New("no /dev/net/tun, without which QEMU has no tap: load the driver with 'modprobe tun'; in a container, pass the device in")
 	}
 	errs := []error{podnet.Available(), qemu.Available()}
-	for _, program := range []string{"unshare", "setpriv"} {
+	for program, debianPackage := range map[string]string{
+		"unshare": "util-linux", "setpriv": "util-linux", "ip": "iproute2", "bridge": "iproute2", "nft": "nftables", "passt": "passt",
+	} {
 		if _, err := exec.LookPath(program); err != nil {
-			errs = append(errs, fmt.Errorf("missing program %s, which confines the sidecars; on Debian it is in the package util-linux", program))
+			errs = append(errs, fmt.Errorf("missing program %s; on Debian: apt-get install --no-install-recommends %s", program, debianPackage))
 		}
 	}
 	return errors.Join(errs...)
@@ -58,7 +61,7 @@ func Check() error {
 
 // Open builds the sidecars and the guest's image. messages says what takes long.
 func Open(ctx context.Context, messages io.Writer) (*Stage, error) {
-	if err := Check(); err != nil {
+	if err := available(); err != nil {
 		return nil, err
 	}
 	folder, err := os.MkdirTemp("", "guests-")
@@ -103,3 +106,11 @@ func (s *Stage) Program(name string) string { return filepath.Join(s.folder, nam
 
 // Close removes what Open has made, but the cache.
 func (s *Stage) Close() error { return os.RemoveAll(s.folder) }
+
+// Check ends a test if there is an error.
+func Check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

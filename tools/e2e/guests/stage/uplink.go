@@ -26,7 +26,7 @@ func IsOurs(f podnet.Frame) bool {
 // if anything of the project's has come out of the pod. [Stage.New] watches the first.
 func (v *VM) Watch(uplink string) {
 	recording, err := podnet.Capture(v.Net.Neighbour, uplink)
-	v.t.Check(err)
+	Check(v.t, err)
 	v.later(func() {
 		frames, err := recording.Stop()
 		if err != nil {

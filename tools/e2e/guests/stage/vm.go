@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -15,7 +16,7 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
 	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
-	"github.com/example/kubevirt-imds/tools/e2e/suite"
+
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -63,7 +64,7 @@ type VM struct {
 	// guest has made itself, and that a bridge has to pass on.
 	Expected func(podnet.Frame) bool
 
-	t       *suite.T
+	t       *testing.T
 	image   guestimage.Image
 	options Options
 	nics    []qemu.NIC
@@ -71,21 +72,22 @@ type VM struct {
 	// primaryDHCP starts the DHCP server of the pod network; nil: it has none.
 	primaryDHCP func()
 	tokens      *tokenVolume
-	undo        *[]func() // what takes away what there is, the last first
+	undo        []func() // what takes away what there is, the last first
 }
 
-// In is the VM as a check within the one that it was made for sees it: what fails then, fails that check.
-func (v *VM) In(t *suite.T) *VM {
-	inner := *v
-	inner.t = t
-	return &inner
+// In returns the VM for a subtest of the test that it was made for: until that ends, what fails, fails it.
+func (v *VM) In(t *testing.T) *VM {
+	outer := v.t
+	v.t = t
+	t.Cleanup(func() { v.t = outer })
+	return v
 }
 
 // Pod is the name of the VM's pod.
 func (v *VM) Pod() string { return v.options.Pod }
 
 // Start goes through all steps: a VM whose guest has its addresses.
-func (s *Stage) Start(t *suite.T, options Options) *VM {
+func (s *Stage) Start(t *testing.T, options Options) *VM {
 	v := s.New(t, options)
 	v.StartSidecars()
 	v.Wire()
@@ -95,7 +97,7 @@ func (s *Stage) Start(t *suite.T, options Options) *VM {
 }
 
 // New makes a pod with its network and its tokens, in which nothing runs yet.
-func (s *Stage) New(t *suite.T, options Options) *VM {
+func (s *Stage) New(t *testing.T, options Options) *VM {
 	if options.Name == "" {
 		options.Name = "vm"
 	}
@@ -105,20 +107,20 @@ func (s *Stage) New(t *suite.T, options Options) *VM {
 	if options.Network.GuestMAC == nil && (options.Network.Binding == "" || options.Network.Binding == podnet.Masquerade) {
 		options.Network.GuestMAC = guestMAC
 	}
-	v := &VM{t: t, image: s.image, options: options, undo: new([]func())}
+	v := &VM{t: t, image: s.image, options: options}
 	t.Cleanup(v.explain)
 	t.Cleanup(v.End)
 	var err error
 	v.Net, err = podnet.New(options.Network)
-	t.Check(err)
+	Check(t, err)
 	v.later(func() { v.clean(v.Net.Close()) })
 	// By the declared patch.
-	t.Check(v.Net.Pod.Sysctl("net.ipv4.ip_unprivileged_port_start", "80"))
+	Check(t, v.Net.Pod.Sysctl("net.ipv4.ip_unprivileged_port_start", "80"))
 	v.Watch(podnet.NeighbourInterface)
 
 	folder, err := os.MkdirTemp(s.folder, "tokens-")
-	t.Check(err)
-	t.Check(os.Chmod(folder, 0o755))
+	Check(t, err)
+	Check(t, os.Chmod(folder, 0o755))
 	v.tokens = &tokenVolume{folder: folder, pod: options.Pod, audiences: options.Audiences}
 	v.RotateToken()
 
@@ -155,16 +157,16 @@ func (v *VM) GuestMAC() net.HardwareAddr { return v.nics[0].MAC }
 // End takes away the pod with all that is in it, as the end of the check does, and judges what was seen on its uplink.
 // It may be called twice.
 func (v *VM) End() {
-	for len(*v.undo) > 0 {
-		end := len(*v.undo) - 1
-		last := (*v.undo)[end]
-		*v.undo = (*v.undo)[:end]
+	for len(v.undo) > 0 {
+		end := len(v.undo) - 1
+		last := v.undo[end]
+		v.undo = v.undo[:end]
 		last()
 	}
 }
 
 // later has something taken away by [VM.End].
-func (v *VM) later(take func()) { *v.undo = append(*v.undo, take) }
+func (v *VM) later(take func()) { v.undo = append(v.undo, take) }
 
 // explain shows, where the check has failed, what the sidecars have written.
 func (v *VM) explain() {
@@ -188,7 +190,7 @@ func (v *VM) PadTokens(bytes int) { v.tokens.padding = bytes }
 // RotateToken does what the kubelet does when 80 % of a token's life have passed, and returns the new default one.
 func (v *VM) RotateToken() string {
 	token, err := v.tokens.rotate()
-	v.t.Check(err)
+	Check(v.t, err)
 	return token
 }
 
@@ -196,7 +198,7 @@ func (v *VM) RotateToken() string {
 // until then, and end with exit status 0.
 func (v *VM) StartSidecars() {
 	for _, c := range []*Sidecar{v.Init, v.Server} {
-		v.t.Check(c.Start())
+		Check(v.t, c.Start())
 		v.later(func() {
 			v.clean(c.check())
 			v.clean(c.Stop())
@@ -223,14 +225,14 @@ func (v *VM) Wire() {
 		lease = &given
 	case network.Binding == podnet.Bridge && network.Network != podnet.Layer2:
 		given, err := dhcp.OfInterface(v.Net.Pod, uplink)
-		v.t.Check(err)
+		Check(v.t, err)
 		lease, nic.MAC = &given, given.MAC
 	default:
 		var err error
 		nic.MAC, err = v.Net.Pod.MAC(uplink)
-		v.t.Check(err)
+		Check(v.t, err)
 	}
-	v.t.Check(v.Net.Wire())
+	Check(v.t, v.Net.Wire())
 	v.nics = append(v.nics, nic)
 	if lease != nil {
 		v.primaryDHCP = func() { v.serveDHCP(v.Net.Bridge(), *lease) }
@@ -241,39 +243,39 @@ func (v *VM) Wire() {
 // AddSecondary gives the VM one more network, in bridge binding: its NIC is plugged into a running guest, or there
 // from the boot on. The name is like pod37a8eec1ce1.
 func (v *VM) AddSecondary(iface string) {
-	v.t.Check(v.Net.AddSecondaryBridge(iface))
+	Check(v.t, v.Net.AddSecondaryBridge(iface))
 	v.Watch(fmt.Sprintf("up%d", len(v.nics)))
 	lease, err := dhcp.OfInterface(v.Net.Pod, iface)
-	v.t.Check(err)
+	Check(v.t, err)
 	hash := strings.TrimPrefix(iface, "pod")
 	v.serveDHCP("k6t-"+hash, lease)
 	nic := qemu.NIC{MTU: lease.MTU, Tap: "tap" + hash, MAC: lease.MAC}
 	v.nics = append(v.nics, nic)
 	if v.Guest != nil {
 		_, err := v.Guest.Plug(v.t.Context(), nic)
-		v.t.Check(err)
+		Check(v.t, err)
 	}
 }
 
 // serveDHCP answers on a bridge from the address that virt-handler has given to it.
 func (v *VM) serveDHCP(bridge string, lease dhcp.Lease) {
 	link, err := v.Net.Pod.Netlink().LinkByName(bridge)
-	v.t.Check(err)
+	Check(v.t, err)
 	addresses, err := v.Net.Pod.Netlink().AddrList(link, netlink.FAMILY_V4)
-	v.t.Check(err)
+	Check(v.t, err)
 	if len(addresses) == 0 {
 		v.t.Fatalf("the bridge %s has no IPv4 address for a DHCP server to answer from", bridge)
 	}
 	own, _ := netip.AddrFromSlice(addresses[0].IP.To4())
 	server, err := dhcp.Serve(v.Net.Pod, bridge, own, lease)
-	v.t.Check(err)
+	Check(v.t, err)
 	v.later(func() { v.clean(server.Close()) })
 }
 
 // Boot starts the guest and returns when it has booted.
 func (v *VM) Boot() {
 	guest, err := qemu.Boot(v.t.Context(), v.machine())
-	v.t.Check(err)
+	Check(v.t, err)
 	v.own(guest)
 }
 
@@ -285,7 +287,7 @@ func (v *VM) machine() qemu.Options {
 // own takes a guest for the VM's, which ends with the check.
 func (v *VM) own(guest *qemu.Guest) {
 	v.Guest, v.primary = guest, "nic0"
-	v.t.Cleanup(func() {
+	v.later(func() {
 		if v.t.Failed() {
 			v.t.Logf("console of the guest:\n%s", guest.Console())
 		}
@@ -303,7 +305,7 @@ func (v *VM) Shell(command string) string {
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
 	output, err := v.Guest.Hand.Shell(ctx, command)
-	v.t.Check(err)
+	Check(v.t, err)
 	return output
 }
 
@@ -311,11 +313,17 @@ func (v *VM) Shell(command string) string {
 func (v *VM) Get(path string) hand.Got { return v.GetURL(MetadataURL + path) }
 
 // GetURL is Get for a whole URL.
-func (v *VM) GetURL(url string) hand.Got {
+func (v *VM) GetURL(url string) hand.Got { return v.Request(hand.Get{URL: url}) }
+
+// Request makes a request from inside the guest that need not succeed. Without a URL it is for the token.
+func (v *VM) Request(g hand.Get) hand.Got {
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
-	got, err := v.Guest.Hand.Get(ctx, hand.Get{URL: url})
-	v.t.Check(err)
+	if g.URL == "" {
+		g.URL = MetadataURL + "/v1/token"
+	}
+	got, err := v.Guest.Hand.Get(ctx, g)
+	Check(v.t, err)
 	return got
 }
 
@@ -325,10 +333,10 @@ func (v *VM) Migrate(target *VM) qemu.Migration {
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
 	guest, err := qemu.Incoming(v.t.Context(), target.machine())
-	v.t.Check(err)
+	Check(v.t, err)
 	target.own(guest)
 	migration, err := v.Guest.MigrateTo(ctx, guest)
-	v.t.Check(err)
+	Check(v.t, err)
 	v.Guest = nil
 	return migration
 }
