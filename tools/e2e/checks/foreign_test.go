@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
+	"github.com/example/kubevirt-imds/tools/e2e/results"
 )
 
 // others is the namespace of other people, and the prefix of what they have outside of namespaces.
@@ -42,7 +43,7 @@ func (s *site) checksAmongOthers(t *testing.T) {
 	check(t, foreign.close(ctx))
 	rounds, err := leave()
 	check(t, err)
-	t.Logf("%d times others created and deleted a VM, an instance, a pod and a webhook", rounds)
+	results.Figure(t, "%d rounds of others", rounds)
 }
 
 // bringOthers has others create objects and delete those that they created before, until the returned function is

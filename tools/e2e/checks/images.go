@@ -2,7 +2,6 @@ package checks
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
-	"github.com/example/kubevirt-imds/tools/e2e/image"
 )
 
 // images are those of the Containerfile, by the names that the overlays have for them.
@@ -35,17 +33,11 @@ func (s *site) loadImages(ctx context.Context, out io.Writer, repository, tag st
 				return err
 			}
 		}
-		archive, err := os.Create(root + ".tar")
-		if err != nil {
-			return err
-		}
 		// What a container runtime takes a name without registry for; one without a tag is latest.
-		name := "docker.io/library/" + made.name + ":" + tag
-		_, err = image.Write(archive, name, image.Config{User: "65532:65532", Entrypoint: []string{made.entrypoint}}, os.DirFS(root))
-		if err := errors.Join(err, archive.Close()); err != nil {
-			return err
-		}
-		if err := s.cluster.LoadImage(ctx, archive.Name()); err != nil {
+		err := s.cluster.LoadImage(ctx, cluster.Image{
+			Name: "docker.io/library/" + made.name + ":" + tag, User: "65532:65532", Entrypoint: made.entrypoint, Root: os.DirFS(root),
+		})
+		if err != nil {
 			return err
 		}
 	}

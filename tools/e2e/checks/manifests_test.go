@@ -82,7 +82,7 @@ func (in *installation) applyPackage(t *testing.T) {
 
 // expectRefusal fails the check if there was no refusal, or not with the words.
 func expectRefusal(t *testing.T, err error, words ...string) {
-	var refused *kube.Error
+	var refused *kube.Refusal
 	if !errors.As(err, &refused) {
 		t.Errorf("error %v, want a refusal that says %q", err, words)
 		return

@@ -86,7 +86,8 @@ func renewByCertManager(ctx context.Context, in *installation) error {
 	if err != nil {
 		return err
 	}
-	return in.api.Do(ctx, kube.Request{Method: http.MethodPut, Path: secrets + "/" + secret.Name, Body: secret}, new(any))
+	_, err = kube.Do[any](ctx, in.api.Request(http.MethodPut, secrets+"/"+secret.Name), secret)
+	return err
 }
 
 // injectedFrom is the name of the Certificate whose CA the configuration asks for.

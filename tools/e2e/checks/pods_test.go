@@ -243,7 +243,7 @@ func readVerdict(path string) (verdict, error) {
 
 // isInvalid says whether an error is from the API server's own validation, after admission.
 func isInvalid(err error) bool {
-	var refused *kube.Error
+	var refused *kube.Refusal
 	return errors.As(err, &refused) && refused.Status.Reason == metav1.StatusReasonInvalid
 }
 

@@ -46,17 +46,16 @@ func (in *installation) checkRules(t *testing.T) {
 
 // rulesOf asks the API server what a ServiceAccount of the product's namespace may do in a namespace.
 func (in *installation) rulesOf(ctx context.Context, account, where string) (authorizationv1.SubjectRulesReviewStatus, error) {
-	var review authorizationv1.SelfSubjectRulesReview
-	err := in.api.Do(ctx, kube.Request{
-		Method: http.MethodPost,
-		Path:   "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
-		Body: authorizationv1.SelfSubjectRulesReview{
-			Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: where},
-		},
-		User:   "system:serviceaccount:" + namespace + ":" + account,
-		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
-	}, &review)
-	return review.Status, err
+	request := in.api.Request(http.MethodPost, "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews").
+		SetHeader("Impersonate-User", "system:serviceaccount:"+namespace+":"+account).
+		SetHeader("Impersonate-Group", "system:serviceaccounts", "system:serviceaccounts:"+namespace, "system:authenticated")
+	review, err := kube.Do[authorizationv1.SelfSubjectRulesReview](ctx, request, authorizationv1.SelfSubjectRulesReview{
+		Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: where},
+	})
+	if err != nil {
+		return authorizationv1.SubjectRulesReviewStatus{}, err
+	}
+	return review.Status, nil
 }
 
 func contains[T any](all []T, one T) bool {

@@ -15,6 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"k8s.io/client-go/tools/clientcmd"
+
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
 )
@@ -79,11 +81,16 @@ func openForeignSite(ctx context.Context, command commander, dial dialer) (*site
 
 // open connects to the API, finds the repository and copies its manifests.
 func (s *site) open(ctx context.Context, dial dialer) error {
-	config, err := s.kubectl(ctx, "config", "view", "--raw", "--minify", "--flatten", "--output=json")
+	kubeconfig, err := s.kubectl(ctx, "config", "view", "--raw", "--minify", "--flatten")
 	if err != nil {
 		return err
 	}
-	if s.api, err = kube.Open([]byte(config), dial); err != nil {
+	config, err := clientcmd.RESTConfigFromKubeConfig([]byte(kubeconfig))
+	if err != nil {
+		return err
+	}
+	config.Dial = dial
+	if s.api, err = kube.New(config); err != nil {
 		return err
 	}
 	if s.repository, err = cluster.Repository(ctx); err != nil {

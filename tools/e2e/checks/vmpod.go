@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
+	"net/http"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -176,8 +176,9 @@ func (v *VM) process(ctx context.Context, name string) (int, error) {
 
 // log is what a container has written, each line after the time at which the node had it.
 func (v *VM) log(ctx context.Context, name string) (string, error) {
-	query := url.Values{"container": {name}, "timestamps": {"true"}}
-	return v.site.api.Text(ctx, podsPath+"/"+v.pod.Name+"/log", query)
+	log, err := v.site.api.Request(http.MethodGet, podsPath+"/"+v.pod.Name+"/log").
+		Param("container", name).Param("timestamps", "true").DoRaw(ctx)
+	return string(log), err
 }
 
 // close stops the guest and lets go of the pod's network.

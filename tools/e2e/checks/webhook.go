@@ -96,7 +96,7 @@ func (in *installation) awaitService(ctx context.Context) error {
 
 // isUnreached says whether an error is the API server's that it did not reach a webhook.
 func isUnreached(err error) bool {
-	var refused *kube.Error
+	var refused *kube.Refusal
 	return errors.As(err, &refused) && strings.Contains(refused.Status.Message, "failed calling webhook")
 }
 

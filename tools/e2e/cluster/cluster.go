@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/example/kubevirt-imds/tools/e2e/kube"
 	"github.com/example/kubevirt-imds/tools/e2e/netns"
 	"github.com/example/kubevirt-imds/tools/e2e/sandbox"
 )
@@ -43,7 +44,8 @@ type Cluster struct {
 	sandbox  *sandbox.Sandbox
 	network  *netns.Namespace // the node's
 	client   *http.Client
-	api      *component // the API server
+	objects  *kube.Client // of the API
+	api      *component   // the API server
 	stopping atomic.Bool
 }
 
@@ -113,7 +115,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	base, baseCtx := errgroup.WithContext(ctx)
 	base.Go(inOrder(baseCtx, c.startEtcd, c.startAPIServer))
 	base.Go(inOrder(baseCtx, c.startContainerd, func(ctx context.Context) error {
-		return c.LoadImage(ctx, c.programs.path(pauseFile))
+		return c.LoadImage(ctx, Image{Name: pauseImage, Entrypoint: "/pause", Root: os.DirFS(c.programs.path(pauseRoot))})
 	}))
 	if err := base.Wait(); err != nil {
 		return err
@@ -175,22 +177,6 @@ func (c *Cluster) environment() []string {
 // ShellCommand is what a person types, as root, to get a shell in which kubectl and ctr reach the cluster.
 func (c *Cluster) ShellCommand() string {
 	return fmt.Sprintf("nsenter --target %d --mount --net --pid env %s sh", c.sandbox.Pid(), strings.Join(c.environment(), " "))
-}
-
-// LoadImage gives the node an image: an OCI image layout or a docker archive in a tar file, named as its
-// annotations say.
-func (c *Cluster) LoadImage(ctx context.Context, archive string) error {
-	file, err := os.Open(archive)
-	if err != nil {
-		return fmt.Errorf("load image: %w", err)
-	}
-	defer file.Close()
-	command := c.Command(ctx, "ctr", "images", "import", "-")
-	command.Stdin = file
-	if output, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("load image %s: %w: %s", archive, err, output)
-	}
-	return nil
 }
 
 // Stop ends the cluster with all that runs in it, and waits until nothing of it is left but the run folder.

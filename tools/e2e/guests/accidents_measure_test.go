@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
@@ -30,7 +30,7 @@ type measured struct {
 	err     error         // why it is not measured
 	heal    time.Duration // by this machine's clock
 	asked   asked
-	lost    []hand.Loss // those that nothing excuses
+	lost    []guestagent.Loss // those that nothing excuses
 	excused int
 	leak    []string
 	notes   []string // figures about it
@@ -110,10 +110,10 @@ func (v *accidentVM) happen(a accident) happened {
 	}
 	if a.unplugged {
 		v.plugNIC()
-		h.excuses.add(window{begin, time.Now(), []hand.Failure{hand.Unreachable, hand.Reset}, true})
+		h.excuses.add(window{begin, time.Now(), []guestagent.Failure{guestagent.Unreachable, guestagent.Reset}, true})
 	}
 	if a.listensAnew {
-		h.excuses.add(window{begin, healed, []hand.Failure{hand.Refused, hand.Reset}, !a.ends})
+		h.excuses.add(window{begin, healed, []guestagent.Failure{guestagent.Refused, guestagent.Reset}, !a.ends})
 	}
 	return h
 }
@@ -151,7 +151,7 @@ func (v *accidentVM) awaitState(ctx context.Context) error {
 // asking is the guest's asking, with what ties its clock to this machine's.
 type asking struct {
 	vm          *accidentVM
-	task        *hand.Task[hand.Asked]
+	task        *guestagent.Task[guestagent.Asked]
 	told, begun time.Time // it began between
 }
 
@@ -167,7 +167,7 @@ const (
 // ask has the guest begin to ask, each time with a time limit.
 func (v *accidentVM) ask(url string, limit time.Duration) *asking {
 	told := time.Now()
-	task, err := v.Guest.Hand.Ask(v.t.Context(), hand.Ask{Get: hand.Get{URL: url, Limit: limit}, Rate: rate})
+	task, err := v.Guest.Agent.Ask(v.t.Context(), guestagent.Ask{Get: guestagent.Get{URL: url, Limit: limit}, Rate: rate})
 	check(v.t, err)
 	return &asking{v, task, told, time.Now()}
 }
@@ -175,7 +175,7 @@ func (v *accidentVM) ask(url string, limit time.Duration) *asking {
 // asked is the guest's report. It began to ask at some time from earliest to latest, by this machine's clock: between
 // its being told to and its saying so, and at least as long before its report came as the asking took.
 type asked struct {
-	hand.Asked
+	guestagent.Asked
 	earliest, latest time.Time
 }
 
@@ -192,7 +192,7 @@ func (a *asking) stop() asked {
 }
 
 // judge parts the losses into those that nothing excuses, and the number of the others.
-func (a asked) judge(excuses *windows) (lost []hand.Loss, excused int) {
+func (a asked) judge(excuses *windows) (lost []guestagent.Loss, excused int) {
 	for _, loss := range a.Lost {
 		if excuses.excuse(loss.Failure, a.earliest.Add(loss.Begin), a.latest.Add(loss.End)) {
 			excused++
@@ -247,7 +247,7 @@ func lost(t *testing.T, m *measured) {
 	t.Logf("%d requests, %d answered", m.asked.Sent, m.asked.Answered)
 }
 
-func sum(failures map[hand.Failure]int) (n int) {
+func sum(failures map[guestagent.Failure]int) (n int) {
 	for _, count := range failures {
 		n += count
 	}
@@ -255,7 +255,7 @@ func sum(failures map[hand.Failure]int) (n int) {
 }
 
 // kinds is how many failed in which way.
-func kinds(failures map[hand.Failure]int) string {
+func kinds(failures map[guestagent.Failure]int) string {
 	var all []string
 	for failure, count := range failures {
 		all = append(all, fmt.Sprintf("%d %s", count, failure))
@@ -305,7 +305,7 @@ type windows struct {
 
 type window struct {
 	from, to time.Time // to is zero while it lasts
-	failures []hand.Failure
+	failures []guestagent.Failure
 	// silent: who waits for an answer when it begins is not told that none will come. The other end cannot reach
 	// it, and it has nothing to send that would be refused.
 	silent bool
@@ -326,11 +326,11 @@ func (w *windows) close(to time.Time) {
 
 // excuse says whether a request was under way in a window that allows that it fails so. Begin is the earliest, end the
 // latest time that it can have had.
-func (w *windows) excuse(f hand.Failure, begin, end time.Time) bool {
+func (w *windows) excuse(f guestagent.Failure, begin, end time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.all, func(one window) bool {
-		if f == hand.Timeout {
+		if f == guestagent.Timeout {
 			return one.silent && begin.Before(one.from) && end.After(one.from)
 		}
 		return slices.Contains(one.failures, f) && begin.Before(one.to) && end.After(one.from)
@@ -357,23 +357,23 @@ func TestWhatIsExcused(t *testing.T) {
 	at := func(second float64) time.Time {
 		return time.Unix(0, 0).Add(time.Duration(second * float64(time.Second)))
 	}
-	resets := []hand.Failure{hand.Refused, hand.Reset}
+	resets := []guestagent.Failure{guestagent.Refused, guestagent.Reset}
 	for _, c := range []struct {
 		name       string
 		silent     bool
-		failure    hand.Failure
+		failure    guestagent.Failure
 		begin, end float64
 		want       bool
 	}{
-		{"reset when it happens", false, hand.Reset, 0.9, 1.1, true},
-		{"refused while it lasts", false, hand.Refused, 1.4, 1.5, true},
-		{"begun while it lasts, reset after it", false, hand.Reset, 1.9, 2.5, true},
-		{"ended before", false, hand.Reset, 0.5, 0.9, false},
-		{"begun after", false, hand.Refused, 2.1, 2.2, false},
-		{"another failure", false, hand.Unreachable, 1.4, 1.5, false},
-		{"no answer, with the other end gone", true, hand.Timeout, 0.9, 10.9, true},
-		{"no answer, with the other end there", false, hand.Timeout, 0.9, 10.9, false},
-		{"no answer, asked while it lasts", true, hand.Timeout, 1.1, 11.1, false},
+		{"reset when it happens", false, guestagent.Reset, 0.9, 1.1, true},
+		{"refused while it lasts", false, guestagent.Refused, 1.4, 1.5, true},
+		{"begun while it lasts, reset after it", false, guestagent.Reset, 1.9, 2.5, true},
+		{"ended before", false, guestagent.Reset, 0.5, 0.9, false},
+		{"begun after", false, guestagent.Refused, 2.1, 2.2, false},
+		{"another failure", false, guestagent.Unreachable, 1.4, 1.5, false},
+		{"no answer, with the other end gone", true, guestagent.Timeout, 0.9, 10.9, true},
+		{"no answer, with the other end there", false, guestagent.Timeout, 0.9, 10.9, false},
+		{"no answer, asked while it lasts", true, guestagent.Timeout, 1.1, 11.1, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var w windows

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
@@ -186,8 +186,8 @@ var reboots = []accidentRow{
 
 // reboot has the guest's own kernel begin it.
 func (v *accidentVM) reboot(ctx context.Context) error {
-	boots := v.Guest.Hand.Boots()
-	if _, err := v.Guest.Hand.Run(ctx, hand.Run{Command: "reboot -f"}); err == nil {
+	boots := v.Guest.Agent.Boots()
+	if _, err := v.Guest.Agent.Run(ctx, guestagent.Run{Command: "reboot -f"}); err == nil {
 		return errors.New("the guest has answered a command that reboots it")
 	}
 	return v.Guest.AwaitBoot(ctx, boots)

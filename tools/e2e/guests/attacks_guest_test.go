@@ -14,8 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/podnet"
 	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
@@ -47,7 +47,7 @@ func guestFragments(v *attackVM) {
 // guestTakesOtherWays: an on-link route, as zeroconf makes it, and a permanent neighbour entry, right or wrong.
 // Whatever the guest believes, it is served. A request that lasts for one hop is enough: no router is on its way.
 func guestTakesOtherWays(v *attackVM) {
-	if got := v.Request(hand.Get{HopLimit: 1}); got.Status != http.StatusOK {
+	if got := v.Request(guestagent.Get{HopLimit: 1}); got.Status != http.StatusOK {
 		v.fail("served", "a request with a hop limit of 1 got %s%d", got.Failure, got.Status)
 	}
 	v.with("ip route add 169.254.0.0/16 dev eth0", "ip route del 169.254.0.0/16 dev eth0", func() {
@@ -71,7 +71,7 @@ func guestTakesGatewayMAC(v *attackVM) {
 		v.guestSends(v.questions(who, nil)...)
 		v.guestSends(v.forbid(v.claims(who, v.neighbour, nil))...)
 	}
-	v.withMAC(v.gateway.MAC, func() { v.Request(hand.Get{Limit: time.Second}) })
+	v.withMAC(v.gateway.MAC, func() { v.Request(guestagent.Get{Limit: time.Second}) })
 	v.recover()
 }
 
@@ -83,7 +83,7 @@ func (v *attackVM) recover() {
 	begin := time.Now()
 	for time.Since(begin) < recovery {
 		v.Shell("arping -q -c 1 -w 1 -I eth0 169.254.169.254")
-		if got := v.Request(hand.Get{Limit: time.Second}); got.Status == http.StatusOK {
+		if got := v.Request(guestagent.Get{Limit: time.Second}); got.Status == http.StatusOK {
 			v.t.Logf("served again after %s", milliseconds(time.Since(begin)))
 			return
 		}
@@ -104,7 +104,7 @@ func guestTakesOurMACs(v *attackVM) {
 		v.guestSends(v.forbid(v.questions(who, nil))...)
 		v.guestSends(v.forbid(v.claims(who, v.neighbour, nil))...)
 		v.withMAC(mac, func() {
-			if got := v.Request(hand.Get{Limit: time.Second}); got.Failure == "" {
+			if got := v.Request(guestagent.Get{Limit: time.Second}); got.Failure == "" {
 				v.answered("a guest with the MAC %s: %d", mac, got.Status)
 			}
 		})
@@ -138,7 +138,7 @@ func guestTakesOtherAddresses(v *attackVM) {
 		}
 		entry := addr.String() + "/32 dev eth0"
 		v.with("ip addr add "+entry, "ip addr del "+entry, func() {
-			got := v.Request(hand.Get{Source: addr.String(), Limit: 2 * time.Second})
+			got := v.Request(guestagent.Get{Source: addr.String(), Limit: 2 * time.Second})
 			v.t.Logf("from %s: %s%d", addr, got.Failure, got.Status)
 			v.serve(1)
 		})
@@ -238,7 +238,7 @@ func containerAsks(v *attackVM) {
 	v.Shell(container + "ping -c 1 -W 5 " + v.neighbour.Addr.String())
 	ctx, cancel := context.WithTimeout(v.t.Context(), stage.Patience)
 	defer cancel()
-	ran, err := v.Guest.Hand.Run(ctx, hand.Run{Command: container + "wget -T 3 -q -O - " + stage.MetadataURL + "/v1/token"})
+	ran, err := v.Guest.Agent.Run(ctx, guestagent.Run{Command: container + "wget -T 3 -q -O - " + stage.MetadataURL + "/v1/token"})
 	check(v.t, err)
 	if ran.Exit == 0 || strings.Contains(ran.Output, v.token) {
 		v.answered("the container: %s", ran.Output)
@@ -250,24 +250,24 @@ func containerAsks(v *attackVM) {
 // DNS rebinding, by a proxy that somebody else uses.
 func foreignRequests(v *attackVM) {
 	for _, request := range []struct {
-		hand.Get
+		guestagent.Get
 		status int
 	}{
-		{hand.Get{Header: map[string]string{"Host": "evil.example"}}, http.StatusForbidden},
-		{hand.Get{Header: map[string]string{"Host": "169.254.169.254.evil.example"}}, http.StatusForbidden},
-		{hand.Get{Header: map[string]string{"Host": "localhost"}}, http.StatusForbidden},
-		{hand.Get{Header: map[string]string{"X-Forwarded-For": "203.0.113.1"}}, http.StatusForbidden},
-		{hand.Get{Header: map[string]string{"Forwarded": "for=203.0.113.1"}}, http.StatusForbidden},
-		{hand.Get{Header: map[string]string{"X-Real-IP": "203.0.113.1"}}, http.StatusForbidden},
-		{hand.Get{Header: map[string]string{"Origin": "https://evil.example"}}, http.StatusForbidden},
-		{hand.Get{Header: map[string]string{"Sec-Fetch-Site": "cross-site"}}, http.StatusForbidden},
-		{hand.Get{Method: http.MethodPost, Body: "token"}, http.StatusMethodNotAllowed},
-		{hand.Get{Method: http.MethodPut}, http.StatusMethodNotAllowed},
-		{hand.Get{Method: http.MethodDelete}, http.StatusMethodNotAllowed},
-		{hand.Get{Method: http.MethodOptions}, http.StatusMethodNotAllowed},
-		{hand.Get{Method: http.MethodTrace}, http.StatusMethodNotAllowed},
-		{hand.Get{URL: stage.MetadataURL + "/v1/token/../token"}, 0},
-		{hand.Get{URL: stage.MetadataURL + "//v1/token"}, 0},
+		{guestagent.Get{Header: map[string]string{"Host": "evil.example"}}, http.StatusForbidden},
+		{guestagent.Get{Header: map[string]string{"Host": "169.254.169.254.evil.example"}}, http.StatusForbidden},
+		{guestagent.Get{Header: map[string]string{"Host": "localhost"}}, http.StatusForbidden},
+		{guestagent.Get{Header: map[string]string{"X-Forwarded-For": "203.0.113.1"}}, http.StatusForbidden},
+		{guestagent.Get{Header: map[string]string{"Forwarded": "for=203.0.113.1"}}, http.StatusForbidden},
+		{guestagent.Get{Header: map[string]string{"X-Real-IP": "203.0.113.1"}}, http.StatusForbidden},
+		{guestagent.Get{Header: map[string]string{"Origin": "https://evil.example"}}, http.StatusForbidden},
+		{guestagent.Get{Header: map[string]string{"Sec-Fetch-Site": "cross-site"}}, http.StatusForbidden},
+		{guestagent.Get{Method: http.MethodPost, Body: "token"}, http.StatusMethodNotAllowed},
+		{guestagent.Get{Method: http.MethodPut}, http.StatusMethodNotAllowed},
+		{guestagent.Get{Method: http.MethodDelete}, http.StatusMethodNotAllowed},
+		{guestagent.Get{Method: http.MethodOptions}, http.StatusMethodNotAllowed},
+		{guestagent.Get{Method: http.MethodTrace}, http.StatusMethodNotAllowed},
+		{guestagent.Get{URL: stage.MetadataURL + "/v1/token/../token"}, 0},
+		{guestagent.Get{URL: stage.MetadataURL + "//v1/token"}, 0},
 	} {
 		got := v.Request(request.Get)
 		what := strings.TrimSpace(fmt.Sprintf("%s %s %v", request.Method, request.URL, request.Header))

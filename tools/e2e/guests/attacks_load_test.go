@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
@@ -70,7 +70,7 @@ func (v *attackVM) halfOpen() (count int) {
 // served when it comes again.
 func slowClients(v *attackVM) {
 	v.comesAgain = comeAgain
-	clients, err := v.Guest.Hand.Hold(v.t.Context(), hand.Hold{
+	clients, err := v.Guest.Agent.Hold(v.t.Context(), guestagent.Hold{
 		Address: "169.254.169.254:80", Connections: slow, Drip: "GET /v1/token HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n",
 	})
 	check(v.t, err)
@@ -85,21 +85,21 @@ func slowClients(v *attackVM) {
 }
 
 // floodOfRequests: a guest asks as fast as it can, each time by a new connection.
-func floodOfRequests(v *attackVM) { v.floodOf(hand.Get{URL: stage.MetadataURL + "/v1/token"}) }
+func floodOfRequests(v *attackVM) { v.floodOf(guestagent.Get{URL: stage.MetadataURL + "/v1/token"}) }
 
 // floodOfRefusedRequests: what the guest must not ask, as fast as it can. It writes a few lines into the log of its
 // node, and not one for each.
 func floodOfRefusedRequests(v *attackVM) {
 	before := strings.Count(v.Server.Log(), "\n")
-	v.floodOf(hand.Get{URL: stage.MetadataURL + "/v1/token", Header: map[string]string{"Host": "evil.example"}})
+	v.floodOf(guestagent.Get{URL: stage.MetadataURL + "/v1/token", Header: map[string]string{"Host": "evil.example"}})
 	const lines = 5
 	if n := strings.Count(v.Server.Log(), "\n") - before; n > lines {
 		v.fail("served", "the server's log has %d more lines", n)
 	}
 }
 
-func (v *attackVM) floodOf(request hand.Get) {
-	flood, err := v.Guest.Hand.Ask(v.t.Context(), hand.Ask{Get: request, Rate: requestRate})
+func (v *attackVM) floodOf(request guestagent.Get) {
+	flood, err := v.Guest.Agent.Ask(v.t.Context(), guestagent.Ask{Get: request, Rate: requestRate})
 	check(v.t, err)
 	v.while(loadTime)
 	asked, err := flood.Stop(v.t.Context())
@@ -121,7 +121,7 @@ func floodOfFrames(v *attackVM) {
 			packet.ARP(packet.ARPRequest, v.guest.MAC, to.MAC, v.guest, packet.Party{Addr: to.Addr}),
 		)
 	}
-	flood, err := v.Guest.Hand.Send(v.t.Context(), hand.Send{Interface: "eth0", Frames: frames})
+	flood, err := v.Guest.Agent.Send(v.t.Context(), guestagent.Send{Interface: "eth0", Frames: frames})
 	check(v.t, err)
 	v.while(loadTime)
 	sent, err := flood.Stop(v.t.Context())

@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 	"github.com/example/kubevirt-imds/tools/podnet"
 	"github.com/example/kubevirt-imds/tools/podnet/packet"
@@ -233,7 +233,7 @@ func (v *attackVM) record(name string, n *podnet.Namespace) {
 func (v *attackVM) serve(times int) {
 	for range times {
 		got := v.Get("/v1/token")
-		for got.Failure == hand.Reset && got.Took < v.comesAgain {
+		for got.Failure == guestagent.Reset && got.Took < v.comesAgain {
 			v.resets++
 			before := got.Took
 			got = v.Get("/v1/token")
@@ -294,7 +294,7 @@ func (v *attackVM) neighbourSends(frames ...[]byte) {
 
 // guestSends has the guest send frames, once each.
 func (v *attackVM) guestSends(frames ...[]byte) {
-	task, err := v.Guest.Hand.Send(v.t.Context(), hand.Send{Interface: "eth0", Frames: frames, Rounds: 1})
+	task, err := v.Guest.Agent.Send(v.t.Context(), guestagent.Send{Interface: "eth0", Frames: frames, Rounds: 1})
 	check(v.t, err)
 	ctx, cancel := context.WithTimeout(v.t.Context(), stage.Patience)
 	defer cancel()

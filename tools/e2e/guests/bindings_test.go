@@ -24,8 +24,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/process"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
@@ -110,7 +110,7 @@ const (
 	secondaryBridge = "k6t-37a8eec1ce1"
 )
 
-// staticAddress is how an administrator configures the guest's NIC by hand.
+// staticAddress is how an administrator configures the guest's NIC by guestagent.
 func staticAddress(nic, own, router string) string {
 	script := "ip link set " + nic + " up && ip addr add " + own + " dev " + nic
 	if router != "" {
@@ -359,7 +359,7 @@ func (b *bindingTest) url() string {
 }
 
 // get asks from inside the guest for a path.
-func (b *bindingTest) get(path string) hand.Got { return b.GetURL(b.url() + path) }
+func (b *bindingTest) get(path string) guestagent.Got { return b.GetURL(b.url() + path) }
 
 // forgetNeighbours has the guest ask for every MAC again.
 func (b *bindingTest) forgetNeighbours() { b.Shell("ip neigh flush dev " + b.nic) }
@@ -767,7 +767,7 @@ const lacksNetfilter = "the node's kernel lacks nf_tables"
 
 // closed is the only right way to be on a kernel that cannot keep the neighbour from the endpoint.
 func (b *bindingTest) closed(t *testing.T) {
-	got, err := b.Guest.Hand.Get(t.Context(), hand.Get{URL: stage.MetadataURL + "/healthz", Limit: closedPatience})
+	got, err := b.Guest.Agent.Get(t.Context(), guestagent.Get{URL: stage.MetadataURL + "/healthz", Limit: closedPatience})
 	check(t, err)
 	if got.Failure == "" {
 		t.Errorf("the guest was answered with status %d: %s", got.Status, got.Body)

@@ -11,8 +11,8 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/checks"
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/dhcp"
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 	"github.com/example/kubevirt-imds/tools/podnet"
@@ -29,8 +29,8 @@ const (
 // kubeletSeen is what was seen.
 type kubeletSeen struct {
 	identity, token          error
-	initKilled, serverKilled hand.Asked
-	withoutAPI               hand.Asked
+	initKilled, serverKilled guestagent.Asked
+	withoutAPI               guestagent.Asked
 	tokenAfter               error       // of the token, once the API server was back
 	ends                     []time.Time // of checks.Containers
 }
@@ -65,15 +65,15 @@ func underKubelet(t *testing.T) *kubeletSeen {
 	vm := checks.StartVM(t, c, os.Stderr)
 	guest := bootIn(t, vm)
 	vm.Ask = func(ctx context.Context, path string) ([]byte, error) {
-		got, err := guest.Hand.Get(ctx, hand.Get{URL: stage.MetadataURL + path})
+		got, err := guest.Agent.Get(ctx, guestagent.Get{URL: stage.MetadataURL + path})
 		if err == nil && got.Status != http.StatusOK {
 			err = fmt.Errorf("GET %s: %d %s %s", path, got.Status, got.Detail, got.Body)
 		}
 		return []byte(got.Body), err
 	}
 	ctx := t.Context()
-	during := func(do func()) hand.Asked {
-		task, err := guest.Hand.Ask(ctx, hand.Ask{Get: hand.Get{URL: stage.MetadataURL + "/v1/token"}, Rate: 10})
+	during := func(do func()) guestagent.Asked {
+		task, err := guest.Agent.Ask(ctx, guestagent.Ask{Get: guestagent.Get{URL: stage.MetadataURL + "/v1/token"}, Rate: 10})
 		check(t, err)
 		awaitSteady(t, vm)
 		do()
@@ -140,12 +140,12 @@ func bootIn(t *testing.T, vm *checks.VM) *qemu.Guest {
 		}
 		check(t, guest.Close())
 	})
-	_, err = guest.Hand.Shell(t.Context(), "ip link set eth0 up && udhcpc -i eth0 -n -q -f -t 20 -T 1 -s /etc/udhcpc.sh")
+	_, err = guest.Agent.Shell(t.Context(), "ip link set eth0 up && udhcpc -i eth0 -n -q -f -t 20 -T 1 -s /etc/udhcpc.sh")
 	check(t, err)
 	return guest
 }
 
-func figureOf(t *testing.T, asked hand.Asked) {
+func figureOf(t *testing.T, asked guestagent.Asked) {
 	results.Figure(t, "%d of %d, %d ms", asked.Sent-asked.Answered, asked.Sent, asked.Gap.Milliseconds())
 }
 
@@ -159,7 +159,7 @@ func servedWithoutInit(t *testing.T, v *kubeletSeen) {
 func servedAfterRestart(t *testing.T, v *kubeletSeen) {
 	figureOf(t, v.serverKilled)
 	for failure := range v.serverKilled.Failures {
-		if failure != hand.Refused && failure != hand.Reset {
+		if failure != guestagent.Refused && failure != guestagent.Reset {
 			t.Errorf("%v: %+v", v.serverKilled.Failures, v.serverKilled.Lost)
 		}
 	}

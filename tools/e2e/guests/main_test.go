@@ -18,8 +18,8 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 )
 
@@ -67,14 +67,14 @@ func useProcessors(t *testing.T, n int64) {
 	t.Cleanup(func() { processors.Release(n) })
 }
 
-func requireAnswer(t *testing.T, got hand.Got) {
+func requireAnswer(t *testing.T, got guestagent.Got) {
 	t.Helper()
 	if got.Failure != "" || got.Status != 200 {
 		t.Fatalf("no answer: status %d %s %s %s", got.Status, got.Failure, got.Detail, got.Body)
 	}
 }
 
-func requireToken(t *testing.T, got hand.Got, want string) {
+func requireToken(t *testing.T, got guestagent.Got, want string) {
 	t.Helper()
 	requireAnswer(t, got)
 	if tokenIn(got.Body) != want {

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 	"github.com/example/kubevirt-imds/tools/podnet"
@@ -34,12 +34,12 @@ type migrated struct {
 	first    time.Duration // from the target's RESUME to the first answer that the target gave
 
 	// What the guest had from asking ten times a second, before, during and after.
-	identity, token, kept hand.Asked
+	identity, token, kept guestagent.Asked
 
 	routesBefore, routesAfter string
 	arp                       []string // requests of the guest's for the endpoint's MAC
 	endpoint                  string   // the guest's neighbour entry of the endpoint at the end; empty: none
-	gateway                   [2]hand.Got
+	gateway                   [2]guestagent.Got
 }
 
 // migrations is a VM's way there and back. The guest's routes are DHCP's on the way there; on the way back it has
@@ -137,10 +137,10 @@ func migrateTo(t *testing.T, source, target *stage.VM) migrated {
 	source.AwaitAnswers(1)
 	m.gateway[0] = source.GetURL(gatewayURL)
 
-	sniff, err := source.Guest.Hand.Sniff(ctx, hand.Sniff{Interface: "eth0", EtherType: unix.ETH_P_ARP})
+	sniff, err := source.Guest.Agent.Sniff(ctx, guestagent.Sniff{Interface: "eth0", EtherType: unix.ETH_P_ARP})
 	check(t, err)
 	identity, token := source.Ask("/v1/identity", 10), source.Ask("/v1/token", 10)
-	kept, err := source.Guest.Hand.Ask(ctx, hand.Ask{Get: hand.Get{URL: stage.MetadataURL + "/healthz"}, Rate: 10, Keep: true})
+	kept, err := source.Guest.Agent.Ask(ctx, guestagent.Ask{Get: guestagent.Get{URL: stage.MetadataURL + "/healthz"}, Rate: 10, Keep: true})
 	check(t, err)
 	answers, err := podnet.Capture(target.Net.Pod, "veth-imds")
 	check(t, err)
@@ -213,12 +213,12 @@ func (m migrated) longestGap() time.Duration { return max(m.identity.Gap, m.toke
 func lostInFlight(t *testing.T, m migrations) {
 	lost, sent := 0, 0
 	for _, leg := range m {
-		for _, asked := range []hand.Asked{leg.identity, leg.token} {
+		for _, asked := range []guestagent.Asked{leg.identity, leg.token} {
 			sent += asked.Sent
 			lost += asked.Sent - asked.Answered
 			// A reset where its packets had yet to be acknowledged. Where only the answer was under way, nobody is
 			// left to send it, as with any TCP connection that does not migrate, and the client waits.
-			if asked.Sent-asked.Answered > 1 || asked.Failures[hand.Reset]+asked.Failures[hand.Timeout] != asked.Sent-asked.Answered {
+			if asked.Sent-asked.Answered > 1 || asked.Failures[guestagent.Reset]+asked.Failures[guestagent.Timeout] != asked.Sent-asked.Answered {
 				t.Errorf("to %s: %v, the first: %+v", leg.to, asked.Failures, asked.Lost)
 			}
 		}
@@ -228,7 +228,7 @@ func lostInFlight(t *testing.T, m migrations) {
 
 func resetKept(t *testing.T, m migrations) {
 	for _, leg := range m {
-		if len(leg.kept.Lost) != 1 || leg.kept.Failures[hand.Reset] != 1 {
+		if len(leg.kept.Lost) != 1 || leg.kept.Failures[guestagent.Reset] != 1 {
 			t.Errorf("to %s: %v, want one reset: %+v", leg.to, leg.kept.Failures, leg.kept.Lost)
 			continue
 		}
@@ -259,7 +259,7 @@ func gaveToken(t *testing.T, m migrations) {
 
 // expectHandOver fails the check unless all answers up to one had the first text in them, and all after it the
 // second.
-func expectHandOver(t *testing.T, bodies []hand.Body, first, second string) {
+func expectHandOver(t *testing.T, bodies []guestagent.Body, first, second string) {
 	if len(bodies) != 2 || !strings.Contains(bodies[0].Text, first) || !strings.Contains(bodies[1].Text, second) {
 		t.Errorf("the answers were %+v, want %s and then %s", bodies, first, second)
 	}

@@ -11,11 +11,11 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
-	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -31,7 +31,7 @@ const (
 	expressions = "expressions"
 )
 
-var moduleLists = []guestimage.ModuleList{
+var moduleLists = []rootfs.ModuleList{
 	{Name: network, Modules: []string{"bridge", "veth", "tun", "dummy"}},
 	{Name: nfnetlink, Modules: []string{"nfnetlink"}},
 	{Name: nfTables, Modules: []string{"nf_tables"}},
@@ -40,11 +40,11 @@ var moduleLists = []guestimage.ModuleList{
 }
 
 // nodeImage makes what a node boots.
-func nodeImage(t *testing.T) guestimage.Image {
+func nodeImage(t *testing.T) rootfs.Image {
 	folder := t.TempDir()
 	program := filepath.Join(folder, "node-pod")
 	check(t, cluster.Compile(t.Context(), podProgram, program))
-	image, err := env.Image().Extend(filepath.Join(folder, "initramfs"), guestimage.Extras{
+	image, err := env.Image().Extend(filepath.Join(folder, "initramfs"), rootfs.Extras{
 		Programs: map[string]string{"node-pod": program, "imds-init": env.Program("imds-init"), "imds-server": env.Program("imds-server")},
 		Modules:  moduleLists,
 	})
@@ -78,7 +78,7 @@ func startNode(t *testing.T, lists ...string) *node {
 // end shows, where the check has failed, what was logged.
 func (n *node) end() {
 	if n.t.Failed() {
-		logs, err := n.guest.Hand.Shell(context.WithoutCancel(n.t.Context()), "cd /tmp; tail -n 40 *.log; ip link; nsenter -n/tmp/pod ip addr")
+		logs, err := n.guest.Agent.Shell(context.WithoutCancel(n.t.Context()), "cd /tmp; tail -n 40 *.log; ip link; nsenter -n/tmp/pod ip addr")
 		n.t.Logf("on the node (%v): %s", err, logs)
 		n.t.Logf("its console:\n%s", n.guest.Console())
 	}
@@ -97,7 +97,7 @@ const nodePatience = 2 * time.Minute
 func (n *node) shell(command string) string {
 	ctx, cancel := context.WithTimeout(n.t.Context(), nodePatience+stage.Patience)
 	defer cancel()
-	ran, err := n.guest.Hand.Run(ctx, hand.Run{Command: command, Limit: nodePatience})
+	ran, err := n.guest.Agent.Run(ctx, guestagent.Run{Command: command, Limit: nodePatience})
 	check(n.t, err)
 	if ran.Exit != 0 {
 		n.t.Fatalf("on the node, %s: exit status %d (-1: not within %s): %s", command, ran.Exit, nodePatience, ran.Output)
@@ -120,7 +120,7 @@ func (n *node) startSidecars() {
 
 // probe is the liveness probe.
 func (n *node) probe() error {
-	_, err := n.guest.Hand.Shell(n.t.Context(), "nsenter -n/tmp/pod -S 65532 -G 65532 /imds-server probe -live")
+	_, err := n.guest.Agent.Shell(n.t.Context(), "nsenter -n/tmp/pod -S 65532 -G 65532 /imds-server probe -live")
 	return err
 }
 
@@ -149,30 +149,30 @@ func (n *node) now() time.Time {
 func (n *node) setClock(to time.Time) { n.shell(fmt.Sprintf("date -s @%d", to.Unix())) }
 
 // get asks from inside a namespace on the node. A path alone is the endpoint's.
-func (n *node) get(namespace, url string, limit time.Duration) hand.Got {
-	got, err := n.guest.Hand.Get(n.t.Context(), request(namespace, url, limit))
+func (n *node) get(namespace, url string, limit time.Duration) guestagent.Got {
+	got, err := n.guest.Agent.Get(n.t.Context(), request(namespace, url, limit))
 	check(n.t, err)
 	return got
 }
 
-func request(namespace, url string, limit time.Duration) hand.Get {
+func request(namespace, url string, limit time.Duration) guestagent.Get {
 	if strings.HasPrefix(url, "/") {
 		url = stage.MetadataURL + url
 	}
-	return hand.Get{URL: url, Namespace: "/tmp/" + namespace, Limit: limit}
+	return guestagent.Get{URL: url, Namespace: "/tmp/" + namespace, Limit: limit}
 }
 
 // askLimit is how long one of many requests may take, for the same reason.
 const askLimit = 20 * time.Second
 
 // ask begins to ask ten times a second.
-func (n *node) ask(namespace, url string, keep bool) *hand.Task[hand.Asked] {
-	task, err := n.guest.Hand.Ask(n.t.Context(), hand.Ask{Get: request(namespace, url, askLimit), Rate: 10, Keep: keep})
+func (n *node) ask(namespace, url string, keep bool) *guestagent.Task[guestagent.Asked] {
+	task, err := n.guest.Agent.Ask(n.t.Context(), guestagent.Ask{Get: request(namespace, url, askLimit), Rate: 10, Keep: keep})
 	check(n.t, err)
 	return task
 }
 
-func (n *node) stop(asking *hand.Task[hand.Asked]) hand.Asked {
+func (n *node) stop(asking *guestagent.Task[guestagent.Asked]) guestagent.Asked {
 	ctx, cancel := context.WithTimeout(n.t.Context(), stage.Patience)
 	defer cancel()
 	asked, err := asking.Stop(ctx)
@@ -197,17 +197,17 @@ const (
 
 // jumps is what was seen.
 type jumps struct {
-	ahead        hand.Got // with the token of before
-	aheadHealth  hand.Got
-	aheadRotated string   // the ID of the token that was served after the kubelet's renewal
-	back         hand.Got // with that token, two days before it was issued
+	ahead        guestagent.Got // with the token of before
+	aheadHealth  guestagent.Got
+	aheadRotated string         // the ID of the token that was served after the kubelet's renewal
+	back         guestagent.Got // with that token, two days before it was issued
 	backRotated  string
 	fluttering   []string // IDs, each after a renewal
 
 	probes   []error // of liveness, one in each state
 	silences [2]time.Duration
-	asked    hand.Asked // who it is, each on a connection of its own
-	kept     hand.Asked // the same on one connection
+	asked    guestagent.Asked // who it is, each on a connection of its own
+	kept     guestagent.Asked // the same on one connection
 }
 
 func TestClockThatJumps(t *testing.T) {
@@ -351,7 +351,7 @@ func livesOn(t *testing.T, seen *jumps) {
 }
 
 func losesNothing(t *testing.T, seen *jumps) {
-	for _, asked := range []hand.Asked{seen.asked, seen.kept} {
+	for _, asked := range []guestagent.Asked{seen.asked, seen.kept} {
 		if asked.Answered != asked.Sent {
 			t.Errorf("%v: %+v", asked.Failures, asked.Lost)
 		}
@@ -380,17 +380,17 @@ const quietTime = 3200 * time.Millisecond
 // lack is what was seen while a piece was missing.
 type lack struct {
 	errors []string // lines of imds-init's log
-	served hand.Got
+	served guestagent.Got
 	links  string // of the project's in the pod
 	probe  error
 }
 
 // lacking is all that was seen.
 type lacking struct {
-	without []lack   // of each of the pieces
-	served  hand.Got // at the end
+	without []lack         // of each of the pieces
+	served  guestagent.Got // at the end
 	healed  time.Duration
-	own     hand.Asked // from before the sidecars until the end
+	own     guestagent.Asked // from before the sidecars until the end
 }
 
 // pieces are the lists of modules that come one after the other.

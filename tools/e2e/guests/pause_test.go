@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 )
 
@@ -37,7 +37,7 @@ func TestGuestPaused(t *testing.T) {
 func (v *accidentVM) measurePause() *measured {
 	m := &measured{}
 	g := v.Guest
-	holding, err := g.Hand.Hold(v.t.Context(), hand.Hold{Address: strings.TrimPrefix(stage.MetadataURL, "http://") + ":80", Connections: heldOpen})
+	holding, err := g.Agent.Hold(v.t.Context(), guestagent.Hold{Address: strings.TrimPrefix(stage.MetadataURL, "http://") + ":80", Connections: heldOpen})
 	check(v.t, err)
 	asking := v.ask(tokenURL, usualPatience)
 	v.letAsk(500 * time.Millisecond)
@@ -60,7 +60,7 @@ func (v *accidentVM) measurePause() *measured {
 	// paused, the server has given up.
 	m.asked.latest = asking.begun
 	var excuses windows
-	excuses.add(window{from: stopped, to: stopped.Add(time.Second), failures: []hand.Failure{hand.Reset}})
+	excuses.add(window{from: stopped, to: stopped.Add(time.Second), failures: []guestagent.Failure{guestagent.Reset}})
 	m.lost, m.excused = m.asked.judge(&excuses)
 
 	ctx, cancel := context.WithTimeout(v.t.Context(), patience)

@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 )
 
@@ -44,17 +44,17 @@ func TestTokenRotated(t *testing.T) {
 type rotation struct {
 	issued []string
 	stale  []int // numbers of the tokens that the first request after them has not got
-	seen   []hand.Body
+	seen   []guestagent.Body
 }
 
 // bare asks for the token alone, as a file would hold it.
-var bare = hand.Get{URL: stage.MetadataURL + "/v1/token", Header: map[string]string{"Accept": "application/jwt"}}
+var bare = guestagent.Get{URL: stage.MetadataURL + "/v1/token", Header: map[string]string{"Accept": "application/jwt"}}
 
 func (r *rotation) measure(v *accidentVM) *measured {
 	m := &measured{hale: true, anyGap: true}
 	r.issued = append(r.issued, v.RotateToken())
 	told := time.Now()
-	task, err := v.Guest.Hand.Ask(v.t.Context(), hand.Ask{Get: bare, Rate: rotationRate, InTurn: true})
+	task, err := v.Guest.Agent.Ask(v.t.Context(), guestagent.Ask{Get: bare, Rate: rotationRate, InTurn: true})
 	check(v.t, err)
 	for n := range rotations {
 		next := time.After(rotationPauses[n%len(rotationPauses)])

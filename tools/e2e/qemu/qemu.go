@@ -17,9 +17,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/process"
+	"github.com/example/kubevirt-imds/tools/e2e/qemu/qmp"
+	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -33,7 +34,7 @@ const (
 
 // Options say what a guest is.
 type Options struct {
-	Image guestimage.Image
+	Image rootfs.Image
 	// Namespace is where QEMU runs: the pod's.
 	Namespace *podnet.Namespace
 	// NICs are the guest's eth0, eth1, ...
@@ -55,13 +56,13 @@ type NIC struct {
 
 // Guest is a running QEMU with the guest in it.
 type Guest struct {
-	// Hand acts in the guest. After a migration the target's is the one to use.
-	Hand *hand.Client
+	// Agent acts in the guest. After a migration the target's is the one to use.
+	Agent guestagent.Client
 
-	monitor *monitor
+	monitor *qmp.Conn
 	console string   // a file: what the guest's kernel and its first process have said
 	folder  string   // of the console
-	port    net.Conn // of the hand, until there is a client
+	port    net.Conn // of the agent, until there is a client
 	process *process.Process
 	said    bytes.Buffer // by QEMU; complete when the process has ended
 	kill    context.CancelFunc
@@ -79,16 +80,16 @@ func Available() error {
 	return nil
 }
 
-// Boot starts a guest and returns when its hand answers. The guest ends with ctx.
+// Boot starts a guest and returns when its agent answers. The guest ends with ctx.
 func Boot(ctx context.Context, options Options) (*Guest, error) {
 	g, err := launch(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("booting a guest: %w", err)
 	}
-	g.Hand = hand.NewClient(g.port)
+	g.Agent = guestagent.Client{Conn: qmp.New(g.port)}
 	limited, cancel := context.WithTimeoutCause(ctx, bootLimit, fmt.Errorf("it has not booted within %s", bootLimit))
 	defer cancel()
-	if err := g.during(limited, func(ctx context.Context) error { return g.Hand.AwaitBoot(ctx, 0) }); err != nil {
+	if err := g.during(limited, func(ctx context.Context) error { return g.Agent.AwaitBoot(ctx, 0) }); err != nil {
 		err = fmt.Errorf("booting a guest: %w; its console:\n%s", err, g.Console())
 		return nil, errors.Join(err, g.Close())
 	}
@@ -111,7 +112,7 @@ func launch(ctx context.Context, options Options, more ...string) (*Guest, error
 	return g, nil
 }
 
-// arguments are those of QEMU. The file descriptors 3 and 4 are the monitor's and the hand's.
+// arguments are those of QEMU. The file descriptors 3 and 4 are the monitor's and the agent's.
 func (g *Guest) arguments() []string {
 	memory := g.options.Memory
 	if memory == 0 {
@@ -124,7 +125,7 @@ func (g *Guest) arguments() []string {
 		"-chardev", "file,id=console,path=" + g.console, "-serial", "chardev:console",
 		"-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
 		"-device", "virtio-serial-pci,id=ports",
-		"-chardev", "socket,id=hand,fd=4", "-device", "virtserialport,chardev=hand,name=" + hand.Port,
+		"-chardev", "socket,id=agent,fd=4", "-device", "virtserialport,chardev=agent,name=" + guestagent.Port,
 	}
 	for _, nic := range g.options.NICs {
 		id := g.nextNIC()
@@ -147,22 +148,23 @@ func (g *Guest) start(ctx context.Context, more []string) error {
 		return err
 	}
 	defer monitorEnd.Close()
-	handSocket, handEnd, err := socketPair()
+	agentSocket, agentEnd, err := socketPair()
 	if err != nil {
 		return err
 	}
-	defer handEnd.Close()
-	g.port = handSocket
+	defer agentEnd.Close()
+	g.port = agentSocket
 
 	ctx, g.kill = context.WithCancel(ctx)
 	command := exec.CommandContext(ctx, program, append(g.arguments(), more...)...)
-	command.ExtraFiles = []*os.File{monitorEnd, handEnd}
+	command.ExtraFiles = []*os.File{monitorEnd, agentEnd}
 	command.Stdout, command.Stderr = &g.said, &g.said
 	if g.process, err = process.Start(g.options.Namespace, command); err != nil {
-		return errors.Join(err, monitorSocket.Close(), handSocket.Close())
+		return errors.Join(err, monitorSocket.Close(), agentSocket.Close())
 	}
 	err = g.during(ctx, func(ctx context.Context) (err error) {
-		g.monitor, err = openMonitor(ctx, monitorSocket)
+		g.monitor = qmp.New(monitorSocket)
+		_, err = g.monitor.Execute(ctx, "qmp_capabilities", nil)
 		return err
 	})
 	if err != nil {
@@ -228,9 +230,9 @@ func (g *Guest) Close() error {
 	g.closing.Do(func() {
 		g.kill()
 		<-g.process.Ended()
-		g.monitor.close()
-		if g.Hand != nil {
-			g.Hand.Close()
+		g.monitor.Close()
+		if g.Agent.Conn != nil {
+			g.Agent.Close()
 		} else {
 			g.port.Close()
 		}

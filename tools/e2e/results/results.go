@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -49,7 +50,7 @@ func Skipping() bool { return without != "" }
 
 // Check runs a check of a subject as a subtest, and says whether it passed. What it proves is a line under the table.
 func Check(t *testing.T, subject, name, proves string, run func(*testing.T)) bool {
-	return t.Run(name, func(t *testing.T) {
+	return t.Run(path.Base(name), func(t *testing.T) {
 		r := &result{subject: subject, name: name, proves: proves}
 		mu.Lock()
 		results = append(results, r)

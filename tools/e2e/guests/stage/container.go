@@ -4,14 +4,14 @@ import (
 	"context"
 	"strings"
 
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 )
 
 // startContainer makes, in the guest, a network of its own behind the guest's NAT, as a container engine does, and
 // writes the number of the process that holds it.
 const startContainer = `
 set -e
-while read -r module; do lsmod | grep -q "^$(basename "$module" .ko | tr - _) " || insmod "$module"; done </lib/nat
+load nat
 echo 1 >/proc/sys/net/ipv4/ip_forward
 # The kernel names the other end: veth0.
 ip link add nat0 type veth
@@ -34,6 +34,6 @@ func (v *VM) StartContainer() (prefix string) {
 	holder := strings.TrimSpace(v.Shell(startContainer))
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
-	Check(v.t, v.Guest.Hand.NAT(ctx, hand.NAT{Interface: "eth0"}))
+	Check(v.t, v.Guest.Agent.NAT(ctx, guestagent.NAT{Interface: "eth0"}))
 	return "nsenter -t " + holder + " -n "
 }

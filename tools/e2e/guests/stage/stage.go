@@ -25,8 +25,8 @@ import (
 	"testing"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
-	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
+	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -36,7 +36,7 @@ var programs = map[string]string{"imds-init": "./netsetup", "imds-server": "./se
 // Stage is what all checks of a run share.
 type Stage struct {
 	folder     string // for the programs, the image and the tokens
-	image      guestimage.Image
+	image      rootfs.Image
 	repository string
 }
 
@@ -91,12 +91,12 @@ func (s *Stage) build(ctx context.Context, messages io.Writer) error {
 			return err
 		}
 	}
-	s.image, err = guestimage.Make(ctx, s.folder, messages)
+	s.image, err = rootfs.Make(ctx, s.folder, messages)
 	return err
 }
 
 // Image is the guest's.
-func (s *Stage) Image() guestimage.Image { return s.image }
+func (s *Stage) Image() rootfs.Image { return s.image }
 
 // Folder is for what is made for a run, and goes with it.
 func (s *Stage) Folder() string { return s.folder }

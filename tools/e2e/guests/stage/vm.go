@@ -13,9 +13,9 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/example/kubevirt-imds/tools/e2e/dhcp"
-	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
+	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
 
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
@@ -65,7 +65,7 @@ type VM struct {
 	Expected func(podnet.Frame) bool
 
 	t       *testing.T
-	image   guestimage.Image
+	image   rootfs.Image
 	options Options
 	nics    []qemu.NIC
 	primary string // the name by which QEMU knows the pod network's NIC
@@ -304,25 +304,25 @@ func (v *VM) Configure(nic string) {
 func (v *VM) Shell(command string) string {
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
-	output, err := v.Guest.Hand.Shell(ctx, command)
+	output, err := v.Guest.Agent.Shell(ctx, command)
 	Check(v.t, err)
 	return output
 }
 
 // Get asks from inside the guest, by its own routes, for a path such as /v1/token.
-func (v *VM) Get(path string) hand.Got { return v.GetURL(MetadataURL + path) }
+func (v *VM) Get(path string) guestagent.Got { return v.GetURL(MetadataURL + path) }
 
 // GetURL is Get for a whole URL.
-func (v *VM) GetURL(url string) hand.Got { return v.Request(hand.Get{URL: url}) }
+func (v *VM) GetURL(url string) guestagent.Got { return v.Request(guestagent.Get{URL: url}) }
 
 // Request makes a request from inside the guest that need not succeed. Without a URL it is for the token.
-func (v *VM) Request(g hand.Get) hand.Got {
+func (v *VM) Request(g guestagent.Get) guestagent.Got {
 	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
 	defer cancel()
 	if g.URL == "" {
 		g.URL = MetadataURL + "/v1/token"
 	}
-	got, err := v.Guest.Hand.Get(ctx, g)
+	got, err := v.Guest.Agent.Get(ctx, g)
 	Check(v.t, err)
 	return got
 }
