@@ -11,7 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,91 +19,115 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
 )
 
-// The test binary plays imds-init when this variable is set, as a container
-// with the sidecar's security context would start it.
-const playInit = "TEST_PLAYS_IMDS_INIT"
-
-// The values of playInit: which kernel the process seems to run on.
-const (
-	onThisKernel      = "this kernel"
-	withoutNetfilter  = "a kernel without nf_tables"
-	alreadyRestricted = "restricted"
-)
+// isInit in its environment makes the test binary imds-init, the only program of
+// the image that these tests run.
+const isInit = "TEST_IS_IMDS_INIT"
 
 func TestMain(m *testing.M) {
-	switch kernel := os.Getenv(playInit); kernel {
-	case "":
-		podnet.Main(m)
-	case alreadyRestricted:
-		tellHoldings()
+	if os.Getenv(isInit) != "" {
+		tellGoroutines()
 		main()
-	default:
-		fmt.Fprintln(os.Stderr, restrictAndExec(kernel))
-		os.Exit(1)
 	}
+	podnet.Main(tests{m})
 }
 
-// restrictAndExec leaves CAP_NET_ADMIN alone in the bounding set and starts
-// this program anew, so that it has no other capability in any set.
-func restrictAndExec(kernel string) error {
-	runtime.LockOSThread()
-	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-		if c == unix.CAP_NET_ADMIN {
-			continue
-		}
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("drop capability %d: %w", c, err)
-		}
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return err
-	}
-	if kernel == withoutNetfilter {
-		if err := refuseNetfilterSockets(); err != nil {
-			return err
-		}
-	}
-	os.Setenv(playInit, alreadyRestricted)
-	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+// tests are those of the package, with the image that they share.
+type tests struct{ *testing.M }
+
+var image struct {
+	folder string
+	build  func() error
 }
 
-// imdsInit is a running imds-init.
+func (t tests) Run() int {
+	var err error
+	if image.folder, err = os.MkdirTemp("", "imds-init-image-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(image.folder)
+	image.build = sync.OnceValue(func() error {
+		// Without cgo, as the program of an image FROM scratch must be.
+		build := exec.Command("go", "test", "-c", "-o", filepath.Join(image.folder, "imds-init"), ".")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if said, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w\n%s", err, said)
+		}
+		return nil
+	})
+	return t.M.Run()
+}
+
+// The values of kernel: which one the process seems to run on.
+const (
+	onThisKernel     = "this kernel"
+	withoutNetfilter = "a kernel without nf_tables"
+)
+
+// imdsInit is imds-init in a pod.
 type imdsInit struct {
-	cmd   *exec.Cmd
+	*kubelet.Sidecar
 	lines chan string // of its log
 }
 
-// start runs imds-init in the pod's namespace, with nothing but CAP_NET_ADMIN.
-func start(t *testing.T, pod *podnet.Pod, kernel string, env ...string) *imdsInit {
+// newInit makes imds-init in the pod's namespace, as the declared patch says. env
+// is added to its environment.
+func newInit(t *testing.T, pod *podnet.Pod, kernel string, env ...string) *imdsInit {
 	t.Helper()
-	p := &imdsInit{cmd: exec.Command("/proc/self/exe"), lines: make(chan string, 10000)}
-	p.cmd.Env = append(append(os.Environ(), playInit+"="+kernel), env...)
-	log, err := p.cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
+	must(t, image.build())
+	p := &imdsInit{lines: make(chan string, 10000)}
+	launcher, err := kubelet.LauncherPod("../kustomize/sidecar", "imds", metav1.ObjectMeta{Name: "virt-launcher-vm", Namespace: "tenant"}, "vm")
+	must(t, err)
+	node := &kubelet.Node{
+		Images: map[string]string{"imds": image.folder},
+		Folder: t.TempDir(),
+		Log:    func(*corev1.Pod, string) (io.WriteCloser, error) { return p.readLog(), nil },
 	}
-	if err := pod.Pod.Start(p.cmd); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		for lines := bufio.NewScanner(log); lines.Scan(); {
-			p.lines <- lines.Text()
-		}
-		close(p.lines)
-	}()
-	t.Cleanup(p.kill)
+	sandbox, err := node.Sandbox(launcher, pod.Pod)
+	must(t, err)
+	p.Sidecar, err = sandbox.Sidecar("imds-init", append(env, isInit+"=true")...)
+	must(t, err)
+	p.WithoutNetfilter = kernel == withoutNetfilter
 	return p
 }
 
-func (p *imdsInit) kill() {
-	p.cmd.Process.Kill()
-	p.cmd.Wait()
+// readLog sends what is written to it to lines.
+func (p *imdsInit) readLog() io.WriteCloser {
+	reader, writer := io.Pipe()
+	go func() {
+		defer close(p.lines)
+		lines := bufio.NewScanner(reader)
+		for lines.Scan() {
+			p.lines <- lines.Text()
+		}
+		reader.CloseWithError(lines.Err())
+	}()
+	return writer
 }
+
+// start runs imds-init in the pod's namespace until the end of the test.
+func start(t *testing.T, pod *podnet.Pod, kernel string, env ...string) *imdsInit {
+	t.Helper()
+	p := newInit(t, pod, kernel, env...)
+	must(t, p.Start())
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			t.Logf("log of imds-init:\n%s", p.Log())
+		}
+	})
+	return p
+}
+
+func (p *imdsInit) kill() { p.Kill() }
 
 // waitFor returns the next line of the log that holds the text.
 func (p *imdsInit) waitFor(t *testing.T, text string) string {
@@ -156,7 +180,7 @@ func newPod(t *testing.T, options podnet.Options) *podnet.Pod {
 	return pod
 }
 
-// serve plays imds-server: listeners bound to the endpoint's device that answer
+// serve stands in for imds-server: listeners bound to the endpoint's device that answer
 // with the address they were asked from.
 func serve(t *testing.T, pod *podnet.Pod) {
 	t.Helper()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // The log says whether there is IPv6, and a pod without it is no error.
@@ -75,7 +76,7 @@ func TestGuestKeepsItsOwnIPv6(t *testing.T) {
 					t.Errorf("%s does not reach %s: %v", way.from.name, way.to, err)
 				}
 			}
-			routers := podnet.ICMPv6(l.neighbourMAC, allNodesMAC, l.neighbourAddr, allNodes, advertisedRouter)
+			routers := packet.ICMPv6(l.neighbourMAC, allNodesMAC, l.neighbourAddr, allNodes, advertisedRouter)
 			must(t, l.neighbour.in.SendFrame(l.neighbour.name, routers))
 			must(t, l.atGuest.Wait(t.Context(), func(f podnet.Frame) bool { return bytes.Equal(f.Data, routers) }))
 		})
@@ -110,7 +111,7 @@ func wantVLANsToPass(t *testing.T, pod *podnet.Pod) {
 			outer(udp(l.guestMAC, l.neighbourMAC, guest, address, 0)),
 			outer(udp(l.guestMAC, l.neighbourMAC, address, stranger, 0)),
 			outer(arp(l.guestMAC, broadcast, 1, l.guestMAC, guest, make([]byte, 6), address)),
-			outer(podnet.NeighbourMessage(solicitation, l.guestMAC, groupMAC, l.guestAddr, group, ours, l.guestMAC)),
+			outer(packet.NeighbourMessage(solicitation, l.guestMAC, groupMAC, l.guestAddr, group, ours, l.guestMAC)),
 			outer(tag(udp(l.guestMAC, l.neighbourMAC, guest, address, 0), unix.ETH_P_8021Q, 8)),
 		} {
 			must(t, l.guest.in.SendFrame(l.guest.name, frame))
@@ -119,7 +120,7 @@ func wantVLANsToPass(t *testing.T, pod *podnet.Pod) {
 		for _, frame := range [][]byte{
 			outer(udp(l.neighbourMAC, l.guestMAC, address, guest, 0)),
 			outer(arp(l.neighbourMAC, broadcast, 2, l.neighbourMAC, address, broadcast, address)),
-			outer(podnet.NeighbourMessage(advertisement, l.neighbourMAC, allNodesMAC, ours, allNodes, ours, l.neighbourMAC)),
+			outer(packet.NeighbourMessage(advertisement, l.neighbourMAC, allNodesMAC, ours, allNodes, ours, l.neighbourMAC)),
 			outer(tag(udp(l.neighbourMAC, l.guestMAC, address, guest, 0), unix.ETH_P_8021Q, 8)),
 		} {
 			must(t, l.neighbour.in.SendFrame(l.neighbour.name, frame))
@@ -142,12 +143,12 @@ func TestPriorityTagIsNoVLAN(t *testing.T) {
 	requireIPv6(t)
 	pod, _ := servedPod(t, podnet.Options{Binding: podnet.Bridge})
 	l := newLink(t, pod)
-	question := tag(podnet.NeighbourMessage(solicitation, l.guestMAC, groupMAC, l.guestAddr, group, ours, l.guestMAC), unix.ETH_P_8021Q, 0)
+	question := tag(packet.NeighbourMessage(solicitation, l.guestMAC, groupMAC, l.guestAddr, group, ours, l.guestMAC), unix.ETH_P_8021Q, 0)
 	must(t, l.guest.in.SendFrame(l.guest.name, question))
 	must(t, l.atGuest.Wait(t.Context(), func(f podnet.Frame) bool {
 		return !f.Outgoing && f.ConcernsMetadata() && bytes.Equal(f.Data[6:12], wiring.DeviceMAC)
 	}))
-	l.send(t, l.neighbour, tag(podnet.NeighbourMessage(advertisement, l.neighbourMAC, allNodesMAC, l.neighbourAddr, allNodes, ours, l.neighbourMAC), unix.ETH_P_8021Q, 0))
+	l.send(t, l.neighbour, tag(packet.NeighbourMessage(advertisement, l.neighbourMAC, allNodesMAC, l.neighbourAddr, allNodes, ours, l.neighbourMAC), unix.ETH_P_8021Q, 0))
 	frames, err := l.atGuest.Stop()
 	must(t, err)
 	for _, frame := range frames {
@@ -182,13 +183,13 @@ func TestHostileGuestChangesNothingInThePod(t *testing.T) {
 				addr netip.Addr
 			}{{allNodesMAC, allNodes}, {wiring.DeviceMAC, allNodes}, {wiring.DeviceMAC, ours}} {
 				for _, frame := range [][]byte{
-					podnet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, advertisedRouter),
-					behindOptions(podnet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, advertisedRouter)),
-					fragment(podnet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, advertisedRouter), 0),
-					tag(podnet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, advertisedRouter), unix.ETH_P_8021Q, 0),
-					podnet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, redirect),
-					podnet.IPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, unix.IPPROTO_HOPOPTS, query),
-					podnet.NeighbourMessage(advertisement, l.guestMAC, to.mac, l.guestAddr, to.addr, ours, l.guestMAC),
+					packet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, advertisedRouter),
+					behindOptions(packet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, advertisedRouter)),
+					fragment(packet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, advertisedRouter), 0),
+					tag(packet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, advertisedRouter), unix.ETH_P_8021Q, 0),
+					packet.ICMPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, redirect),
+					packet.IPv6(l.guestMAC, to.mac, l.guestAddr, to.addr, unix.IPPROTO_HOPOPTS, query),
+					packet.NeighbourMessage(advertisement, l.guestMAC, to.mac, l.guestAddr, to.addr, ours, l.guestMAC),
 				} {
 					must(t, l.guest.in.SendFrame(l.guest.name, frame))
 				}

@@ -30,6 +30,7 @@ const (
 // every address, before anything of ours is there.
 func passtPod(t *testing.T, options podnet.Options, env ...string) (*podnet.Pod, *imdsInit) {
 	t.Helper()
+	options.Binding = podnet.Passt
 	pod := newPod(t, options)
 	vmServes(t, pod, "[::]:80")
 	p := start(t, pod, onThisKernel, append(env, redirectTo)...)
@@ -124,7 +125,7 @@ func TestPasstGuestIsServed(t *testing.T) {
 
 // The proof in the log goes the guest's way, by the redirection.
 func TestPasstIsProvedByTheGuestsWay(t *testing.T) {
-	pod := newPod(t, podnet.Options{})
+	pod := newPod(t, podnet.Options{Binding: podnet.Passt})
 	p := start(t, pod, onThisKernel, redirectTo)
 	p.waitFor(t, `server="not listening yet"`)
 	p.kill()
@@ -137,7 +138,7 @@ func TestPasstIsProvedByTheGuestsWay(t *testing.T) {
 // server's. The listener here is bound to no device, as the server's is: the
 // rules alone have to keep the neighbour off.
 func TestPasstNeighbourGetsNoAnswer(t *testing.T) {
-	pod := newPod(t, podnet.Options{})
+	pod := newPod(t, podnet.Options{Binding: podnet.Passt})
 	vmServes(t, pod, "[::]:80")
 	p := start(t, pod, onThisKernel, redirectTo)
 	p.waitFor(t, "msg=wired")
@@ -306,7 +307,7 @@ func TestPasstKilledAndStartedAgain(t *testing.T) {
 }
 
 func TestPasstOnce(t *testing.T) {
-	pod := newPod(t, podnet.Options{})
+	pod := newPod(t, podnet.Options{Binding: podnet.Passt})
 	vmServes(t, pod, "[::]:80")
 	output, err := startOnce(t, pod, redirectTo)
 	if err != nil || !strings.Contains(output, "msg=wired binding=passt port=60080") {

@@ -3,9 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
@@ -45,13 +43,7 @@ func TestCommandLine(t *testing.T) {
 // startOnce runs imds-init --once to its end.
 func startOnce(t *testing.T, pod *podnet.Pod, env ...string) (output string, err error) {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe", "--once")
-	cmd.Env = append(append(cmd.Environ(), playInit+"="+onThisKernel), env...)
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	must(t, pod.Pod.Start(cmd))
-	err = cmd.Wait()
-	return log.String(), err
+	return newInit(t, pod, onThisKernel, env...).Exec(t.Context(), "/imds-init", "--once")
 }
 
 func TestOnce(t *testing.T) {
@@ -85,7 +77,7 @@ func TestKernelWithoutNetfilter(t *testing.T) {
 	if lines := p.said(); len(lines) > 0 {
 		t.Errorf("it says the same again: %q", lines)
 	}
-	must(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	must(t, p.Stop())
 	p.waitFor(t, "stopped")
 }
 
@@ -105,10 +97,9 @@ func TestWithoutRulesNobodyIsServed(t *testing.T) {
 
 func TestStopsOnSIGTERMAndLeavesTheWiring(t *testing.T) {
 	pod, p := servedPod(t, podnet.Options{Binding: podnet.Masquerade})
-	must(t, p.cmd.Process.Signal(syscall.SIGTERM))
-	p.waitFor(t, "stopped; the wiring stays")
-	if err := p.cmd.Wait(); err != nil {
+	if err := p.Stop(); err != nil {
 		t.Errorf("status after SIGTERM: %v", err)
 	}
+	p.waitFor(t, "stopped; the wiring stays")
 	mustServe(t, pod, guestAddress(podnet.Masquerade))
 }

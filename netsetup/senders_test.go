@@ -15,6 +15,7 @@ import (
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // So many addresses of guests are heard at a time, of each family.
@@ -105,13 +106,13 @@ func floodsOf(guest net.HardwareAddr) []flood {
 		}, looks},
 		{"connections over IPv6", netlink.FAMILY_V6, func(i int) []byte { return synIPv6(guest, wiring.DeviceMAC, senderIPv6(1, i), ours) }, asksIPv6},
 		{"solicitations", netlink.FAMILY_V6, func(i int) []byte {
-			return podnet.NeighbourMessage(solicitation, guest, groupMAC, senderIPv6(2, i), group, ours, guest)
+			return packet.NeighbourMessage(solicitation, guest, groupMAC, senderIPv6(2, i), group, ours, guest)
 		}, looksIPv6},
 		{"advertisements", netlink.FAMILY_V6, func(i int) []byte {
-			return podnet.NeighbourMessage(advertisement, guest, wiring.DeviceMAC, senderIPv6(3, i), ours, senderIPv6(3, i), guest)
+			return packet.NeighbourMessage(advertisement, guest, wiring.DeviceMAC, senderIPv6(3, i), ours, senderIPv6(3, i), guest)
 		}, asksIPv6},
 		{"advertisements of others", netlink.FAMILY_V6, func(i int) []byte {
-			return podnet.NeighbourMessage(advertisement, guest, wiring.DeviceMAC, fixed, ours, senderIPv6(4, i), guest)
+			return packet.NeighbourMessage(advertisement, guest, wiring.DeviceMAC, fixed, ours, senderIPv6(4, i), guest)
 		}, asksIPv6},
 	}
 }
@@ -133,7 +134,7 @@ func synIPv6(source, target net.HardwareAddr, from, to netip.Addr) []byte {
 	segment := []byte{0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0}
 	pseudo := slices.Concat(from.AsSlice(), to.AsSlice(), []byte{0, 0, 0, byte(len(segment)), 0, 0, 0, unix.IPPROTO_TCP}, segment)
 	binary.BigEndian.PutUint16(segment[16:], checksum(pseudo))
-	return podnet.IPv6(source, target, from, to, unix.IPPROTO_TCP, segment)
+	return packet.IPv6(source, target, from, to, unix.IPPROTO_TCP, segment)
 }
 
 // neighbours counts what the pod has in the node's neighbour table of a family.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // Each frame meets the rule that is there for it. Several rules forbid most of
@@ -32,13 +33,13 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 	)
 	tcp, icmp := make([]byte, 20), byte(unix.IPPROTO_ICMPV6)
 	syn := func(from, to net.HardwareAddr, source netip.Addr) []byte {
-		return podnet.IPv6(from, to, source, ours, unix.IPPROTO_TCP, tcp)
+		return packet.IPv6(from, to, source, ours, unix.IPPROTO_TCP, tcp)
 	}
 	solicit := func(from, to net.HardwareAddr, source netip.Addr) []byte {
-		return podnet.NeighbourMessage(solicitation, from, to, source, group, ours, from)
+		return packet.NeighbourMessage(solicitation, from, to, source, group, ours, from)
 	}
 	advertise := func(from, to net.HardwareAddr, source, destination, target netip.Addr) []byte {
-		return podnet.NeighbourMessage(advertisement, from, to, source, destination, target, from)
+		return packet.NeighbourMessage(advertisement, from, to, source, destination, target, from)
 	}
 	strangerMAC, guestMAC, strange, guest := l.neighbourMAC, l.guestMAC, l.neighbourAddr, l.guestAddr
 
@@ -68,15 +69,15 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 		{"guest asks behind options", l.guest, behindOptions(syn(guestMAC, wiring.DeviceMAC, guest)), entering, "nobody else asks over IPv6"},
 		{"guest asks in fragments, the first", l.guest, fragment(syn(guestMAC, wiring.DeviceMAC, guest), 0), entering, "nobody else asks over IPv6"},
 		{"guest asks in fragments, a later one", l.guest, fragment(syn(guestMAC, wiring.DeviceMAC, guest), 8), entering, "nobody else asks over IPv6"},
-		{"guest asks over UDP", l.guest, podnet.IPv6(guestMAC, wiring.DeviceMAC, guest, ours, unix.IPPROTO_UDP, tcp), entering, "nobody else asks over IPv6"},
-		{"guest asks for an echo", l.guest, podnet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, ours, []byte{128, 0, 0, 0, 0, 0, 0, 0}), entering, "nobody else asks over IPv6"},
+		{"guest asks over UDP", l.guest, packet.IPv6(guestMAC, wiring.DeviceMAC, guest, ours, unix.IPPROTO_UDP, tcp), entering, "nobody else asks over IPv6"},
+		{"guest asks for an echo", l.guest, packet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, ours, []byte{128, 0, 0, 0, 0, 0, 0, 0}), entering, "nobody else asks over IPv6"},
 		{"guest looks for it by duplicate address detection", l.guest, solicit(guestMAC, groupMAC, netip.IPv6Unspecified()), entering, "nobody else solicits its IPv6 address"},
 		{"guest looks for it behind options", l.guest, behindOptions(solicit(guestMAC, groupMAC, guest)), entering, "nobody else solicits its IPv6 address"},
-		{"guest has the address", l.guest, podnet.IPv6(guestMAC, strangerMAC, ours, strange, unix.IPPROTO_TCP, tcp), entering, "nobody else has its IPv6 address"},
+		{"guest has the address", l.guest, packet.IPv6(guestMAC, strangerMAC, ours, strange, unix.IPPROTO_TCP, tcp), entering, "nobody else has its IPv6 address"},
 		{"guest advertises the address", l.guest, advertise(guestMAC, strangerMAC, guest, strange, ours), entering, "nobody else advertises its IPv6 address"},
 		{"guest advertises the address to the endpoint", l.guest, advertise(guestMAC, wiring.DeviceMAC, guest, ours, ours), entering, "nobody else advertises its IPv6 address"},
-		{"guest plays router to the endpoint", l.guest, podnet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, allNodes, advertisedRouter), entering, "the endpoint gets nothing else"},
-		{"guest plays router to all", l.guest, podnet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), leaving, "the endpoint gets nothing else"},
+		{"guest plays router to the endpoint", l.guest, packet.ICMPv6(guestMAC, wiring.DeviceMAC, guest, allNodes, advertisedRouter), entering, "the endpoint gets nothing else"},
+		{"guest plays router to all", l.guest, packet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), leaving, "the endpoint gets nothing else"},
 		{"guest sends a fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x2000), entering, "a question comes in one piece"},
 		{"guest sends a later fragment over IPv4", l.guest, udp(guestMAC, strangerMAC, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0x00b9), entering, "a question comes in one piece"},
 		{"guest asks with options", l.guest, ipv4WithOptions(guestMAC, strangerMAC, unix.IPPROTO_UDP, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0, make([]byte, 4), tcp), entering, "a question has no options"},
@@ -86,8 +87,8 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 		{"neighbour asks by the endpoint's MAC", l.neighbour, syn(strangerMAC, wiring.DeviceMAC, strange), entering, "nobody else asks over IPv6"},
 		{"neighbour looks for the endpoint", l.neighbour, solicit(strangerMAC, groupMAC, strange), entering, "nobody else solicits its IPv6 address"},
 		{"neighbour looks for it behind a priority tag", l.neighbour, tag(solicit(strangerMAC, groupMAC, strange), unix.ETH_P_8021Q, 0), entering, "nobody else solicits its IPv6 address"},
-		{"neighbour has the address", l.neighbour, podnet.IPv6(strangerMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "nobody else has its IPv6 address"},
-		{"neighbour plays router by the address", l.neighbour, podnet.ICMPv6(strangerMAC, allNodesMAC, ours, allNodes, advertisedRouter), entering, "nobody else has its IPv6 address"},
+		{"neighbour has the address", l.neighbour, packet.IPv6(strangerMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "nobody else has its IPv6 address"},
+		{"neighbour plays router by the address", l.neighbour, packet.ICMPv6(strangerMAC, allNodesMAC, ours, allNodes, advertisedRouter), entering, "nobody else has its IPv6 address"},
 		{"neighbour advertises the address", l.neighbour, advertise(strangerMAC, guestMAC, strange, guest, ours), entering, "nobody else advertises its IPv6 address"},
 		{"neighbour advertises the address to all", l.neighbour, advertise(strangerMAC, allNodesMAC, strange, allNodes, ours), entering, "nobody else advertises its IPv6 address"},
 		{"neighbour advertises it behind options", l.neighbour, behindOptions(advertise(strangerMAC, guestMAC, strange, guest, ours)), entering, "nobody else advertises its IPv6 address"},
@@ -110,19 +111,19 @@ func TestEachFrameMeetsItsRule(t *testing.T) {
 
 		// The pod itself, by its bridge, where no rule has looked before.
 		{"pod asks by the bridge", l.bridge, syn(l.bridgeMAC, guestMAC, guest), leaving, "nobody else asks over IPv6"},
-		{"pod looks for the endpoint by the bridge", l.bridge, podnet.NeighbourMessage(solicitation, l.bridgeMAC, guestMAC, strange, group, ours, l.bridgeMAC), leaving, "nobody else solicits its IPv6 address"},
-		{"pod has the address by the bridge", l.bridge, podnet.IPv6(l.bridgeMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), leaving, "nobody else has its IPv6 address"},
+		{"pod looks for the endpoint by the bridge", l.bridge, packet.NeighbourMessage(solicitation, l.bridgeMAC, guestMAC, strange, group, ours, l.bridgeMAC), leaving, "nobody else solicits its IPv6 address"},
+		{"pod has the address by the bridge", l.bridge, packet.IPv6(l.bridgeMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), leaving, "nobody else has its IPv6 address"},
 		{"pod advertises the address by the bridge", l.bridge, advertise(l.bridgeMAC, guestMAC, strange, guest, ours), leaving, "nobody else advertises its IPv6 address"},
 
 		// What a device with IPv6 says by itself, past the rules of its own family.
-		{"the endpoint answers", l.device, podnet.IPv6(wiring.DeviceMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "the endpoint answers"},
-		{"the endpoint looks for the guest", l.device, podnet.NeighbourMessage(solicitation, wiring.DeviceMAC, guestMAC, ours, guest, guest, wiring.DeviceMAC), entering, "the endpoint looks for a guest"},
-		{"the endpoint solicits routers", l.device, podnet.ICMPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, []byte{133, 0, 0, 0, 0, 0, 0, 0}), entering, "the endpoint says nothing else over IPv6"},
-		{"the endpoint reports its groups", l.device, podnet.IPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, 0, []byte{icmp, 0, 5, 2, 0, 0, 1, 0}), entering, "the endpoint says nothing else over IPv6"},
+		{"the endpoint answers", l.device, packet.IPv6(wiring.DeviceMAC, guestMAC, ours, guest, unix.IPPROTO_TCP, tcp), entering, "the endpoint answers"},
+		{"the endpoint looks for the guest", l.device, packet.NeighbourMessage(solicitation, wiring.DeviceMAC, guestMAC, ours, guest, guest, wiring.DeviceMAC), entering, "the endpoint looks for a guest"},
+		{"the endpoint solicits routers", l.device, packet.ICMPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, []byte{133, 0, 0, 0, 0, 0, 0, 0}), entering, "the endpoint says nothing else over IPv6"},
+		{"the endpoint reports its groups", l.device, packet.IPv6(wiring.DeviceMAC, allNodesMAC, ours, allNodes, 0, []byte{icmp, 0, 5, 2, 0, 0, 1, 0}), entering, "the endpoint says nothing else over IPv6"},
 
 		// What reaches the device, past the rules of the bridge.
-		{"a router advertises itself to the endpoint", l.port, podnet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), intoPod, "the endpoint hears nothing else"},
-		{"a question to another address of the pod", l.port, podnet.IPv6(guestMAC, wiring.DeviceMAC, guest, podnet.PodIPv6Addr, unix.IPPROTO_TCP, tcp), intoPod, "the endpoint hears nothing else"},
+		{"a router advertises itself to the endpoint", l.port, packet.ICMPv6(guestMAC, allNodesMAC, guest, allNodes, advertisedRouter), intoPod, "the endpoint hears nothing else"},
+		{"a question to another address of the pod", l.port, packet.IPv6(guestMAC, wiring.DeviceMAC, guest, podnet.PodIPv6Addr, unix.IPPROTO_TCP, tcp), intoPod, "the endpoint hears nothing else"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := counters(t, pod)[c.chain+", "+c.rule]
@@ -161,7 +162,7 @@ func TestThePodsOwnPacketsMeetTheirRules(t *testing.T) {
 	}
 	const noNextHeader = 59
 	empty := func(source, destination netip.Addr) []byte {
-		return podnet.IPv6(own, stranger, source, destination, noNextHeader, nil)
+		return packet.IPv6(own, stranger, source, destination, noNextHeader, nil)
 	}
 	for _, c := range []struct {
 		name string
@@ -172,7 +173,7 @@ func TestThePodsOwnPacketsMeetTheirRules(t *testing.T) {
 		{"a question by eth0, without NAT", by(eth0, empty(podnet.PodIPv6Addr, ours)), "ip6 output, questions bypass NAT"},
 		{"an answer by eth0", by(eth0, empty(ours, podnet.NeighbourIPv6Addr)), "ip6 output, answers leave by the endpoint"},
 		{"something else by the endpoint", by(device, empty(ours, guest)), "ip6 output, the endpoint says nothing else over IPv6"},
-		{"a solicitation by the endpoint", by(device, podnet.NeighbourMessage(solicitation, own, stranger, ours, guest, guest, own)), "ip6 output, the endpoint looks for a guest"},
+		{"a solicitation by the endpoint", by(device, packet.NeighbourMessage(solicitation, own, stranger, ours, guest, guest, own)), "ip6 output, the endpoint looks for a guest"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := counters(t, pod)[c.rule]
@@ -186,7 +187,7 @@ func TestThePodsOwnPacketsMeetTheirRules(t *testing.T) {
 	uplink, err := podnet.Capture(pod.Neighbour, podnet.NeighbourInterface)
 	must(t, err)
 	for _, source := range []netip.Addr{podnet.NeighbourIPv6Addr, netip.MustParseAddr("fe80::1")} {
-		frame := podnet.IPv6(stranger, own, source, ours, unix.IPPROTO_TCP, make([]byte, 20))
+		frame := packet.IPv6(stranger, own, source, ours, unix.IPPROTO_TCP, make([]byte, 20))
 		must(t, pod.Neighbour.SendFrame(podnet.NeighbourInterface, frame))
 	}
 	mustServe(t, pod, guestAddress(podnet.Masquerade))
@@ -295,7 +296,7 @@ func (l *segment) send(t *testing.T, from port, frame []byte) {
 	must(t, from.in.SendFrame(from.name, frame))
 	l.sent++
 	last := func(from, to net.HardwareAddr) []byte {
-		return podnet.IPv6(from, to, l.guestAddr, l.neighbourAddr, 59, bytes.Repeat([]byte{l.sent}, 40))
+		return packet.IPv6(from, to, l.guestAddr, l.neighbourAddr, 59, bytes.Repeat([]byte{l.sent}, 40))
 	}
 	there, back := last(l.guestMAC, l.neighbourMAC), last(l.neighbourMAC, l.guestMAC)
 	must(t, l.guest.in.SendFrame(l.guest.name, there))

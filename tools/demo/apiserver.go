@@ -31,7 +31,7 @@ import (
 // nodeName is the only node of the cluster.
 const nodeName = "node-1"
 
-// apiServer plays the API server, and the scheduler behind it.
+// apiServer stands for the API server, and the scheduler behind it.
 type apiServer struct {
 	tokens   *issuer.Issuer
 	webhooks *http.Client

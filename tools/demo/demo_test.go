@@ -16,17 +16,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/tools/demo/internal/container"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/example/kubevirt-imds/tools/demo/internal/issuer"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
 )
 
-// playDemo in the environment makes the test binary the demo.
-const playDemo = "TEST_PLAYS_DEMO"
+// runDemo in the environment makes the test binary the demo.
+const runDemo = "TEST_RUNS_DEMO"
 
 func TestMain(m *testing.M) {
-	container.Init()
-	if os.Getenv(playDemo) != "" {
+	if os.Getenv(runDemo) != "" {
 		main()
 	}
 	os.Exit(m.Run())
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 
 func demoCommand(args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), playDemo+"=1")
+	cmd.Env = append(os.Environ(), runDemo+"=1")
 	return cmd
 }
 
@@ -125,13 +126,27 @@ func checkPatch(t *testing.T, p *podDocument) {
 		"add /metadata/annotations/imds.kubevirt.io~1vmi-uid " + uid,
 		"add /spec/initContainers/- imds-init",
 		"add /spec/initContainers/- imds-server",
-		"add /spec/securityContext/sysctls net.ipv4.ip_unprivileged_port_start=80",
+		"add /spec/securityContext/sysctls " + declaredSysctls(t),
 		"add /spec/volumes/- imds-token",
 	}
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
 		t.Errorf("%s binding: the patch is\n%s\nwant\n%s", p.Binding, strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
+}
+
+// declaredSysctls are those of the declared patches.
+func declaredSysctls(t *testing.T) string {
+	t.Helper()
+	pod, err := kubelet.LauncherPod("../../kustomize/sidecar", serverImage, metav1.ObjectMeta{}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, s := range pod.Spec.SecurityContext.Sysctls {
+		all = append(all, s.Name+"="+s.Value)
+	}
+	return strings.Join(all, ", ")
 }
 
 func checkSidecars(t *testing.T, p *podDocument) {

@@ -16,7 +16,7 @@ const refreshPace = 45 * time.Minute
 // keep leaves everything running until ctx ends.
 func (d *demo) keep(ctx context.Context) error {
 	d.progress.title("\nIt runs until Ctrl-C. Look around from another terminal:")
-	for _, s := range d.scenes {
+	for _, s := range d.scenarios {
 		d.progress.title(fmt.Sprintf("\n%s binding", s.binding))
 		for _, look := range []struct {
 			from    string
@@ -42,13 +42,13 @@ func (d *demo) keep(ctx context.Context) error {
 			d.progress.title("")
 			return nil
 		case <-refresh.C:
-			for _, s := range d.scenes {
+			for _, s := range d.scenarios {
 				if err := s.sidecars.Refresh(); err != nil {
 					return err
 				}
 			}
 		case <-health.C:
-			for _, s := range d.scenes {
+			for _, s := range d.scenarios {
 				if err := s.sidecars.Check(); err != nil {
 					return err
 				}

@@ -18,12 +18,9 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-
-	"github.com/example/kubevirt-imds/tools/demo/internal/container"
 )
 
 func main() {
-	container.Init()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
@@ -48,7 +45,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return exitUsage
 	}
 	if h, ok := receiveHandover(getenv); ok {
-		return perform(ctx, o, h, stdout, stderr)
+		return runInside(ctx, o, h, stdout, stderr)
 	}
 	return prepare(ctx, o, stdout, stderr)
 }

@@ -21,7 +21,7 @@ usage: go run ./tools/demo [-binding masquerade|bridge] [-keep] [-json]
                  whole token
 
 It needs Go, and either root or a kernel that lets users make user namespaces;
-where /dev/net/tun cannot be opened a veth pair plays the guest's tap. Nothing is
+where /dev/net/tun cannot be opened a veth pair is the guest's tap. Nothing is
 left behind on the machine.
 
 exit status: 0 all is as promised, 1 something is not, 2 wrong usage, 3 this

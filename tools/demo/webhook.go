@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/injector/selfsigned"
-	"github.com/example/kubevirt-imds/tools/demo/internal/container"
-	"github.com/example/kubevirt-imds/tools/demo/internal/kubelet"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/container"
+	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
 )
 
 // webhookService is the Service that the API server calls.
@@ -44,9 +44,13 @@ func startWebhook(ctx context.Context, h handover, folder string) (*webhook, err
 	if err != nil {
 		return nil, err
 	}
-	patches, err := podPatches(filepath.Join(h.source, "kustomize", "sidecar"))
+	files, err := kubelet.Patches(filepath.Join(h.source, "kustomize", "sidecar"))
 	if err != nil {
 		return nil, err
+	}
+	patches := map[string][]byte{}
+	for _, file := range files {
+		patches[file.Name] = file.Content
 	}
 	spec := container.Spec{
 		Name:    "imds-webhook",
@@ -79,7 +83,7 @@ func startWebhook(ctx context.Context, h handover, folder string) (*webhook, err
 }
 
 func runWebhook(ctx context.Context, h handover, spec container.Spec, caBundle []byte) (*webhook, error) {
-	log, err := os.Create(filepath.Join(h.logs(), "imds-webhook.log"))
+	log, err := h.openLog("imds-webhook")
 	if err != nil {
 		return nil, err
 	}
@@ -97,28 +101,6 @@ func runWebhook(ctx context.Context, h handover, spec container.Spec, caBundle [
 		return nil, errors.Join(fmt.Errorf("%w: %s", err, said), w.stop())
 	}
 	return w, nil
-}
-
-// podPatches are the files that the ConfigMap of the webhook holds.
-func podPatches(folder string) (map[string][]byte, error) {
-	paths, err := filepath.Glob(filepath.Join(folder, "*.yaml"))
-	if err != nil {
-		return nil, err
-	}
-	files := map[string][]byte{}
-	for _, path := range paths {
-		name := filepath.Base(path)
-		if name == "kustomization.yaml" {
-			continue
-		}
-		if files[name], err = os.ReadFile(path); err != nil {
-			return nil, err
-		}
-	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("no patch in %s", folder)
-	}
-	return files, nil
 }
 
 // awaitReady asks for readiness as the kubelet does, only more often.

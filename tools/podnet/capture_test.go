@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 func TestCaptureSeesBothDirections(t *testing.T) {
@@ -86,13 +88,13 @@ func TestFramesThatConcernTheMetadataService(t *testing.T) {
 	}
 	ours, theirs, group := MetadataIPv6Addr, netip.MustParseAddr("fe80::7"), netip.MustParseAddr("ff02::1:fffe:a9fe")
 	ipv6 := func(source, destination netip.Addr) []byte {
-		return IPv6(other, mac, source, destination, unix.IPPROTO_TCP, nil)
+		return packet.IPv6(other, mac, source, destination, unix.IPPROTO_TCP, nil)
 	}
 	discovery := func(kind byte, target netip.Addr) []byte {
-		return NeighbourMessage(kind, other, mac, theirs, group, target, other)
+		return packet.NeighbourMessage(kind, other, mac, theirs, group, target, other)
 	}
 	behindOptions := func(frame []byte) []byte {
-		return IPv6(other, mac, theirs, group, 0, append([]byte{unix.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0}, frame[54:]...))
+		return packet.IPv6(other, mac, theirs, group, 0, append([]byte{unix.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0}, frame[54:]...))
 	}
 	for _, c := range []struct {
 		name  string
@@ -108,10 +110,10 @@ func TestFramesThatConcernTheMetadataService(t *testing.T) {
 		{"IPv6 from the address", ipv6(ours, theirs), true},
 		{"IPv6 to the address", ipv6(theirs, ours), true},
 		{"IPv6 among others", ipv6(theirs, group), false},
-		{"IPv6, where is the address", discovery(ndSolicitation, ours), true},
-		{"IPv6, the address is at", discovery(ndAdvertisement, ours), true},
-		{"IPv6, where is another with the same group", discovery(ndSolicitation, netip.MustParseAddr("fe80::fe:a9fe")), false},
-		{"IPv6, the address is at, behind options", behindOptions(discovery(ndAdvertisement, ours)), true},
+		{"IPv6, where is the address", discovery(packet.Solicitation, ours), true},
+		{"IPv6, the address is at", discovery(packet.Advertisement, ours), true},
+		{"IPv6, where is another with the same group", discovery(packet.Solicitation, netip.MustParseAddr("fe80::fe:a9fe")), false},
+		{"IPv6, the address is at, behind options", behindOptions(discovery(packet.Advertisement, ours)), true},
 		{"IPv4 to the address behind a priority tag", ethernet(mac, other, unix.ETH_P_8021Q, vlan(0, unix.ETH_P_IP, ipv4(guest, metadata))...), true},
 		{"ARP behind a provider's priority tag", ethernet(mac, other, unix.ETH_P_8021AD, vlan(0, unix.ETH_P_ARP, arp(guest, metadata))...), true},
 		{"IPv4 among others behind a priority tag", ethernet(mac, other, unix.ETH_P_8021Q, vlan(0, unix.ETH_P_IP, ipv4(guest, guest))...), false},

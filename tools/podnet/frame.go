@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // The project's own MACs: of the interface that carries 169.254.169.254, and of
@@ -84,16 +86,16 @@ func (f Frame) inVLAN() bool {
 // discoveryTarget returns what address an IPv6 packet solicits or advertises, if
 // it does (RFC 4861). An extension header of eight bytes may be before the
 // message.
-func discoveryTarget(packet []byte) (target netip.Addr) {
+func discoveryTarget(datagram []byte) (target netip.Addr) {
 	const header, extension = 40, 8
-	if len(packet) < header {
+	if len(datagram) < header {
 		return target
 	}
-	next, message := packet[6], packet[header:]
+	next, message := datagram[6], datagram[header:]
 	if next != unix.IPPROTO_ICMPV6 && len(message) >= extension {
 		next, message = message[0], message[extension:]
 	}
-	if next != unix.IPPROTO_ICMPV6 || len(message) < 24 || message[0] != ndSolicitation && message[0] != ndAdvertisement {
+	if next != unix.IPPROTO_ICMPV6 || len(message) < 24 || message[0] != packet.Solicitation && message[0] != packet.Advertisement {
 		return target
 	}
 	target, _ = netip.AddrFromSlice(message[8:24])

@@ -10,10 +10,10 @@ import (
 // largestFrame holds any frame a tap of MTU 65535 gives, in bytes.
 const largestFrame = 1 << 16
 
-// StartGuest plays QEMU and the guest that boots in it: the pod's taps are
-// opened, which gives them carrier, each is joined frame by frame with a NIC of
-// the guest (eth0, eth1, ...), and eth0 gets what KubeVirt's DHCP server would
-// give it. The guest of a running pod may be stopped and started again.
+// StartGuest does what QEMU and a guest that boots do: the pod's taps are opened,
+// which gives them carrier, each is joined frame by frame with a NIC of the guest
+// (eth0, eth1, ...), and eth0 gets what KubeVirt's DHCP server would give it. The
+// guest of a running pod may be stopped and started again.
 func (p *Pod) StartGuest() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -26,7 +26,7 @@ const ImpostorBody = "impostor"
 // second or so, faster than any ARP entry expires.
 const impostorPace = 20 * time.Millisecond
 
-// Impostor is a neighbour that plays metadata service.
+// Impostor is a neighbour that claims to be the metadata service.
 type Impostor struct {
 	requests atomic.Int64
 	stop     context.CancelFunc
@@ -165,7 +165,7 @@ var (
 // falseAdvertisement makes an unsolicited neighbour advertisement in which from
 // claims fe80::a9fe:a9fe.
 func falseAdvertisement(from, to net.HardwareAddr) []byte {
-	return NeighbourMessage(ndAdvertisement, from, to, MetadataIPv6Addr, allNodes, MetadataIPv6Addr, from)
+	return packet.NeighbourMessage(packet.Advertisement, from, to, MetadataIPv6Addr, allNodes, MetadataIPv6Addr, from)
 }
 
 func sendUntil(ctx context.Context, socket int, frames [][]byte) {

@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // The fixed IPv6 addresses of the pod network, and of KubeVirt's masquerade
@@ -153,60 +152,4 @@ func (n *Namespace) MetadataURL(name string) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("http://[%s%%25%s]", MetadataIPv6Addr, at.Addr().Zone()), nil
-}
-
-// NeighbourMessage makes an IPv6 packet in an Ethernet frame that holds a message
-// of neighbour discovery (RFC 4861), with its checksum: a solicitation (135) or
-// an advertisement (136) for target. Its option gives the link-layer address
-// linked; nil: none.
-func NeighbourMessage(kind byte, from, to net.HardwareAddr, source, destination, target netip.Addr, linked net.HardwareAddr) []byte {
-	message := []byte{kind, 0, 0, 0, 0, 0, 0, 0}
-	option := byte(1) // source link-layer address
-	if kind == ndAdvertisement {
-		message[4] = 0x20 // override what is known
-		option = 2        // target link-layer address
-	}
-	message = append(message, target.AsSlice()...)
-	if linked != nil {
-		message = append(append(message, option, 1), linked...)
-	}
-	return ICMPv6(from, to, source, destination, message)
-}
-
-// The kinds of NeighbourMessage.
-const (
-	ndSolicitation  = 135
-	ndAdvertisement = 136
-)
-
-// ICMPv6 makes an IPv6 packet in an Ethernet frame that holds a message of ICMPv6
-// (RFC 4443), whose checksum it fills in.
-func ICMPv6(from, to net.HardwareAddr, source, destination netip.Addr, message []byte) []byte {
-	pseudo := append(source.AsSlice(), destination.AsSlice()...)
-	pseudo = append(pseudo, 0, 0, byte(len(message)>>8), byte(len(message)), 0, 0, 0, unix.IPPROTO_ICMPV6)
-	sum := checksum(append(pseudo, message...))
-	message = append([]byte{}, message...)
-	message[2], message[3] = byte(sum>>8), byte(sum)
-	return IPv6(from, to, source, destination, unix.IPPROTO_ICMPV6, message)
-}
-
-// IPv6 makes an IPv6 packet (RFC 8200) in an Ethernet frame. What follows the
-// header begins with next.
-func IPv6(from, to net.HardwareAddr, source, destination netip.Addr, next byte, payload []byte) []byte {
-	frame := append(append(append([]byte{}, to...), from...), 0x86, 0xdd)
-	frame = append(frame, 0x60, 0, 0, 0, byte(len(payload)>>8), byte(len(payload)), next, 255)
-	frame = append(append(frame, source.AsSlice()...), destination.AsSlice()...)
-	return append(frame, payload...)
-}
-
-// checksum is the internet checksum (RFC 1071).
-func checksum(data []byte) uint16 {
-	var sum uint32
-	for i, b := range data {
-		sum += uint32(b) << (8 * (1 - i%2))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // requireIPv6 skips where the kernel has no IPv6, or fails if CI=true.
@@ -137,7 +139,7 @@ func TestCapturedFrameHasItsVLANTag(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	frame := IPv6(up.Attrs().HardwareAddr, allNodesMAC, NeighbourIPv6Addr, allNodes, 59, make([]byte, 40))
+	frame := packet.IPv6(up.Attrs().HardwareAddr, allNodesMAC, NeighbourIPv6Addr, allNodes, 59, make([]byte, 40))
 	frame = slices.Concat(frame[:12], []byte{0x81, 0, 0xe0, 7}, frame[12:])
 	err = p.Neighbour.SendFrame(NeighbourInterface, frame)
 	if err != nil {

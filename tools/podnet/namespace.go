@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -54,12 +55,16 @@ func NewNamespace(name string) (*Namespace, error) {
 
 // NamespaceOf opens the network namespace that a process is in.
 func NamespaceOf(pid int) (*Namespace, error) {
-	n := &Namespace{name: fmt.Sprintf("of process %d", pid)}
-	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	return OpenNamespace(fmt.Sprintf("/proc/%d/ns/net", pid))
+}
+
+// OpenNamespace opens the network namespace that a file stands for.
+func OpenNamespace(path string) (*Namespace, error) {
+	file, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("network namespace: %w", err)
 	}
-	n.file = file
+	n := &Namespace{name: path, file: file}
 	err = n.Do(func() (err error) { n.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE); return err })
 	if err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -152,10 +157,36 @@ func (n *Namespace) HTTPClient() *http.Client {
 	}
 }
 
-// Start starts cmd, which is born inside the namespace. Do not set
-// cmd.SysProcAttr.Pdeathsig: the thread that starts it ends at once.
+// Start starts cmd inside the namespace. The process ends with this one at the
+// latest, however that ends.
 func (n *Namespace) Start(cmd *exec.Cmd) error {
-	return n.Do(cmd.Start)
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	started := make(chan error, 1)
+	go func() {
+		err := n.Do(func() error {
+			err := cmd.Start()
+			started <- err
+			if err == nil {
+				// The kernel takes the end of the thread that started a process
+				// for the end of its parent.
+				awaitEnd(cmd.Process.Pid)
+			}
+			return nil
+		})
+		if err != nil {
+			started <- err
+		}
+	}()
+	return <-started
+}
+
+// awaitEnd returns when a child has ended, and leaves it for exec.Cmd.Wait.
+func awaitEnd(pid int) {
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
 }
 
 // Path is the namespace's file, for nsenter --net and the like. It holds while

@@ -1,10 +1,10 @@
 package podnet
 
 import (
-	"github.com/vishvananda/netlink"
-
 	"bytes"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -169,6 +170,64 @@ func TestNamespaceOfAProcess(t *testing.T) {
 		t.Error("it is another one")
 	}
 	if _, err := same.Netlink().LinkByName("lo"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNewNamespaceHasOnlyALoopbackInterface(t *testing.T) {
+	links, err := newNamespace(t).Netlink().LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(links) != 1 || links[0].Attrs().Name != "lo" {
+		t.Errorf("interfaces %v, want lo", links)
+	}
+}
+
+func TestConnectionIsMadeInsideAndUsedOutside(t *testing.T) {
+	n := newNamespace(t)
+	listener, err := n.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		if conn, err := listener.Accept(); err == nil {
+			io.WriteString(conn, "hello")
+			conn.Close()
+		}
+	}()
+	if conn, err := net.Dial("tcp", listener.Addr().String()); err == nil {
+		conn.Close()
+		t.Error("the listener can be reached from outside")
+	}
+	conn, err := n.Dial(t.Context(), "tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got, err := io.ReadAll(conn); string(got) != "hello" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// The starter ends, and its child with it: nobody writes to the pipe any more.
+func TestStartedProcessEndsWithItsStarter(t *testing.T) {
+	Require(t)
+	starter := exec.Command("/proc/self/exe")
+	starter.Env = append(os.Environ(), startAndEnd+"=1")
+	output, err := starter.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := starter.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said, err := io.ReadAll(output)
+	if err != nil || string(said) != "started" {
+		t.Errorf("the starter says %q, %v", said, err)
+	}
+	if err := starter.Wait(); err != nil {
 		t.Error(err)
 	}
 }

@@ -91,14 +91,8 @@ func (p *Pod) becomeRouter(n *nic, uplink netlink.Link) error {
 	if err := p.Neighbour.netlink.LinkSetHardwareAddr(uplink, calicoMAC); err != nil {
 		return fmt.Errorf("MAC %s of %s: %w", calicoMAC, n.uplink, err)
 	}
-	for _, s := range []struct{ key, value string }{
-		{"net/ipv4/ip_forward", "1"},
-		{"net/ipv4/conf/" + n.uplink + "/proxy_arp", "1"},
-		{"net/ipv4/neigh/" + n.uplink + "/proxy_delay", "0"},
-	} {
-		if err := p.Neighbour.Sysctl(s.key, s.value); err != nil {
-			return err
-		}
+	if err := p.answerForAll(n.uplink); err != nil {
+		return err
 	}
 	if err := p.Neighbour.bringUp(uplink, calicoMAC, netip.PrefixFrom(n.neighbourAddr.Addr(), 32)); err != nil {
 		return err
@@ -106,25 +100,41 @@ func (p *Pod) becomeRouter(n *nic, uplink netlink.Link) error {
 	if err := p.Neighbour.routeOnLink(uplink, n.podAddr); err != nil {
 		return err
 	}
-	return p.leadElsewhere()
+	return p.leadTo(nodeInterface)
 }
 
-// leadElsewhere gives the node a way to all addresses that are none of its pods'.
-// A bridge without ports does for its NIC.
-func (p *Pod) leadElsewhere() error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = nodeInterface
-	if err := p.Neighbour.netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-		return fmt.Errorf("%s of the node: %w", nodeInterface, err)
+// answerForAll has the neighbour answer ARP on an uplink for every address that it
+// has a way to, at once.
+func (p *Pod) answerForAll(uplink string) error {
+	for _, s := range []struct{ key, value string }{
+		{"net/ipv4/ip_forward", "1"},
+		{"net/ipv4/conf/" + uplink + "/proxy_arp", "1"},
+		{"net/ipv4/neigh/" + uplink + "/proxy_delay", "0"},
+	} {
+		if err := p.Neighbour.Sysctl(s.key, s.value); err != nil {
+			return err
+		}
 	}
-	node, err := p.Neighbour.link(nodeInterface)
+	return nil
+}
+
+// leadTo gives the neighbour a way to all addresses, by a new interface behind
+// which there is nothing: a bridge without ports, since the dummy driver is not
+// everywhere.
+func (p *Pod) leadTo(name string) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	if err := p.Neighbour.netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		return fmt.Errorf("%s of the neighbour: %w", name, err)
+	}
+	if err := p.Neighbour.setUp(name); err != nil {
+		return err
+	}
+	link, err := p.Neighbour.link(name)
 	if err != nil {
 		return err
 	}
-	if err := p.Neighbour.netlink.LinkSetUp(node); err != nil {
-		return err
-	}
-	return p.Neighbour.routeOnLink(node, netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+	return p.Neighbour.routeOnLink(link, netip.PrefixFrom(netip.IPv4Unspecified(), 0))
 }
 
 // giveRouter gives a link what leads everywhere, where there is something.

@@ -9,12 +9,12 @@ import (
 )
 
 // Where an ordinary user may not open /dev/net/tun, or it is missing, a veth
-// pair plays the tap: one end has the tap's name and is the bridge's port; the
+// pair takes the tap's place: one end has the tap's name and is the bridge's port; the
 // other is the guest's NIC while a guest is running, and is parked in a
 // namespace of its own, down, otherwise. To the bridge it is the same: a port
 // without carrier until the guest has opened it.
 
-// tapIndex is the interface index of the first tap that a veth pair plays: far
+// tapIndex is the interface index of the first veth pair in place of a tap: far
 // from its other end's, for the reason given at uplinkIndex.
 const tapIndex = 2000
 
@@ -70,7 +70,7 @@ func move(from *Namespace, name string, to *Namespace, newName string) error {
 }
 
 // RealTaps says whether this process can make taps: whether /dev/net/tun can be
-// opened. Otherwise veth pairs play the guests' taps.
+// opened. Otherwise veth pairs take the place of the guests' taps.
 func RealTaps() bool {
 	device, err := os.OpenFile(tunDevice, os.O_RDWR, 0)
 	if err != nil {

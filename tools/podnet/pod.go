@@ -20,6 +20,8 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Binding is how a VM's network interface is bound to the pod's network, in the
@@ -34,6 +36,9 @@ const (
 	// ManagedTap: as Bridge, but KubeVirt's DHCP server is absent, and with it
 	// the bridge's own address.
 	ManagedTap Binding = "managedTap"
+	// Passt: no link is made. The program passt, a process like any other in the
+	// pod, is the guest's network; its CNI plugin has opened it all ports.
+	Passt Binding = "passt"
 )
 
 // The fixed addresses of the pod network.
@@ -118,7 +123,7 @@ type Pod struct {
 
 	options Options
 	primary *nic
-	parking *Namespace // of the guest's ends of the veth pairs that play the taps; nil: the taps are real
+	parking *Namespace // of the guest's ends of the veth pairs in place of taps; nil: the taps are real
 
 	mu      sync.Mutex // guards what follows, and the pod's wiring
 	wired   []*nic     // in the order of the guest's eth0, eth1, ...
@@ -142,18 +147,47 @@ func New(options Options) (*Pod, error) {
 	return p, nil
 }
 
+// Adopt takes over the network of a pod that a real kubelet runs, with the eth0
+// that its CNI plugin has made: that of a VM in masquerade binding, over IPv4
+// alone. There is no neighbour. [Pod.Close] closes the namespace.
+func Adopt(pod *Namespace) (*Pod, error) {
+	p := &Pod{Pod: pod, options: Options{WithoutIPv6: true}, cables: map[*nic]*cable{}}
+	err := p.options.complete()
+	if err == nil {
+		p.primary, err = primaryNIC(p.options)
+	}
+	if err == nil {
+		p.Guest, err = NewNamespace("guest")
+	}
+	if err == nil {
+		err = p.park()
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// park makes the namespace of the guest's ends, where there are no taps.
+func (p *Pod) park() (err error) {
+	if !RealTaps() {
+		p.parking, err = NewNamespace("parking")
+	}
+	return err
+}
+
 func (o *Options) complete() error {
 	if o.Binding == "" {
 		o.Binding = Masquerade
 	}
 	switch o.Binding {
 	case Masquerade:
-	case Bridge, ManagedTap:
+	case Bridge, ManagedTap, Passt:
 		if o.Ports != nil {
 			return fmt.Errorf("ports %v: only %s has a list of ports, not %s", o.Ports, Masquerade, o.Binding)
 		}
 	default:
-		return fmt.Errorf("binding %q: use %s, %s or %s", o.Binding, Masquerade, Bridge, ManagedTap)
+		return fmt.Errorf("binding %q: use %s, %s, %s or %s", o.Binding, Masquerade, Bridge, ManagedTap, Passt)
 	}
 	if o.Network == "" {
 		o.Network = Subnet
@@ -163,7 +197,7 @@ func (o *Options) complete() error {
 	default:
 		return fmt.Errorf("network %q: use %s, %s or %s", o.Network, Subnet, Routed, Layer2)
 	}
-	if o.Binding == Masquerade && (o.Network == Layer2 || o.NoPodNetwork) {
+	if (o.Binding == Masquerade || o.Binding == Passt) && (o.Network == Layer2 || o.NoPodNetwork) {
 		return fmt.Errorf("binding %s: it is for the pod network, which has an address", o.Binding)
 	}
 	if o.Bystander && !o.NoPodNetwork {
@@ -198,11 +232,8 @@ func (p *Pod) build() error {
 		}
 		*n.at = made
 	}
-	if !RealTaps() {
-		var err error
-		if p.parking, err = NewNamespace("parking"); err != nil {
-			return err
-		}
+	if err := p.park(); err != nil {
+		return err
 	}
 	for _, conf := range []string{"all", "default"} {
 		if err := p.Pod.Sysctl("net.ipv4.conf."+conf+".rp_filter", fmt.Sprint(p.options.RPFilter)); err != nil {
@@ -231,7 +262,24 @@ func (p *Pod) build() error {
 			return err
 		}
 	}
-	return p.plugUplink(p.primary)
+	if err := p.plugUplink(p.primary); err != nil || p.options.Binding != Passt {
+		return err
+	}
+	return p.openPorts()
+}
+
+// openPorts is what KubeVirt's CNI plugin for passt does
+// (cmd/cniplugins/passt-binding): passt, with the user and the group of
+// virt-launcher, may listen on every port and send pings.
+func (p *Pod) openPorts() error {
+	if err := p.Pod.Sysctl("net.ipv4.ip_unprivileged_port_start", "0"); err != nil {
+		return err
+	}
+	err := p.Pod.Sysctl("net.ipv4.ping_group_range", fmt.Sprint(qemuID, " ", qemuID))
+	if errors.Is(err, unix.EINVAL) {
+		return nil // the group has no number in the user namespace of an ordinary user
+	}
+	return err
 }
 
 // Close stops the guest and removes the namespaces with all that is in them.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,9 +16,12 @@ import (
 	"time"
 )
 
-// printNamespace in the environment makes the test binary print its network
-// namespace and end.
-const printNamespace = "PODNET_TEST_PRINT_NAMESPACE"
+// In the environment they make the test binary print its network namespace and
+// end, or start a process in a new namespace and end.
+const (
+	printNamespace = "PODNET_TEST_PRINT_NAMESPACE"
+	startAndEnd    = "PODNET_TEST_START_AND_END"
+)
 
 func TestMain(m *testing.M) {
 	if os.Getenv(printNamespace) != "" {
@@ -26,6 +30,19 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		fmt.Print(id)
+		return
+	}
+	if os.Getenv(startAndEnd) != "" {
+		n, err := NewNamespace("test")
+		if err != nil {
+			panic(err)
+		}
+		child := exec.Command("sleep", "3600")
+		child.Stdout = os.Stdout
+		if err := n.Start(child); err != nil {
+			panic(err)
+		}
+		fmt.Print("started")
 		return
 	}
 	Main(m)

@@ -3,9 +3,6 @@ package podnet
 import (
 	"errors"
 	"fmt"
-	"net"
-
-	"github.com/vishvananda/netlink"
 )
 
 // elsewhere is the neighbour's interface to the rest of the world while it is a
@@ -25,39 +22,12 @@ func (p *Pod) ProxyARP() (undo func() error, err error) {
 			p.Neighbour.remove(elsewhere),
 		)
 	}
-	if err := p.proxyARP(); err != nil {
+	err = p.leadTo(elsewhere)
+	if err == nil {
+		err = p.answerForAll(NeighbourInterface)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("proxy ARP: %w", err), undo())
 	}
 	return undo, nil
-}
-
-func (p *Pod) proxyARP() error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = elsewhere
-	// A bridge without ports, since the dummy driver is not everywhere.
-	if err := p.Neighbour.netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-		return err
-	}
-	if err := p.Neighbour.setUp(elsewhere); err != nil {
-		return err
-	}
-	link, err := p.Neighbour.link(elsewhere)
-	if err != nil {
-		return err
-	}
-	everywhere := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
-	if err := p.Neighbour.netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: everywhere}); err != nil {
-		return err
-	}
-	for key, value := range map[string]string{
-		"net/ipv4/ip_forward":                                "1",
-		"net/ipv4/conf/" + NeighbourInterface + "/proxy_arp": "1",
-		// At once, and not some time within 0.8 s.
-		"net/ipv4/neigh/" + NeighbourInterface + "/proxy_delay": "0",
-	} {
-		if err := p.Neighbour.Sysctl(key, value); err != nil {
-			return err
-		}
-	}
-	return nil
 }

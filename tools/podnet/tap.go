@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// qemuID is the user and the group that QEMU runs as in a virt-launcher pod,
-// and that virt-handler gives the tap to.
+// qemuID is the user and the group that QEMU and passt run as in a virt-launcher
+// pod, and that virt-handler gives the tap to.
 const qemuID = 107
 
 const tunDevice = "/dev/net/tun"

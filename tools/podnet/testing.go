@@ -9,11 +9,11 @@ import (
 // unavailable is why pods cannot be built here. nil: they can.
 var unavailable error
 
-// Main is for a package's TestMain. As root it runs the tests. As an ordinary
+// Main is for a package's TestMain, and m a *testing.M. As root it runs the tests. As an ordinary
 // user it runs the test binary once more in a user namespace. Where neither can
 // build a pod it says what would help, and fails if CI=true; otherwise the
 // tests that need a pod skip (see [Require]). It does not return.
-func Main(m *testing.M) {
+func Main(m interface{ Run() int }) {
 	if os.Geteuid() != 0 && !Inside() {
 		code, err := Rerun(0)
 		if err == nil {

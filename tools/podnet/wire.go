@@ -94,8 +94,11 @@ func (n *Namespace) addDefaultRoute(gateway netip.Addr) error {
 
 // Wire does to the pod what virt-handler does before QEMU starts: the bridge,
 // the NAT rules or the renamed uplink and the stand-in for it, and the tap,
-// which has no carrier until the guest opens it.
+// which has no carrier until the guest opens it. For passt it does nothing.
 func (p *Pod) Wire() error {
+	if p.options.Binding == Passt {
+		return nil
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.wire(p.primary)

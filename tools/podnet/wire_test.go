@@ -134,7 +134,7 @@ func TestWiringIsKubeVirts(t *testing.T) {
 
 func TestTapBelongsToQEMU(t *testing.T) {
 	if !RealTaps() {
-		const why = "a veth pair plays the tap, since this user may not open " + tunDevice
+		const why = "a veth pair is in place of the tap, since this user may not open " + tunDevice
 		if os.Getenv("CI") == "true" {
 			t.Fatal(why)
 		}
@@ -250,8 +250,9 @@ func TestSecondaryNetwork(t *testing.T) {
 
 func TestOptionsThatContradictEachOther(t *testing.T) {
 	for want, options := range map[string]Options{
-		`binding "passt"`: {Binding: "passt"},
+		`binding "slirp"`: {Binding: "slirp"},
 		"ports [22]":      {Binding: Bridge, Ports: []uint16{22}},
+		"ports [80]":      {Binding: Passt, Ports: []uint16{80}},
 	} {
 		if _, err := New(options); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want an error about %s", options, err, want)
@@ -277,4 +278,44 @@ func idIsMapped(t *testing.T, id uint64) bool {
 		}
 	}
 	return false
+}
+
+// The pod is one that somebody else has made, as far as it is of importance here.
+func TestAdoptedPodHasAGuest(t *testing.T) {
+	made := newPod(t, Options{WithoutIPv6: true})
+	namespace, err := OpenNamespace(made.Pod.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Adopt(namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Wire(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.StartGuest(); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, made.Neighbour, "10.244.1.1:80")
+	mustGet(t, p.Guest, "http://10.244.1.1/", "10.244.1.5")
+}
+
+// passt's CNI plugin has opened all ports when the pod's own sysctls are written.
+func TestPasstHasNoLinks(t *testing.T) {
+	p := newPod(t, Options{Binding: Passt})
+	if got := sysctl(t, p.Pod, "net.ipv4.ip_unprivileged_port_start"); got != "0" {
+		t.Errorf("the first port is %s, want 0", got)
+	}
+	before, err := p.Pod.Netlink().LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wire(); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := p.Pod.Netlink().LinkList(); err != nil || len(after) != len(before) {
+		t.Errorf("%d links, %v, before %d", len(after), err, len(before))
+	}
 }

@@ -18,8 +18,8 @@ import (
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
-	"github.com/example/kubevirt-imds/tools/e2e/netns"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
 //go:embed pod.yaml
@@ -99,10 +99,10 @@ func realPodFacts(t *testing.T) map[string]string {
 	facts["token mode"], facts["token owner"] = info.Mode().String(), fmt.Sprintf("%d:%d", owner.Uid, owner.Gid)
 	token, err := os.ReadFile(file)
 	check(t, err)
-	network, err := netns.Of(pids["compute"])
+	network, err := podnet.NamespaceOf(pids["compute"])
 	check(t, err)
 	defer network.Close()
-	served, err := get(ctx, dialer(network.DialContext).client(), "http://127.0.0.1"+tokenFile)
+	served, err := get(ctx, dialer(network.Dial).client(), "http://127.0.0.1"+tokenFile)
 	check(t, err)
 	facts["token served"] = fmt.Sprint(string(served) == string(token))
 
@@ -115,7 +115,7 @@ func realPodFacts(t *testing.T) map[string]string {
 }
 
 // asCompute is a client of the API like one in the pod: with the pod's token, by the Service.
-func asCompute(t *testing.T, pid int, network *netns.Namespace) *kube.Client {
+func asCompute(t *testing.T, pid int, network *podnet.Namespace) *kube.Client {
 	folder := fmt.Sprintf("/proc/%d/root/var/run/secrets/api/", pid)
 	token, err := os.ReadFile(folder + corev1.ServiceAccountTokenKey)
 	check(t, err)
@@ -132,7 +132,7 @@ func asCompute(t *testing.T, pid int, network *netns.Namespace) *kube.Client {
 		Host:            "https://" + net.JoinHostPort(variables["KUBERNETES_SERVICE_HOST"], variables["KUBERNETES_SERVICE_PORT"]),
 		BearerToken:     string(token),
 		TLSClientConfig: rest.TLSClientConfig{CAData: authority},
-		Dial:            network.DialContext,
+		Dial:            network.Dial,
 	})
 	check(t, err)
 	return client

@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
-	"github.com/example/kubevirt-imds/tools/e2e/guest"
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
 )
 
@@ -33,7 +32,7 @@ func StartVM(t *testing.T, c *cluster.Cluster, out io.Writer) *VM {
 			v.Explain(t)
 		}
 	})
-	check(t, guest.Wire(v.network))
+	check(t, v.network.Wire())
 	return v
 }
 

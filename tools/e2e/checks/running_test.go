@@ -42,7 +42,7 @@ func (in *installation) testRunningPod(t *testing.T) {
 }
 
 func answersInside(t *testing.T, v *VM) {
-	if v.guest != nil {
+	if v.Ask != nil {
 		t.Fatalf("the guest is there already")
 	}
 	_, err := v.fromPod().awaitAnswer(t.Context())

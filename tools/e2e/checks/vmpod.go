@@ -12,10 +12,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/example/kubevirt-imds/tools/e2e/cluster"
-	"github.com/example/kubevirt-imds/tools/e2e/guest"
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
-	"github.com/example/kubevirt-imds/tools/e2e/netns"
+	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/cgroup"
 )
 
 // The VM whose pod runs.
@@ -39,9 +38,8 @@ type VM struct {
 	Ask func(ctx context.Context, path string) ([]byte, error)
 
 	site    *site
-	pod     *corev1.Pod      // as it was when all of it ran for the first time
-	network *netns.Namespace // the pod's
-	guest   *guest.Guest     // the stand-in for a guest; nil: there is none yet, or a real one
+	pod     *corev1.Pod // as it was when all of it ran for the first time
+	network *podnet.Pod // the pod's; its guest is the stand-in for one
 }
 
 // startVM does what KubeVirt does until virt-launcher runs: the VMI, and its pod.
@@ -74,8 +72,12 @@ func (in *installation) startVM(ctx context.Context) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.network, err = netns.Of(compute); err != nil {
+	network, err := podnet.NamespaceOf(compute)
+	if err != nil {
 		return nil, err
+	}
+	if v.network, err = podnet.Adopt(network); err != nil {
+		return nil, errors.Join(err, network.Close())
 	}
 	in.undo = append(in.undo, func(context.Context) error { return v.close() })
 	return v, nil
@@ -156,8 +158,8 @@ func statusOf(pod *corev1.Pod, name string) (corev1.ContainerStatus, error) {
 	return corev1.ContainerStatus{}, fmt.Errorf("pod %s has no container %s", pod.Name, name)
 }
 
-// container finds a container of the pod, as it runs now, from outside.
-func (v *VM) container(ctx context.Context, name string) (*cluster.Container, error) {
+// container finds the cgroup of a container of the pod, as it runs now.
+func (v *VM) container(ctx context.Context, name string) (*cgroup.Group, error) {
 	status, err := v.status(ctx, name)
 	if err != nil {
 		return nil, err
@@ -182,29 +184,23 @@ func (v *VM) log(ctx context.Context, name string) (string, error) {
 }
 
 // close stops the guest and lets go of the pod's network.
-func (v *VM) close() error {
-	var err error
-	if v.guest != nil {
-		err = v.guest.Stop()
-	}
-	return errors.Join(err, v.network.Close())
-}
+func (v *VM) close() error { return v.network.Close() }
 
 // boot wires the pod and starts the stand-in for a guest, unless that is done.
 func (v *VM) boot() error {
 	if v.Ask != nil {
 		return nil
 	}
-	if err := guest.Wire(v.network); err != nil {
+	if err := v.network.Wire(); err != nil {
 		return err
 	}
-	var err error
-	if v.guest, err = guest.Boot(v.network); err == nil {
-		v.Ask = v.fromGuest().ask
+	if err := v.network.StartGuest(); err != nil {
+		return err
 	}
-	return err
+	v.Ask = v.fromGuest().ask
+	return nil
 }
 
 // fromPod asks from the pod itself, as the liveness probe does, and fromGuest from the guest.
-func (v *VM) fromPod() dialer   { return v.network.DialContext }
-func (v *VM) fromGuest() dialer { return v.guest.DialContext }
+func (v *VM) fromPod() dialer   { return v.network.Pod.Dial }
+func (v *VM) fromGuest() dialer { return v.network.Guest.Dial }

@@ -228,6 +228,10 @@ func lock(ctx context.Context, path string, tell func(format string, args ...any
 		select {
 		case err = <-taken:
 		case <-ctx.Done():
+			go func() {
+				<-taken
+				file.Close()
+			}()
 			return nil, context.Cause(ctx)
 		}
 	}

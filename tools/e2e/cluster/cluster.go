@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
-	"github.com/example/kubevirt-imds/tools/e2e/netns"
 	"github.com/example/kubevirt-imds/tools/e2e/sandbox"
+	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
 // Options are what a cluster is started with.
@@ -42,7 +42,7 @@ type Cluster struct {
 	name     string // of the run folder and of the cgroups
 	folder   string
 	sandbox  *sandbox.Sandbox
-	network  *netns.Namespace // the node's
+	network  *podnet.Namespace // the node's
 	client   *http.Client
 	objects  *kube.Client // of the API
 	api      *component   // the API server
@@ -150,7 +150,7 @@ func (c *Cluster) Kubeconfig() string { return c.file("admin.kubeconfig") }
 
 // DialContext connects from the node to an IP address and port, such as those of a pod or a Service.
 func (c *Cluster) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	return c.network.DialContext(ctx, network, address)
+	return c.network.Dial(ctx, network, address)
 }
 
 // Command is exec.CommandContext for a program inside the cluster's namespaces, on its node, with kubectl,

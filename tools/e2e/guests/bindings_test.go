@@ -88,8 +88,6 @@ type binding struct {
 	neighbour, guest netip.Addr
 	// neighbourLink is an address that the neighbour needs on its uplink to be reached. Not valid: none.
 	neighbourLink netip.Prefix
-	// passt: the VM's pod network is bound by passt, instead of what network says.
-	passt bool
 	// withoutIPv4: the guest has IPv6 alone.
 	withoutIPv4 bool
 	// withoutNetfilter: the node's kernel has no nf_tables, and the guest is not served.
@@ -208,11 +206,11 @@ var bindings = []binding{
 	// To passt's guest the gateway's address is the pod itself, so that the neighbour has another.
 	{
 		name:          "passt",
-		passt:         true,
+		network:       podnet.Options{Binding: podnet.Passt},
 		neighbour:     netip.MustParseAddr("10.244.1.9"),
 		neighbourLink: netip.MustParsePrefix("10.244.1.9/24"),
 	},
-	{name: "passt, Calico", network: podnet.Options{Network: podnet.Routed}, passt: true},
+	{name: "passt, Calico", network: podnet.Options{Binding: podnet.Passt, Network: podnet.Routed}},
 	{name: "pod without IPv6, masquerade", network: podnet.Options{Binding: podnet.Masquerade, WithoutIPv6: true}},
 	{name: "pod without IPv6, bridge", network: podnet.Options{Binding: podnet.Bridge, WithoutIPv6: true}},
 	{
@@ -247,13 +245,16 @@ func (r binding) complete() binding {
 	return r
 }
 
+// passt says whether the guest is the guest of passt, and not on a bridge.
+func (r binding) passt() bool { return r.network.Binding == podnet.Passt }
+
 // options of its VM.
 func (r binding) options() stage.Options {
 	o := stage.Options{Name: vmName, Network: r.network, WithoutNetfilter: r.withoutNetfilter}
 	if r.bridgeName != "" {
 		o.Init = []string{"IMDS_BRIDGE_NAME=" + r.bridgeName}
 	}
-	if r.passt {
+	if r.passt() {
 		o.Init, o.Server = redirection, redirection
 	}
 	return o
@@ -284,7 +285,7 @@ func (b *bindingTest) checks() []bindingCheck {
 	if !b.withoutIPv4 {
 		served = append(served, bindingCheck{"on-link", "also with a route by which it looks for the address on its own network; first answer", b.onLinkServed})
 	}
-	if !b.withoutIPv4 && !b.network.WithoutIPv6 && !b.passt {
+	if !b.withoutIPv4 && !b.network.WithoutIPv6 && !b.passt() {
 		served = append(served, bindingCheck{"IPv6", "also at fe80::a9fe:a9fe; first answer", b.servedByIPv6})
 	}
 	served = append(served,
@@ -315,7 +316,7 @@ func (b *bindingTest) boot(t *testing.T) {
 		b.Watch(podnet.BystanderInterface)
 	}
 	b.StartSidecars()
-	if b.passt {
+	if b.passt() {
 		b.startPasst(t)
 	} else {
 		b.Wire()
@@ -462,7 +463,7 @@ func (b *bindingTest) impostor(t *testing.T) {
 // knowsEndpoint fails the check if the guest takes anybody else for the metadata service. The guest of passt takes passt
 // for everybody.
 func (b *bindingTest) knowsEndpoint(t *testing.T) {
-	if b.passt {
+	if b.passt() {
 		return
 	}
 	address := podnet.MetadataAddr
@@ -501,14 +502,14 @@ func (b *bindingTest) neighbourAsks(t *testing.T) {
 	switch {
 	case b.bridgeName != "":
 		routeBack(t, b.Net, b.bridgeName, b.neighbour)
-	case !b.passt && b.network.Binding != podnet.Masquerade: // where the pod has its own way
+	case !b.passt() && b.network.Binding != podnet.Masquerade: // where the pod has its own way
 		routeBack(t, b.Net, b.Net.Bridge(), b.neighbour)
 	}
 	asked := 0
 	for way, mac := range b.ways(t) {
 		for _, uplink := range b.uplinks() {
 			replies := neighbourAsks(t, b.Net, uplink, mac)
-			if b.passt {
+			if b.passt() {
 				replies["port of the redirection"] = askAs(t, func(ctx context.Context) (podnet.Reply, error) {
 					return b.Net.NeighbourAsksAt(ctx, mac, redirectPort)
 				})
@@ -685,9 +686,7 @@ func (b *bindingTest) twin(t *testing.T) *state {
 	twin, err := podnet.New(b.network)
 	check(t, err)
 	defer twin.Close()
-	if !b.passt {
-		check(t, twin.Wire())
-	}
+	check(t, twin.Wire())
 	if b.second != "" {
 		check(t, twin.AddSecondaryBridge(b.second))
 	}
@@ -799,10 +798,6 @@ const (
 // startPasst joins the guest to the pod network as KubeVirt does in passt binding: no link is made, passt is the guest's
 // network, and a process like any other in the pod.
 func (b *bindingTest) startPasst(t *testing.T) {
-	// By virt-handler, for passt.
-	check(t, b.Net.Pod.Sysctl("net.ipv4.ip_unprivileged_port_start", "0"))
-	check(t, b.Net.Pod.Sysctl("net.ipv4.ping_group_range", fmt.Sprint(launcherID, " ", launcherID)))
-
 	folder, err := os.MkdirTemp("", "passt-")
 	check(t, err)
 	t.Cleanup(func() { os.RemoveAll(folder) })

@@ -18,42 +18,19 @@ type Process struct {
 
 // Start starts a command in a namespace.
 func Start(in *podnet.Namespace, command *exec.Cmd) (*Process, error) {
-	return StartUnder(in, func() error { return nil }, command)
-}
-
-// StartUnder starts a command by a thread to which something was done before that the command inherits, such as a
-// filter of its system calls.
-func StartUnder(in *podnet.Namespace, prepare func() error, command *exec.Cmd) (*Process, error) {
 	if command.SysProcAttr == nil {
 		command.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	command.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	// What the terminal sends at Ctrl-C is for this process alone.
 	command.SysProcAttr.Setpgid = true
-	p := &Process{command: command, ended: make(chan struct{})}
-	started := make(chan error, 1)
-	go func() {
-		// The kernel means the thread that started it when it speaks of a process's parent: this one has to be
-		// there until the end.
-		err := in.Do(func() error {
-			err := prepare()
-			if err == nil {
-				err = command.Start()
-			}
-			started <- err
-			if err == nil {
-				p.err = command.Wait()
-				close(p.ended)
-			}
-			return nil
-		})
-		if err != nil {
-			started <- err
-		}
-	}()
-	if err := <-started; err != nil {
+	if err := in.Start(command); err != nil {
 		return nil, err
 	}
+	p := &Process{command: command, ended: make(chan struct{})}
+	go func() {
+		p.err = command.Wait()
+		close(p.ended)
+	}()
 	return p, nil
 }
 

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/example/kubevirt-imds/tools/podnet/reexec"
 )
 
 // File descriptors that Start hands to the keeper, and the keeper to pid 1.
@@ -73,7 +75,7 @@ func startInit(config Config) (*process, error) {
 		return nil, err
 	}
 	defer prepared.Close()
-	command := again(context.Background(), roleInit, config)
+	command := reexec.Command(context.Background(), roleInit, config)
 	command.Stderr = os.Stderr
 	command.ExtraFiles = []*os.File{preparedEnd}
 	command.SysProcAttr = &syscall.SysProcAttr{

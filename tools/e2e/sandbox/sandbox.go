@@ -1,8 +1,7 @@
 // Package sandbox runs programs in mount, network and pid namespaces of their own, so that a whole Kubernetes
 // node can live on a machine and leave no trace on it.
 //
-// Three kinds of helper process make it, each this same program started again under a name of its own (see
-// reexec.go):
+// Three kinds of helper process make it, each this same program started again (package reexec):
 //
 //   - the keeper, outside, which makes the cgroups and the namespaces, and removes them when the lifeline, a
 //     pipe from the process that started it, closes. So Stop, a crash and a SIGKILL take the same way out;
@@ -22,7 +21,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/example/kubevirt-imds/tools/e2e/netns"
+	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/reexec"
 )
 
 // Config is what a sandbox is made of.
@@ -59,7 +59,7 @@ func Start(config Config) (*Sandbox, error) {
 	defer ready.Close()
 
 	s := &Sandbox{config: config, lifeline: lifeline, messages: new(bytes.Buffer)}
-	s.keeper = again(context.Background(), roleKeeper, config)
+	s.keeper = reexec.Command(context.Background(), roleKeeper, config)
 	s.keeper.Stderr = s.messages
 	s.keeper.ExtraFiles = []*os.File{lifelineEnd, readyEnd}
 	// Out of the terminal's session: its Ctrl-C must not end the one that cleans up.
@@ -101,7 +101,7 @@ func (s *Sandbox) Stop() error {
 //   - SIGINT and SIGQUIT are not handed on: they come from the terminal, which sends them to the program too;
 //   - ExtraFiles are not handed on.
 func (s *Sandbox) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	command := again(ctx, roleEnter, entry{Pid: s.pid, Cgroup: s.config.Name, Command: append([]string{name}, args...)})
+	command := reexec.Command(ctx, roleEnter, entry{Pid: s.pid, Cgroup: s.config.Name, Command: append([]string{name}, args...)})
 	command.Cancel = func() error { return command.Process.Signal(signalKill) }
 	return command
 }
@@ -115,4 +115,4 @@ func (s *Sandbox) Path(path string) string {
 func (s *Sandbox) Pid() int { return s.pid }
 
 // Network opens the sandbox's network namespace; who opens it closes it.
-func (s *Sandbox) Network() (*netns.Namespace, error) { return netns.Of(s.pid) }
+func (s *Sandbox) Network() (*podnet.Namespace, error) { return podnet.NamespaceOf(s.pid) }

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/tools/e2e/netns"
+	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
 // Each process that a sandbox consists of is this test's program again, and one with the race detector in it
@@ -186,7 +186,7 @@ func TestNetworkIsTheSandboxs(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	conn, err := network.DialContext(t.Context(), "tcp", listener.Addr().String())
+	conn, err := network.Dial(t.Context(), "tcp", listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +194,7 @@ func TestNetworkIsTheSandboxs(t *testing.T) {
 	expectLine(t, conn, "hello\n")
 
 	listener.Close()
-	if _, err := network.DialContext(t.Context(), "tcp", listener.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := network.Dial(t.Context(), "tcp", listener.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("error %v without a listener, want a refused connection", err)
 	}
 	addresses, err := net.InterfaceAddrs()
@@ -442,7 +442,7 @@ func read(t *testing.T, path string) string {
 }
 
 // listenInside listens at the address that only the sandbox has.
-func listenInside(t *testing.T, s *Sandbox, network *netns.Namespace) net.Listener {
+func listenInside(t *testing.T, s *Sandbox, network *podnet.Namespace) net.Listener {
 	t.Helper()
 	var listener net.Listener
 	err := network.Do(func() (err error) {

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/netns"
+	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
 // getLimit is how long a request may take that says nothing else.
@@ -111,7 +111,7 @@ func newDialer(g guestagent.Get) (dialer, error) {
 		return dialer.DialContext, nil
 	}
 	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		namespace, err := netns.Open(g.Namespace)
+		namespace, err := podnet.OpenNamespace(g.Namespace)
 		if err != nil {
 			return nil, err
 		}

@@ -50,7 +50,7 @@ func available() error {
 	}
 	errs := []error{podnet.Available(), qemu.Available()}
 	for program, debianPackage := range map[string]string{
-		"unshare": "util-linux", "setpriv": "util-linux", "ip": "iproute2", "bridge": "iproute2", "nft": "nftables", "passt": "passt",
+		"ip": "iproute2", "bridge": "iproute2", "nft": "nftables", "passt": "passt",
 	} {
 		if _, err := exec.LookPath(program); err != nil {
 			errs = append(errs, fmt.Errorf("missing program %s; on Debian: apt-get install --no-install-recommends %s", program, debianPackage))
@@ -80,6 +80,9 @@ func (s *Stage) build(ctx context.Context, messages io.Writer) error {
 	if err := os.Chmod(s.folder, 0o755); err != nil {
 		return err
 	}
+	if err := os.Mkdir(s.sidecars(), 0o755); err != nil {
+		return err
+	}
 	var err error
 	if s.repository, err = cluster.Repository(ctx); err != nil {
 		return err
@@ -102,7 +105,10 @@ func (s *Stage) Image() rootfs.Image { return s.image }
 func (s *Stage) Folder() string { return s.folder }
 
 // Program is the file of a sidecar's program, by its name.
-func (s *Stage) Program(name string) string { return filepath.Join(s.folder, name) }
+func (s *Stage) Program(name string) string { return filepath.Join(s.sidecars(), name) }
+
+// sidecars is the folder with the files of the sidecars' image.
+func (s *Stage) sidecars() string { return filepath.Join(s.folder, "sidecars") }
 
 // Close removes what Open has made, but the cache.
 func (s *Stage) Close() error { return os.RemoveAll(s.folder) }

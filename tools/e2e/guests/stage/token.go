@@ -5,88 +5,56 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
-// fsGroup is the pod's: 107, virt-launcher's.
-const fsGroup = 107
-
-// tokenLifetime is that of the tokens, which nobody checks here.
-const tokenLifetime = time.Hour
-
-// tokenVolume is the projected volume of the pod's tokens, which changes as a whole, as the kubelet's does: what
-// the reader opens are links through the link ..data, which is replaced by renaming.
-type tokenVolume struct {
-	folder    string
-	pod       string // the name, which is in each token
-	audiences []string
-	padding   int // bytes in each token that say nothing
-	issued    int
+// tokens are those that a pod gets.
+type tokens struct {
+	padding int // bytes in each token that say nothing
+	issued  int // how often
+	current string
 }
 
 // defaultAudience is that of the token that is there without being asked for.
 const defaultAudience = "https://kubernetes.default.svc.cluster.local"
 
-// path of the default token.
-func (v *tokenVolume) path() string { return filepath.Join(v.folder, "token") }
-
-// rotate puts new tokens in place of the present ones and returns the default one.
-func (v *tokenVolume) rotate() (token string, err error) {
-	v.issued++
-	version := filepath.Join(v.folder, fmt.Sprintf("..version_%d", v.issued))
-	token = v.issue(defaultAudience)
-	files := map[string]string{"token": token}
-	for i, audience := range v.audiences {
-		files[fmt.Sprintf("audiences/%d", i)] = v.issue(audience)
+// issue is the API server's part. The default token is the first of those that are
+// swapped together.
+func (v *tokens) issue(pod *corev1.Pod, audience string, lifetime time.Duration) (string, error) {
+	isDefault := audience == ""
+	if isDefault {
+		v.issued++
+		audience = defaultAudience
 	}
-	for path, content := range files {
-		if err := writeToken(filepath.Join(version, path), content); err != nil {
-			return "", err
-		}
-	}
-	data := filepath.Join(v.folder, "..data")
-	previous, _ := os.Readlink(data) // none the first time
-	if err := os.Symlink(filepath.Base(version), data+"_tmp"); err != nil {
-		return "", err
-	}
-	if err := os.Rename(data+"_tmp", data); err != nil {
-		return "", err
-	}
-	if previous != "" {
-		return token, os.RemoveAll(filepath.Join(v.folder, previous))
-	}
-	for path := range files {
-		top, _, _ := strings.Cut(path, "/")
-		err := os.Symlink(filepath.Join("..data", top), filepath.Join(v.folder, top))
-		if err != nil && !os.IsExist(err) {
-			return "", err
-		}
-	}
-	return token, nil
-}
-
-// writeToken writes a file as the kubelet does in a pod with an fsGroup.
-func writeToken(path, content string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(path, []byte(content), 0o640); err != nil {
-		return err
-	}
-	return os.Chown(path, 0, fsGroup)
-}
-
-func (v *tokenVolume) issue(audience string) string {
-	claims := claims(fmt.Sprintf("%s-%d", v.pod, v.issued), audience, time.Now(), tokenLifetime)
+	claims := claims(fmt.Sprintf("%s-%d", pod.Name, v.issued), audience, time.Now(), lifetime)
 	if v.padding > 0 {
 		padding := make([]byte, v.padding*3/4)
 		rand.Read(padding) // never fails: crypto/rand
 		claims["padding"] = padding
 	}
-	return unsigned(claims)
+	token := unsigned(claims)
+	if isDefault {
+		v.current = token
+	}
+	return token, nil
+}
+
+// addAudiences has the pod's token volume hold a token for each more audience, as
+// the webhook does.
+func addAudiences(pod *corev1.Pod, audiences []string) {
+	for _, volume := range pod.Spec.Volumes {
+		if volume.Projected == nil {
+			continue
+		}
+		for i, audience := range audiences {
+			volume.Projected.Sources = append(volume.Projected.Sources, corev1.VolumeProjection{
+				ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: audience, Path: fmt.Sprintf("audiences/%d", i)},
+			})
+		}
+	}
 }
 
 // Token makes a JWT with an ID, issued at a time and for a while. Its signature is none, since the server has no key

@@ -5,32 +5,48 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
 )
 
 func TestTokenIsSwappedAsAWhole(t *testing.T) {
-	if os.Geteuid() != 0 {
-		const reason = "only root can give the files to the pod's group; run the tests of this module as root"
-		if os.Getenv("CI") == "true" {
-			t.Fatal(reason)
-		}
-		t.Skip(reason)
+	requireRoot(t)
+	network, err := podnet.NewNamespace("pod")
+	if err != nil {
+		t.Fatal(err)
 	}
-	v := &tokenVolume{folder: t.TempDir(), pod: "virt-launcher-vm", audiences: []string{"vault"}}
+	defer network.Close()
+	pod, err := kubelet.LauncherPod("../../../../kustomize/sidecar", sidecarImage, metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addAudiences(pod, []string{"vault"})
+	v, folder := new(tokens), t.TempDir()
+	node := &kubelet.Node{Images: map[string]string{sidecarImage: t.TempDir()}, Folder: folder, Token: v.issue}
+	sandbox, err := node.Sandbox(pod, network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sandbox.Sidecar("imds-server"); err != nil {
+		t.Fatal(err)
+	}
+	files := filepath.Join(folder, "*", "volumes", "imds-token")
 	var seen []string
 	for range 3 {
-		token, err := v.rotate()
-		if err != nil {
+		if content := read(t, filepath.Join(files, "token")); content != v.current {
+			t.Fatal("the file does not hold the token that was issued")
+		}
+		other := read(t, filepath.Join(files, "audiences", "0"))
+		if other == v.current || strings.Count(other, ".") != 2 {
+			t.Fatal("the other audience's file holds no token of its own")
+		}
+		seen = append(seen, v.current, other)
+		if err := sandbox.Refresh(); err != nil {
 			t.Fatal(err)
 		}
-		content, err := os.ReadFile(v.path())
-		if err != nil || string(content) != token {
-			t.Fatalf("the file does not hold the token that was issued (%v)", err)
-		}
-		other, err := os.ReadFile(filepath.Join(v.folder, "audiences/0"))
-		if err != nil || string(other) == token || strings.Count(string(other), ".") != 2 {
-			t.Fatalf("the other audience's file holds no token of its own (%v)", err)
-		}
-		seen = append(seen, token, string(other))
 	}
 	for i, token := range seen {
 		for _, earlier := range seen[:i] {
@@ -39,8 +55,22 @@ func TestTokenIsSwappedAsAWhole(t *testing.T) {
 			}
 		}
 	}
-	versions, err := filepath.Glob(filepath.Join(v.folder, "..version_*"))
+	versions, err := filepath.Glob(filepath.Join(files, "..2*"))
 	if err != nil || len(versions) != 1 {
 		t.Errorf("%d versions are left, want one", len(versions))
 	}
+}
+
+// read reads the only file that matches a pattern.
+func read(t *testing.T, pattern string) string {
+	t.Helper()
+	found, err := filepath.Glob(pattern)
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%s: %v, %v", pattern, found, err)
+	}
+	content, err := os.ReadFile(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
 }

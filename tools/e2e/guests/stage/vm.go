@@ -6,11 +6,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/example/kubevirt-imds/tools/e2e/dhcp"
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
@@ -18,7 +20,11 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
 
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
 )
+
+// sidecarImage is the image of the sidecars.
+const sidecarImage = "kubevirt-imds-server:e2e"
 
 // MetadataURL is where the guest asks.
 const MetadataURL = "http://169.254.169.254"
@@ -71,7 +77,8 @@ type VM struct {
 	primary string // the name by which QEMU knows the pod network's NIC
 	// primaryDHCP starts the DHCP server of the pod network; nil: it has none.
 	primaryDHCP func()
-	tokens      *tokenVolume
+	pod         *kubelet.Pod
+	tokens      *tokens
 	undo        []func() // what takes away what there is, the last first
 }
 
@@ -107,39 +114,33 @@ func (s *Stage) New(t *testing.T, options Options) *VM {
 	if options.Network.GuestMAC == nil && (options.Network.Binding == "" || options.Network.Binding == podnet.Masquerade) {
 		options.Network.GuestMAC = guestMAC
 	}
-	v := &VM{t: t, image: s.image, options: options}
+	v := &VM{t: t, image: s.image, options: options, tokens: new(tokens)}
 	t.Cleanup(v.explain)
 	t.Cleanup(v.End)
 	var err error
 	v.Net, err = podnet.New(options.Network)
 	Check(t, err)
 	v.later(func() { v.clean(v.Net.Close()) })
-	// By the declared patch.
-	Check(t, v.Net.Pod.Sysctl("net.ipv4.ip_unprivileged_port_start", "80"))
 	v.Watch(podnet.NeighbourInterface)
 
-	folder, err := os.MkdirTemp(s.folder, "tokens-")
+	folder, err := os.MkdirTemp(s.folder, "node-")
 	Check(t, err)
+	// The users of the sidecars find their volumes in it.
 	Check(t, os.Chmod(folder, 0o755))
-	v.tokens = &tokenVolume{folder: folder, pod: options.Pod, audiences: options.Audiences}
-	v.RotateToken()
-
-	v.Init = &Sidecar{Name: "imds-init", pod: v.Net.Pod, program: s.Program("imds-init"), confine: confineInit, kernel: thisKernel, env: options.Init}
-	if options.WithoutNetfilter {
-		v.Init.kernel = withoutNetfilter
-	}
-	v.Server = &Sidecar{Name: "imds-server", pod: v.Net.Pod, program: s.Program("imds-server"), confine: confineServer, kernel: thisKernel, env: append([]string{
-		"IMDS_TOKEN_PATH=" + v.tokens.path(),
-		"IMDS_NAMESPACE=tenant",
-		"IMDS_POD_NAME=" + options.Pod,
-		"IMDS_VM_NAME=" + options.Name,
-		"IMDS_SA_NAME=" + options.Name,
-	}, options.Server...)}
-	if options.Limited {
-		for _, c := range []*Sidecar{v.Init, v.Server} {
-			v.limit(c, s.repository)
-		}
-	}
+	pod, err := kubelet.LauncherPod(filepath.Join(s.repository, "kustomize", "sidecar"), sidecarImage, metav1.ObjectMeta{
+		Namespace: "tenant", Name: options.Pod, Annotations: map[string]string{"imds.kubevirt.io/vm-name": options.Name},
+	}, options.Name)
+	Check(t, err)
+	addAudiences(pod, options.Audiences)
+	node := &kubelet.Node{Images: map[string]string{sidecarImage: s.sidecars()}, Folder: folder, Token: v.tokens.issue, Limits: options.Limited}
+	v.pod, err = node.Sandbox(pod, v.Net.Pod)
+	Check(t, err)
+	v.later(func() { v.clean(v.pod.Stop()) })
+	v.Init, err = v.pod.Sidecar("imds-init", options.Init...)
+	Check(t, err)
+	v.Init.WithoutNetfilter = options.WithoutNetfilter
+	v.Server, err = v.pod.Sidecar("imds-server", options.Server...)
+	Check(t, err)
 	return v
 }
 
@@ -189,9 +190,8 @@ func (v *VM) PadTokens(bytes int) { v.tokens.padding = bytes }
 
 // RotateToken does what the kubelet does when 80 % of a token's life have passed, and returns the new default one.
 func (v *VM) RotateToken() string {
-	token, err := v.tokens.rotate()
-	Check(v.t, err)
-	return token
+	Check(v.t, v.pod.Refresh())
+	return v.tokens.current
 }
 
 // StartSidecars starts imds-init and imds-server. At the check's end they are stopped, and must have been there
@@ -200,7 +200,7 @@ func (v *VM) StartSidecars() {
 	for _, c := range []*Sidecar{v.Init, v.Server} {
 		Check(v.t, c.Start())
 		v.later(func() {
-			v.clean(c.check())
+			v.clean(c.Check())
 			v.clean(c.Stop())
 		})
 	}

@@ -38,6 +38,7 @@ func main() {
 	}
 	seen["host"], _ = os.Hostname()
 	seen["status"] = status()
+	seen["netfilter"] = netfilter()
 	var writable []string
 	for _, path := range []string{"/", "/inspect", "/ro", "/rw", "/proc/sys/kernel"} {
 		if syscall.Access(path, 2) == nil { // W_OK; a read-only file system says EROFS also to root
@@ -49,6 +50,17 @@ func main() {
 		seen["file"] = string(content)
 	}
 	json.NewEncoder(os.Stdout).Encode(seen)
+}
+
+// netfilter says what is wrong with a socket to nf_tables.
+func netfilter() string {
+	const netlinkNetfilter = 12 // NETLINK_NETFILTER of include/uapi/linux/netlink.h
+	socket, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW, netlinkNetfilter)
+	if err != nil {
+		return err.Error()
+	}
+	syscall.Close(socket)
+	return ""
 }
 
 func groups() []int {

@@ -3,7 +3,9 @@ package kubelet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,14 +15,14 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/example/kubevirt-imds/tools/demo/internal/container"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/container"
 )
 
 func TestMain(m *testing.M) {
-	container.Init()
 	podnet.Main(m)
 }
 
@@ -40,7 +42,6 @@ func newNode(t *testing.T) *Node {
 	return &Node{
 		Images: map[string]string{image: filepath.Join(folder, "image")},
 		Folder: filepath.Join(folder, "pods"),
-		Logs:   folder,
 		Token: func(pod *corev1.Pod, audience string, lifetime time.Duration) (string, error) {
 			serial++
 			return fmt.Sprintf("%s %q %s %d", pod.Name, audience, lifetime, serial), nil
@@ -102,9 +103,12 @@ func TestSidecarIsLiveAndEndsBySIGTERM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	awaitReady(t, filepath.Join(node.Logs, "virt-launcher-web-x.first.log"))
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
+	ctx := deadline(t)
+	// The first process of a pid namespace does not get a SIGTERM that it has no
+	// handler for yet.
+	if err := pod.sidecars[0].AwaitLog(ctx, "ready\n"); err != nil {
+		t.Fatal(err)
+	}
 	if live, err := pod.Live(ctx); err != nil || !slices.Equal(live, []string{"first"}) {
 		t.Errorf("live are %q, %v", live, err)
 	}
@@ -116,26 +120,6 @@ func TestSidecarIsLiveAndEndsBySIGTERM(t *testing.T) {
 	}
 }
 
-// awaitReady returns when the process has said so in its log. The first process
-// of a pid namespace does not get a SIGTERM that it has no handler for yet.
-func awaitReady(t *testing.T, log string) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		text, err := os.ReadFile(log)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(text) == "ready\n" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("it says %q", text)
-		}
-		time.Sleep(time.Millisecond) // a file has no event for this
-	}
-}
-
 func TestWhatASidecarGets(t *testing.T) {
 	node := newNode(t)
 	pod, err := startPod(t, node, twoSidecars, "first", "second")
@@ -143,11 +127,8 @@ func TestWhatASidecarGets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pod.Stop()
-	<-pod.containers[1].Done()
-	text, err := os.ReadFile(filepath.Join(node.Logs, "virt-launcher-web-x.second.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	<-pod.sidecars[1].Done()
+	text := []byte(pod.sidecars[1].Log())
 	var seen struct {
 		UID  int
 		Env  []string
@@ -175,7 +156,7 @@ func TestTokensAreRefreshed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pod.Stop()
-	file := filepath.Join(node.Folder, "virt-launcher-web-x", "volumes", "token", "file")
+	file := filepath.Join(pod.folder, "volumes", "token", "file")
 	for _, serial := range []string{"1", "2"} {
 		if content, err := os.ReadFile(file); err != nil || !strings.HasSuffix(string(content), serial) {
 			t.Errorf("%q, %v: want token %s", content, err, serial)
@@ -189,7 +170,7 @@ func TestTokensAreRefreshed(t *testing.T) {
 	}
 }
 
-func TestPodsThatAreNotPlayed(t *testing.T) {
+func TestPodsThatAreNotSupported(t *testing.T) {
 	node := newNode(t)
 	for name, c := range map[string]struct{ old, new, want string }{
 		"plain init container":   {"    restartPolicy: Always\n", "", "no native sidecar"},
@@ -279,5 +260,129 @@ func TestSecurityContexts(t *testing.T) {
 				t.Errorf("%+v\nwant\n%+v", got, c.want)
 			}
 		})
+	}
+}
+
+// deadline is one that is never met when all is well.
+func deadline(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestSidecarIsKilledAndStartedAgain(t *testing.T) {
+	pod, err := startPod(t, newNode(t), twoSidecars, "first")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := pod.sidecars[0]
+	if err := first.AwaitLog(deadline(t), "ready\n"); err != nil {
+		t.Fatal(err)
+	}
+	before, said := first.PID(), len(first.Log())
+	if err := pod.Restart("first"); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.AwaitLogAfter(deadline(t), said, "ready\n"); err != nil || first.PID() == before {
+		t.Errorf("process %d, before %d, %v", first.PID(), before, err)
+	}
+	if err := pod.Stop(); err != nil {
+		t.Error(err)
+	}
+	if err := pod.Restart("third"); err == nil {
+		t.Error("a sidecar that is not there is started again")
+	}
+}
+
+// What else gets the log gets all of it, and knows when the container has ended.
+func TestLogIsCopied(t *testing.T) {
+	node := newNode(t)
+	reader, writer := io.Pipe()
+	node.Log = func(pod *corev1.Pod, container string) (io.WriteCloser, error) {
+		if pod.Name != "virt-launcher-web-x" || container != "second" {
+			t.Errorf("the log is of %s in %s", container, pod.Name)
+		}
+		return writer, nil
+	}
+	copied := make(chan string)
+	go func() {
+		all, _ := io.ReadAll(reader)
+		copied <- string(all)
+	}()
+	pod, err := startPod(t, node, twoSidecars, "second")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pod.Stop()
+	if got, want := <-copied, pod.sidecars[0].Log(); got != want || got == "" {
+		t.Errorf("copied %q, want %q", got, want)
+	}
+}
+
+func TestCommandInASidecarsContainer(t *testing.T) {
+	pod, err := startPod(t, newNode(t), twoSidecars)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pod.Stop()
+	second, err := pod.Sidecar("second", "SET=there", "MORE=here")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := second.Exec(deadline(t), "/inspect", "everything")
+	var seen struct{ Env []string }
+	if err := errors.Join(err, json.Unmarshal([]byte(said), &seen)); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	if want := []string{"VM=web", "SET=there", "MORE=here"}; !slices.Equal(seen.Env[2:], want) {
+		t.Errorf("environment %q, want it to end with %q", seen.Env, want)
+	}
+	if said, err := second.Exec(deadline(t), "/inspect", "fail"); err == nil || !strings.Contains(err.Error(), "exits with 3") || !strings.Contains(said, "last words") {
+		t.Errorf("%q, %v", said, err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := second.Exec(short, "/inspect", "ignore"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, want it to be given up", err)
+	}
+}
+
+func TestPodOfTheDeclaredPatches(t *testing.T) {
+	folder := t.TempDir()
+	for name, text := range map[string]string{
+		"10-a.yaml":          `{spec: {initContainers: [{name: a, restartPolicy: Always}], securityContext: {sysctls: [{name: net.ipv4.ip_forward, value: "1"}]}}}`,
+		"20-b.yaml":          `{metadata: {name: any}, spec: {initContainers: [{name: a, command: [/a]}, {name: b, image: own}], volumes: [{name: v, emptyDir: {}}]}}`,
+		"kustomization.yaml": `kind: Kustomization`,
+	} {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod, err := LauncherPod(folder, "given", metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var containers []string
+	for _, c := range pod.Spec.InitContainers {
+		containers = append(containers, c.Name+" "+c.Image+fmt.Sprint(c.Command))
+	}
+	if want := []string{"a given[/a]", "b own[]"}; !slices.Equal(containers, want) {
+		t.Errorf("%q, want %q", containers, want)
+	}
+	if c := pod.Spec.SecurityContext; len(c.Sysctls) != 1 || c.Sysctls[0].Value != "1" || *c.FSGroup != 107 {
+		t.Errorf("security context %+v", c)
+	}
+	if pod.Name != "virt-launcher-vm" || pod.Spec.ServiceAccountName != "vm" || len(pod.Spec.Volumes) != 1 {
+		t.Errorf("pod %s of %s, volumes %v", pod.Name, pod.Spec.ServiceAccountName, pod.Spec.Volumes)
+	}
+	if _, err := LauncherPod(t.TempDir(), "", metav1.ObjectMeta{}, ""); err == nil {
+		t.Error("a folder without a patch is taken")
+	}
+	if err := os.WriteFile(filepath.Join(folder, "30-c.yaml"), []byte("["), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LauncherPod(folder, "", metav1.ObjectMeta{}, ""); err == nil || !strings.Contains(err.Error(), "30-c.yaml") {
+		t.Errorf("%v, want it to name the file", err)
 	}
 }

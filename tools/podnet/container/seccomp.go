@@ -1,4 +1,4 @@
-package main
+package container
 
 import (
 	"unsafe"
@@ -6,10 +6,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refuseNetfilterSockets makes socket(AF_NETLINK, _, NETLINK_NETFILTER) fail
-// as on a kernel without nfnetlink (EPROTONOSUPPORT), for this thread and all
-// that it executes.
-func refuseNetfilterSockets() error {
+// refuseNetfilter makes socket(AF_NETLINK, _, NETLINK_NETFILTER) fail as on a
+// kernel without nfnetlink (EPROTONOSUPPORT), for this thread and all that it
+// executes.
+func refuseNetfilter() error {
 	const (
 		systemCall = 0  // offsets in struct seccomp_data of include/uapi/linux/seccomp.h
 		firstArg   = 16 // low half of the first argument on a little-endian machine

@@ -1,8 +1,8 @@
 // Package container starts a process the way a container runtime does for a
 // pod: with its own mount, PID, IPC and UTS namespaces, a root file system that
 // holds its image and its volumes only, one user, and no more capabilities than
-// it was given. What it leaves out: cgroup limits, seccomp profiles, /sys, and
-// the files of /etc that the kubelet writes.
+// it was given. What it leaves out: the runtime's seccomp profile, /sys, and the
+// files of /etc that the kubelet writes.
 package container
 
 import "fmt"
@@ -33,6 +33,11 @@ type Spec struct {
 	Capabilities CapabilitySet
 	// NoNewPrivileges is the opposite of allowPrivilegeEscalation.
 	NoNewPrivileges bool
+	// Cgroups are the folders of the cgroups that it is in.
+	Cgroups []string
+	// WithoutNetfilter: the kernel answers it as one that was built without
+	// nfnetlink. Only with NoNewPrivileges.
+	WithoutNetfilter bool
 }
 
 // Mount is a volume in a container.

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/example/kubevirt-imds/tools/demo/internal/kubelet"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
 )
 
 // pods are virt-launcher pods as KubeVirt 1.9 makes them, one per binding.
@@ -25,8 +25,8 @@ var listedPorts = []uint16{22}
 // liveLimit is more than the sidecars ever take to be up.
 const liveLimit = 10 * time.Second
 
-// scene is one VM, from the admission of its pod to its end.
-type scene struct {
+// scenario is one VM, from the admission of its pod to its end.
+type scenario struct {
 	*demo
 	binding podnet.Binding
 	seen    *podDocument
@@ -36,16 +36,16 @@ type scene struct {
 	sidecars *kubelet.Pod
 }
 
-func newScene(d *demo, binding podnet.Binding) *scene {
-	s := &scene{demo: d, binding: binding, seen: &podDocument{Binding: string(binding)}}
+func newScenario(d *demo, binding podnet.Binding) *scenario {
+	s := &scenario{demo: d, binding: binding, seen: &podDocument{Binding: string(binding)}}
 	d.document.Pods = append(d.document.Pods, s.seen)
 	return s
 }
 
-// play tells the whole story. When it fails it shows what the sidecars said.
-func (s *scene) play(ctx context.Context) error {
+// run goes through all steps. When one fails it shows what the sidecars said.
+func (s *scenario) run(ctx context.Context) error {
 	s.progress.title(fmt.Sprintf("\n%s binding", s.binding))
-	if err := s.story(ctx); err != nil {
+	if err := s.steps(ctx); err != nil {
 		if s.sidecars != nil {
 			s.progress.note(s.sidecars.LastWords())
 		}
@@ -54,7 +54,7 @@ func (s *scene) play(ctx context.Context) error {
 	return nil
 }
 
-func (s *scene) story(ctx context.Context) error {
+func (s *scenario) steps(ctx context.Context) error {
 	pod, err := s.admit(ctx)
 	if err != nil {
 		return err
@@ -80,14 +80,14 @@ func (s *scene) story(ctx context.Context) error {
 		s.rotate(ctx, g),
 		s.killSidecars(ctx, g),
 		s.letNeighbourTry(ctx),
-		s.letNeighbourPose(ctx, g),
+		s.letNeighbourClaim(ctx, g),
 		s.inspectUplink(uplink),
 		s.sidecars.Check(),
 	)
 }
 
 // admit sends the pod through the webhook.
-func (s *scene) admit(ctx context.Context) (*admitted, error) {
+func (s *scenario) admit(ctx context.Context) (*admitted, error) {
 	raw, err := pods.ReadFile("pods/" + string(s.binding) + ".json")
 	if err != nil {
 		return nil, err
@@ -114,7 +114,7 @@ func (s *scene) admit(ctx context.Context) (*admitted, error) {
 
 // startSidecars makes the pod's network as it is when its first containers
 // start, and starts the sidecars: there is no bridge yet, and no tap.
-func (s *scene) startSidecars(ctx context.Context, pod *admitted) error {
+func (s *scenario) startSidecars(ctx context.Context, pod *admitted) error {
 	network := podnet.Options{Binding: s.binding}
 	if s.binding == podnet.Masquerade {
 		network.Ports = listedPorts
@@ -144,7 +144,7 @@ func (s *scene) startSidecars(ctx context.Context, pod *admitted) error {
 }
 
 // confinement reads from the kernel what each sidecar may do.
-func (s *scene) confinement() ([]sidecarDocument, error) {
+func (s *scenario) confinement() ([]sidecarDocument, error) {
 	running, err := s.sidecars.Status()
 	if err != nil {
 		return nil, err
@@ -165,14 +165,14 @@ func (s *scene) confinement() ([]sidecarDocument, error) {
 	return all, nil
 }
 
-// wire plays virt-handler, and returns when it was done.
-func (s *scene) wire() (wired time.Time, err error) {
+// wire does what virt-handler does, and returns when it was done.
+func (s *scenario) wire() (wired time.Time, err error) {
 	err = s.step(&s.seen.Steps, "wiring", func() (string, error) {
 		err := s.network.Wire()
 		wired = time.Now()
 		what := "bridge k6t-eth0 with tap0, as virt-handler leaves them"
 		if !podnet.RealTaps() {
-			what += "; a veth pair plays tap0, since /dev/net/tun cannot be opened"
+			what += "; a veth pair is tap0, since /dev/net/tun cannot be opened"
 		}
 		return what, err
 	})
@@ -180,7 +180,7 @@ func (s *scene) wire() (wired time.Time, err error) {
 }
 
 // awaitFirstAnswer starts the guest and measures.
-func (s *scene) awaitFirstAnswer(ctx context.Context, g guest, wired time.Time) error {
+func (s *scenario) awaitFirstAnswer(ctx context.Context, g guest, wired time.Time) error {
 	return s.step(&s.seen.Steps, "first answer", func() (string, error) {
 		if err := s.network.StartGuest(); err != nil {
 			return "", err
@@ -195,7 +195,7 @@ func (s *scene) awaitFirstAnswer(ctx context.Context, g guest, wired time.Time) 
 }
 
 // showGuest shows what the guest sees.
-func (s *scene) showGuest(ctx context.Context, g guest) error {
+func (s *scenario) showGuest(ctx context.Context, g guest) error {
 	err := s.step(&s.seen.Steps, "guest", func() (string, error) {
 		return "by its unchanged default route:", s.ask(ctx, g)
 	})
@@ -218,7 +218,7 @@ func (s *scene) showGuest(ctx context.Context, g guest) error {
 	})
 }
 
-func (s *scene) ask(ctx context.Context, g guest) (err error) {
+func (s *scenario) ask(ctx context.Context, g guest) (err error) {
 	s.seen.answers = map[string]string{}
 	if s.seen.Health, err = g.get(ctx, "/healthz"); err != nil {
 		return err
@@ -235,7 +235,7 @@ func (s *scene) ask(ctx context.Context, g guest) (err error) {
 }
 
 // rotate has the kubelet swap the token, and the guest ask again.
-func (s *scene) rotate(ctx context.Context, g guest) error {
+func (s *scenario) rotate(ctx context.Context, g guest) error {
 	return s.step(&s.seen.Steps, "rotation", func() (string, error) {
 		if err := s.sidecars.Refresh(); err != nil {
 			return "", err
@@ -254,10 +254,10 @@ func (s *scene) rotate(ctx context.Context, g guest) error {
 
 // killSidecars has each sidecar die the hard way. The kubelet starts it again,
 // and the guest notices nothing at its next request.
-func (s *scene) killSidecars(ctx context.Context, g guest) error {
+func (s *scenario) killSidecars(ctx context.Context, g guest) error {
 	return s.step(&s.seen.Steps, "accident", func() (string, error) {
 		for _, c := range s.seen.Sidecars {
-			if err := s.sidecars.Kill(c.Name); err != nil {
+			if err := s.sidecars.Restart(c.Name); err != nil {
 				return "", err
 			}
 			limited, cancel := context.WithTimeout(ctx, liveLimit)
@@ -275,7 +275,7 @@ func (s *scene) killSidecars(ctx context.Context, g guest) error {
 }
 
 // letNeighbourTry has a neighbour ask for the token.
-func (s *scene) letNeighbourTry(ctx context.Context) error {
+func (s *scenario) letNeighbourTry(ctx context.Context) error {
 	err := s.step(&s.seen.Steps, "neighbour", func() (string, error) {
 		var err error
 		if s.seen.Neighbour, err = tryAll(ctx, s.network, s.binding); err != nil {
@@ -290,8 +290,8 @@ func (s *scene) letNeighbourTry(ctx context.Context) error {
 	return err
 }
 
-// letNeighbourPose has a neighbour play metadata service.
-func (s *scene) letNeighbourPose(ctx context.Context, g guest) error {
+// letNeighbourClaim has a neighbour claim the address for itself.
+func (s *scenario) letNeighbourClaim(ctx context.Context, g guest) error {
 	return s.step(&s.seen.Steps, "impostor", func() (string, error) {
 		var err error
 		if s.seen.Impostor, err = outdoImpostor(ctx, s.network, g); err != nil {
@@ -307,7 +307,7 @@ func (s *scene) letNeighbourPose(ctx context.Context, g guest) error {
 
 // inspectUplink looks at what the pod has sent to the network since the first
 // answer. What it received is the neighbour's doing.
-func (s *scene) inspectUplink(uplink *podnet.Recording) error {
+func (s *scenario) inspectUplink(uplink *podnet.Recording) error {
 	return s.step(&s.seen.Steps, "uplink", func() (string, error) {
 		frames, err := uplink.Stop()
 		if err != nil {
@@ -329,7 +329,7 @@ func (s *scene) inspectUplink(uplink *podnet.Recording) error {
 }
 
 // end stops the sidecars. It may be called again.
-func (s *scene) end() error {
+func (s *scenario) end() error {
 	if s.sidecars == nil {
 		return nil
 	}
@@ -341,7 +341,7 @@ func (s *scene) end() error {
 }
 
 // close removes the network, and with it the guest.
-func (s *scene) close() error {
+func (s *scenario) close() error {
 	if s.network == nil {
 		return nil
 	}

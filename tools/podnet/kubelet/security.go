@@ -6,7 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/example/kubevirt-imds/tools/demo/internal/container"
+	"github.com/example/kubevirt-imds/tools/podnet/container"
 )
 
 // applySecurity puts the security contexts of the pod and of the container into
@@ -32,7 +32,7 @@ func applySecurity(spec *container.Spec, pod *corev1.Pod, c corev1.Container) er
 		spec.Groups = append(spec.Groups, uint32(*ofPod.FSGroup))
 	}
 	if value(own.Privileged, false) {
-		return errors.New("privileged containers are not played here")
+		return errors.New("privileged containers are not supported here")
 	}
 	spec.ReadOnlyRoot = value(own.ReadOnlyRootFilesystem, false)
 	spec.NoNewPrivileges = !value(own.AllowPrivilegeEscalation, true)

@@ -24,11 +24,11 @@ func (c *Container) Status() (Status, error) {
 	ids := sameIDs
 	if c.nested {
 		var err error
-		if ids, err = readIDMaps(strconv.Itoa(c.pid())); err != nil {
+		if ids, err = readIDMaps(strconv.Itoa(c.PID())); err != nil {
 			return Status{}, err
 		}
 	}
-	fields, err := statusFields(c.pid())
+	fields, err := statusFields(c.PID())
 	if err != nil {
 		return Status{}, err
 	}

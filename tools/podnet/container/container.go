@@ -1,7 +1,7 @@
 package container
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/reexec"
 )
 
 // Container is a started container.
@@ -33,7 +34,7 @@ type Container struct {
 // container of another user gets a user namespace of its own, in which our user
 // has its number. Supplementary groups cannot be had there, and a file that is
 // ours is its own.
-func Start(network *podnet.Namespace, spec Spec, log *os.File) (*Container, error) {
+func Start(network *podnet.Namespace, spec Spec, log io.Writer) (*Container, error) {
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
@@ -41,9 +42,7 @@ func Start(network *podnet.Namespace, spec Spec, log *os.File) (*Container, erro
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{
+	attr := &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Setsid:     true,
 	}
@@ -54,10 +53,12 @@ func Start(network *podnet.Namespace, spec Spec, log *os.File) (*Container, erro
 	// User 0 is always there, and owns the network.
 	nested := !ids.have(spec) && (spec.UID != 0 || spec.GID != 0)
 	if nested {
-		nestUser(cmd.SysProcAttr, spec)
+		nestUser(attr, spec)
 	}
-	c := &Container{Name: spec.Name, cmd: cmd, nested: nested, done: make(chan struct{})}
-	if err := c.begin(network, handover{spec, mayGroup && !nested}); err != nil {
+	c := &Container{Name: spec.Name, nested: nested, done: make(chan struct{})}
+	c.cmd = reexec.Command(context.Background(), firstProcess, handover{spec, mayGroup && !nested})
+	c.cmd.Env, c.cmd.Stdout, c.cmd.Stderr, c.cmd.SysProcAttr = []string{}, log, log, attr
+	if err := c.begin(network); err != nil {
 		return nil, fmt.Errorf("container %s: %w", spec.Name, err)
 	}
 	return c, nil
@@ -73,75 +74,43 @@ func nestUser(attr *syscall.SysProcAttr, spec Spec) {
 	attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP}
 }
 
-// begin starts this program as the container's first process (see Init), hands
-// it what it needs to know, and returns when it has become the container's
-// command.
-func (c *Container) begin(network *podnet.Namespace, h handover) error {
-	encoded, err := json.Marshal(h)
+// begin starts this program as the container's first process (see become), and
+// returns when that has become the container's command.
+func (c *Container) begin(network *podnet.Namespace) error {
+	failure, failureEnd, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	specEnd, specHere, err := os.Pipe()
+	defer failure.Close()
+	c.cmd.ExtraFiles = []*os.File{failureEnd}
+	err = network.Start(c.cmd)
+	failureEnd.Close()
 	if err != nil {
 		return err
 	}
-	defer specHere.Close()
-	errorHere, errorEnd, err := os.Pipe()
-	if err != nil {
-		specEnd.Close()
-		return err
-	}
-	defer errorHere.Close()
-
-	c.cmd.Env = []string{initVariable + "=1"}
-	c.cmd.ExtraFiles = []*os.File{specEnd, errorEnd} // specFile and errorFile
-	err = c.start(network)
-	specEnd.Close()
-	errorEnd.Close()
-	if err != nil {
-		return err
-	}
-	_, writeErr := specHere.Write(encoded)
-	specHere.Close()
-	// The other end closes without a word when the command is executed.
-	message, readErr := io.ReadAll(errorHere)
-	if len(message) > 0 {
-		<-c.done
-		return errors.New(string(message))
-	}
-	if err := errors.Join(writeErr, readErr); err != nil {
-		c.Kill()
-		return err
-	}
-	return nil
-}
-
-// start starts the process from a thread that stays until its end: the kernel
-// takes the end of that thread for the end of the parent.
-func (c *Container) start(network *podnet.Namespace) error {
-	started := make(chan error, 1)
 	go func() {
-		defer close(c.done)
-		err := network.Do(func() error {
-			err := c.cmd.Start()
-			started <- err
-			if err == nil {
-				c.cmd.Wait() // its result is in cmd.ProcessState
-			}
-			return nil
-		})
-		if err != nil {
-			started <- err
-		}
+		c.cmd.Wait() // its result is in cmd.ProcessState
+		close(c.done)
 	}()
-	return <-started
+	// The other end closes without a word when the command is executed.
+	message, err := io.ReadAll(failure)
+	if len(message) > 0 {
+		err = errors.New(string(message))
+	}
+	if err != nil {
+		c.Kill()
+	}
+	return err
 }
 
 // Done is closed when the container has ended.
 func (c *Container) Done() <-chan struct{} { return c.done }
 
-// pid is the number of the container's first process, as seen from here.
-func (c *Container) pid() int { return c.cmd.Process.Pid }
+// PID is the number of the container's first process, as seen from here.
+func (c *Container) PID() int { return c.cmd.Process.Pid }
+
+// Signal sends a signal to the first process. One that has ended gets none.
+func (c *Container) Signal(s syscall.Signal) { c.cmd.Process.Signal(s) }
 
 // ExitCode waits for the end. It is -1 when a signal was the end.
 func (c *Container) ExitCode() int {
@@ -152,7 +121,7 @@ func (c *Container) ExitCode() int {
 // Terminate ends the container with SIGTERM, or after a while with SIGKILL. An
 // error means that it did not end by itself, or with another exit code than 0.
 func (c *Container) Terminate(grace time.Duration) error {
-	c.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
+	c.Signal(syscall.SIGTERM)
 	select {
 	case <-c.done:
 	case <-time.After(grace):
@@ -167,6 +136,6 @@ func (c *Container) Terminate(grace time.Duration) error {
 
 // Kill ends the container with SIGKILL and waits for it.
 func (c *Container) Kill() {
-	c.cmd.Process.Kill() // it may have ended by itself
+	c.Signal(syscall.SIGKILL)
 	<-c.done
 }

@@ -9,16 +9,22 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
-	"github.com/example/kubevirt-imds/tools/demo/internal/kubelet"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
 )
 
 // logs is the folder of the containers' logs.
 func (h handover) logs() string { return filepath.Join(h.work, "logs") }
 
-// perform is the second process.
-func perform(ctx context.Context, o options, h handover, stdout, stderr io.Writer) int {
+// openLog opens the log of a container, which may have been started before.
+func (h handover) openLog(name string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(h.logs(), name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+}
+
+// runInside is the second process.
+func runInside(ctx context.Context, o options, h handover, stdout, stderr io.Writer) int {
 	d := &demo{
 		options:  o,
 		handover: h,
@@ -54,9 +60,9 @@ type demo struct {
 	progress *progress
 	document document
 
-	api    *apiServer
-	node   *kubelet.Node
-	scenes []*scene
+	api       *apiServer
+	node      *kubelet.Node
+	scenarios []*scenario
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
@@ -88,21 +94,23 @@ func (d *demo) run(ctx context.Context) (err error) {
 	d.node = &kubelet.Node{
 		Images: map[string]string{serverImage: d.handover.imageFolder(serverImage)},
 		Folder: filepath.Join(private, "pods"),
-		Logs:   d.handover.logs(),
 		Token:  d.api.token,
+		Log: func(pod *corev1.Pod, container string) (io.WriteCloser, error) {
+			return d.handover.openLog(pod.Name + "." + container)
+		},
 	}
-	return d.playAll(ctx)
+	return d.runAll(ctx)
 }
 
-// playAll plays a scene for each binding, one after the other. The networks are
+// runAll runs a scenario for each binding, one after the other. The networks are
 // removed when all is over: the kernel takes a while for that, during which it
 // changes no other network, and a measurement would show it.
-func (d *demo) playAll(ctx context.Context) error {
+func (d *demo) runAll(ctx context.Context) error {
 	var failures []error
 	for _, binding := range d.options.bindings {
-		s := newScene(d, binding)
-		d.scenes = append(d.scenes, s)
-		failures = append(failures, s.play(ctx))
+		s := newScenario(d, binding)
+		d.scenarios = append(d.scenarios, s)
+		failures = append(failures, s.run(ctx))
 		if !d.options.keep {
 			failures = append(failures, s.end())
 		}
@@ -110,7 +118,7 @@ func (d *demo) playAll(ctx context.Context) error {
 	if d.options.keep && errors.Join(failures...) == nil {
 		failures = append(failures, d.keep(ctx))
 	}
-	for _, s := range d.scenes {
+	for _, s := range d.scenarios {
 		failures = append(failures, s.end(), s.close())
 	}
 	return errors.Join(failures...)

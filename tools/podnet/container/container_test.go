@@ -10,11 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
 func TestMain(m *testing.M) {
-	Init()
 	podnet.Main(m)
 }
 
@@ -23,7 +24,7 @@ type sight struct {
 	Args, Env, Root, Writable []string
 	UID, GID, PID             int
 	Groups                    []int
-	Host, File                string
+	Host, File, Netfilter     string
 	Status                    map[string]string
 }
 
@@ -87,10 +88,12 @@ func TestWhatAContainerSees(t *testing.T) {
 		capEff       string
 		readOnly     bool
 		writable     []string
+		netfilter    string // what is wrong with it
 	}{
-		{"user of its own without capabilities", 65532, 0, "0000000000000000", true, []string{"/rw"}},
-		{"root with one capability", 0, mustParse("NET_ADMIN"), "0000000000001000", true, []string{"/rw"}},
-		{"root whose root file system can be written", 0, mustParse("NET_ADMIN"), "0000000000001000", false, []string{"/", "/rw"}},
+		{"user of its own without capabilities", 65532, 0, "0000000000000000", true, []string{"/rw"}, ""},
+		{"root with one capability", 0, mustParse("NET_ADMIN"), "0000000000001000", true, []string{"/rw"}, ""},
+		{"root whose root file system can be written", 0, mustParse("NET_ADMIN"), "0000000000001000", false, []string{"/", "/rw"}, ""},
+		{"root on a kernel without nf_tables", 0, mustParse("NET_ADMIN"), "0000000000001000", true, []string{"/rw"}, unix.EPROTONOSUPPORT.Error()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			container, log := start(t, Spec{
@@ -101,10 +104,11 @@ func TestWhatAContainerSees(t *testing.T) {
 				Command: []string{"/inspect", "everything"},
 				Env:     []string{"ONLY=this"},
 				UID:     c.uid, GID: c.uid,
-				Groups:          []uint32{107},
-				Capabilities:    c.capabilities,
-				ReadOnlyRoot:    c.readOnly,
-				NoNewPrivileges: true,
+				Groups:           []uint32{107},
+				Capabilities:     c.capabilities,
+				ReadOnlyRoot:     c.readOnly,
+				NoNewPrivileges:  true,
+				WithoutNetfilter: c.netfilter != "",
 			})
 			code := container.ExitCode()
 			text, err := os.ReadFile(log.Name())
@@ -126,6 +130,9 @@ func TestWhatAContainerSees(t *testing.T) {
 			}
 			if !slices.Equal(got.Writable, c.writable) {
 				t.Errorf("can write to %q, want %q", got.Writable, c.writable)
+			}
+			if got.Netfilter != c.netfilter {
+				t.Errorf("a socket to nf_tables: %q, want %q", got.Netfilter, c.netfilter)
 			}
 			if got.File != "content" {
 				t.Errorf("the volume's file holds %q", got.File)

@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,13 +15,15 @@ const runtimePath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 func environment(pod *corev1.Pod, c corev1.Container) ([]string, error) {
 	env := []string{"PATH=" + runtimePath, "HOSTNAME=" + pod.Name}
 	if len(c.EnvFrom) > 0 {
-		return nil, fmt.Errorf("envFrom is not played here")
+		return nil, fmt.Errorf("envFrom is not supported here")
 	}
 	for _, v := range c.Env {
 		value, err := variable(pod, v)
 		if err != nil {
 			return nil, fmt.Errorf("variable %s: %w", v.Name, err)
 		}
+		// The last one of a name counts.
+		env = slices.DeleteFunc(env, func(other string) bool { return strings.HasPrefix(other, v.Name+"=") })
 		env = append(env, v.Name+"="+value)
 	}
 	return env, nil
@@ -29,13 +32,13 @@ func environment(pod *corev1.Pod, c corev1.Container) ([]string, error) {
 func variable(pod *corev1.Pod, v corev1.EnvVar) (string, error) {
 	switch {
 	case v.ValueFrom == nil && strings.Contains(v.Value, "$("):
-		return "", fmt.Errorf("references as in %q are not played here", v.Value)
+		return "", fmt.Errorf("references as in %q are not supported here", v.Value)
 	case v.ValueFrom == nil:
 		return v.Value, nil
 	case v.ValueFrom.FieldRef != nil:
 		return field(pod, v.ValueFrom.FieldRef.FieldPath)
 	}
-	return "", fmt.Errorf("only values and fieldRef are played here")
+	return "", fmt.Errorf("only values and fieldRef are supported here")
 }
 
 // field is the downward API. As there, an annotation or label that is missing

@@ -42,7 +42,7 @@ func dropPrivileges(h handover) error {
 	}
 	// Last, since the kernel forgets it when the user changes.
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return fmt.Errorf("ending with the demo: %w", err)
+		return fmt.Errorf("ending with its parent: %w", err)
 	}
 	return nil
 }

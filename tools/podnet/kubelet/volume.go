@@ -9,7 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/example/kubevirt-imds/tools/demo/internal/container"
+	"github.com/example/kubevirt-imds/tools/podnet/container"
 )
 
 // mounts makes the volumes that a container mounts, where they are missing.
@@ -17,7 +17,7 @@ func (p *Pod) mounts(c corev1.Container) ([]container.Mount, error) {
 	var mounts []container.Mount
 	for _, m := range c.VolumeMounts {
 		if m.SubPath != "" || m.SubPathExpr != "" {
-			return nil, fmt.Errorf("volume %s: subPath is not played here", m.Name)
+			return nil, fmt.Errorf("volume %s: subPath is not supported here", m.Name)
 		}
 		folder, err := p.volume(m.Name)
 		if err != nil {
@@ -46,7 +46,7 @@ func (p *Pod) volume(name string) (folder string, err error) {
 		}
 		return folder, p.project(folder, v.Projected)
 	}
-	return "", fmt.Errorf("only emptyDir and projected volumes are played here")
+	return "", fmt.Errorf("only emptyDir and projected volumes are supported here")
 }
 
 // makeVolume makes the folder of a volume. Its group is the pod's fsGroup.
@@ -86,7 +86,7 @@ func (p *Pod) project(folder string, from *corev1.ProjectedVolumeSource) error {
 	for _, source := range from.Sources {
 		t := source.ServiceAccountToken
 		if t == nil {
-			return fmt.Errorf("only serviceAccountToken is played here")
+			return fmt.Errorf("only serviceAccountToken is supported here")
 		}
 		lifetime := defaultLifetime
 		if t.ExpirationSeconds != nil {

@@ -1,0 +1,230 @@
+// Package cgroup makes the cgroups of containers, finds those that somebody else
+// has made, and reads what their processes use.
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// mount is where the machine has its hierarchies: cgroup v2's one, or one for
+// each controller of cgroup v1.
+const mount = "/sys/fs/cgroup"
+
+// cpuPeriod is the kubelet's: the time in which a container may use its share of
+// CPU, in microseconds.
+const cpuPeriod = 100_000
+
+// Group is the cgroup of a container: one folder in cgroup v2, and one for each
+// of the two controllers in cgroup v1.
+type Group struct {
+	memory, cpu string
+}
+
+// isUnified says whether the machine has cgroup v2 only.
+func isUnified() bool {
+	_, err := os.Stat(filepath.Join(mount, "cgroup.controllers"))
+	return err == nil
+}
+
+func (g *Group) unified() bool { return g.memory == g.cpu }
+
+// New makes a group of that name with limits: thousandths of a CPU, and bytes of
+// memory. It takes root.
+func New(name string, cpu, memory int64) (*Group, error) {
+	g, err := newGroup(name, cpu*cpuPeriod/1000, memory)
+	if err != nil {
+		return nil, errors.Join(err, g.Remove())
+	}
+	return g, nil
+}
+
+func newGroup(name string, quota, memory int64) (*Group, error) {
+	if isUnified() {
+		folder := filepath.Join(mount, name)
+		return &Group{folder, folder}, errors.Join(
+			write(filepath.Join(mount, "cgroup.subtree_control"), "+cpu +memory"),
+			os.Mkdir(folder, 0o755),
+			write(filepath.Join(folder, "memory.max"), memory),
+			write(filepath.Join(folder, "cpu.max"), quota, cpuPeriod),
+		)
+	}
+	g := &Group{filepath.Join(mount, "memory", name), filepath.Join(mount, "cpu", name)}
+	return g, errors.Join(
+		os.Mkdir(g.memory, 0o755),
+		os.Mkdir(g.cpu, 0o755),
+		write(filepath.Join(g.memory, "memory.limit_in_bytes"), memory),
+		write(filepath.Join(g.cpu, "cpu.cfs_period_us"), cpuPeriod),
+		write(filepath.Join(g.cpu, "cpu.cfs_quota_us"), quota),
+	)
+}
+
+func write(file string, words ...any) error {
+	return os.WriteFile(file, fmt.Append(nil, words...), 0)
+}
+
+// Find finds the group whose folder has a name, somewhere below that of a parent.
+// Where exactly a kubelet puts it depends on the QoS class of its pod.
+func Find(parent, name string) (*Group, error) {
+	if isUnified() {
+		folder, err := findFolder(filepath.Join(mount, parent), name)
+		return &Group{folder, folder}, err
+	}
+	memory, err := findFolder(filepath.Join(mount, "memory", parent), name)
+	if err != nil {
+		return nil, err
+	}
+	cpu, err := findFolder(filepath.Join(mount, "cpu", parent), name)
+	return &Group{memory, cpu}, err
+}
+
+func findFolder(root, name string) (string, error) {
+	found := ""
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil // another one, gone meanwhile
+		case err == nil && entry.Name() == name:
+			found = path
+			return fs.SkipAll
+		}
+		return err
+	})
+	if err == nil && found == "" {
+		err = fmt.Errorf("no cgroup of container %q below %s: it does not run", name, root)
+	}
+	return found, err
+}
+
+// Folders are where a process writes itself to cgroup.procs to join.
+func (g *Group) Folders() []string {
+	if g.unified() {
+		return []string{g.memory}
+	}
+	return []string{g.memory, g.cpu}
+}
+
+const (
+	// removalTime is how long the last process may take to leave its cgroup, which
+	// the kernel does not report: it does so some time after the process was
+	// reaped.
+	removalTime = 10 * time.Second
+	removalStep = 10 * time.Millisecond
+)
+
+// Remove removes the group, in which nothing runs any more. That it is gone is no
+// error.
+func (g *Group) Remove() error {
+	var errs []error
+	for _, folder := range g.Folders() {
+		for deadline := time.Now().Add(removalTime); ; time.Sleep(removalStep) {
+			err := os.Remove(folder)
+			if err == nil || os.IsNotExist(err) {
+				break
+			}
+			if time.Now().After(deadline) {
+				errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
+				break
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Pid is the group's first process, as the machine numbers it.
+func (g *Group) Pid() (int, error) {
+	content, err := os.ReadFile(filepath.Join(g.memory, "cgroup.procs"))
+	if err != nil {
+		return 0, err
+	}
+	first, _, _ := strings.Cut(string(content), "\n")
+	return strconv.Atoi(first)
+}
+
+// WorkingSet is the group's memory in bytes without what the kernel would drop first: the figure by which
+// a kubelet judges (cadvisor: container/libcontainer, setMemoryStats).
+func (g *Group) WorkingSet() (int, error) {
+	file, statistic := "memory.usage_in_bytes", "total_inactive_file"
+	if g.unified() {
+		file, statistic = "memory.current", "inactive_file"
+	}
+	usage, err := readNumber(filepath.Join(g.memory, file))
+	if err != nil {
+		return 0, err
+	}
+	inactive, err := g.statistic(filepath.Join(g.memory, "memory.stat"), statistic)
+	return usage - inactive, err
+}
+
+// MemoryPeak is the most memory in bytes that the group ever had, caches included.
+func (g *Group) MemoryPeak() (int, error) {
+	if g.unified() {
+		return readNumber(filepath.Join(g.memory, "memory.peak"))
+	}
+	return readNumber(filepath.Join(g.memory, "memory.max_usage_in_bytes"))
+}
+
+// MemoryLimit is the most memory in bytes that the group may have.
+func (g *Group) MemoryLimit() (int, error) {
+	if g.unified() {
+		return readNumber(filepath.Join(g.memory, "memory.max"))
+	}
+	return readNumber(filepath.Join(g.memory, "memory.limit_in_bytes"))
+}
+
+// CPULimit is the share of one CPU in thousandths that the group may use.
+func (g *Group) CPULimit() (int, error) {
+	if g.unified() {
+		content, err := os.ReadFile(filepath.Join(g.cpu, "cpu.max"))
+		if err != nil {
+			return 0, err
+		}
+		var quota, period int
+		if _, err := fmt.Sscan(string(content), &quota, &period); err != nil {
+			return 0, fmt.Errorf("cpu.max is %q: %w", content, err)
+		}
+		return quota * 1000 / period, nil
+	}
+	quota, err := readNumber(filepath.Join(g.cpu, "cpu.cfs_quota_us"))
+	if err != nil {
+		return 0, err
+	}
+	period, err := readNumber(filepath.Join(g.cpu, "cpu.cfs_period_us"))
+	if err != nil {
+		return 0, err
+	}
+	return quota * 1000 / period, nil
+}
+
+// ThrottledPeriods is how many times the group wanted more CPU time than its limit gives it in a tenth of
+// a second.
+func (g *Group) ThrottledPeriods() (int, error) {
+	return g.statistic(filepath.Join(g.cpu, "cpu.stat"), "nr_throttled")
+}
+
+func (g *Group) statistic(file, name string) (int, error) {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(content)) {
+		if value, found := strings.CutPrefix(line, name+" "); found {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, fmt.Errorf("%s has no line %s", file, name)
+}
+
+func readNumber(file string) (int, error) {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(content)))
+}
