@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +30,7 @@ const (
 type measured struct {
 	err     error         // why it is not measured
 	heal    time.Duration // by this machine's clock
+	stalled time.Duration // for so long, of that, somebody had to wait for a processor
 	asked   asked
 	lost    []guestagent.Loss // those that nothing excuses
 	excused int
@@ -52,7 +54,7 @@ func (v *accidentVM) measure(a accident) *measured {
 	v.letAsk(500 * time.Millisecond)
 	h := v.happen(a)
 	v.letAsk(time.Second)
-	m := &measured{err: h.err, heal: h.heal, asked: asking.stop(), anyGap: a.unplugged}
+	m := &measured{err: h.err, heal: h.heal, stalled: h.stalled, asked: asking.stop(), anyGap: a.unplugged}
 	m.lost, m.excused = m.asked.judge(h.excuses)
 	m.leak = v.leaks()
 	return m
@@ -65,6 +67,7 @@ func (v *accidentVM) letAsk(d time.Duration) { v.Shell(fmt.Sprintf("usleep %d", 
 type happened struct {
 	err     error
 	heal    time.Duration
+	stalled time.Duration
 	excuses *windows // in which requests may be lost
 }
 
@@ -75,7 +78,7 @@ func (v *accidentVM) happen(a accident) happened {
 	defer cancel()
 	fromInit, fromServer := len(v.Init.Log()), len(v.Server.Log())
 	v.changes.mark()
-	begin := time.Now()
+	begin, stalledBefore := time.Now(), stalled()
 	if a.unruled {
 		v.unruled.add(window{from: begin})
 	}
@@ -104,7 +107,7 @@ func (v *accidentVM) happen(a accident) happened {
 		// On a busy machine the kernel does not return at once to whoever deletes something.
 		turn = v.changes.since(turn)
 	}
-	h.heal = healed.Sub(turn)
+	h.heal, h.stalled = healed.Sub(turn), stalled()-stalledBefore
 	if a.unruled {
 		v.unruled.close(healed)
 	}
@@ -116,6 +119,16 @@ func (v *accidentVM) happen(a accident) happened {
 		h.excuses.add(window{begin, healed, []guestagent.Failure{guestagent.Refused, guestagent.Reset}, !a.ends})
 	}
 	return h
+}
+
+// stalled is for how long so far somebody on this machine had to wait for a processor, as the kernel tells
+// (Documentation/accounting/psi.rst). 0: it does not.
+func stalled() time.Duration {
+	pressure, _ := os.ReadFile("/proc/pressure/cpu")
+	_, total, _ := strings.Cut(string(pressure), "total=")
+	var microseconds int64
+	fmt.Sscan(total, &microseconds)
+	return time.Duration(microseconds) * time.Microsecond
 }
 
 // awaitListening waits until imds-server has said, after a position of its log, that it listens on both addresses.
@@ -278,8 +291,9 @@ func heal(t *testing.T, m *measured) {
 		results.Figure(t, "-")
 		return
 	}
-	if m.heal > healLimit {
-		t.Errorf("it took %s", m.heal)
+	// On a busy machine it is not the project that is late.
+	if m.heal-m.stalled > healLimit {
+		t.Errorf("it took %s, and somebody had to wait for a processor for %s", m.heal, m.stalled)
 	}
 	if m.slowest != "" {
 		t.Logf("the slowest was %s", m.slowest)

@@ -241,8 +241,8 @@ func (v *accidentVM) measureMany() *measured {
 			m.err = fmt.Errorf("accident %d, %s: %w", n, a.name, h.err)
 			break
 		}
-		if h.heal > m.heal {
-			m.heal, m.slowest = h.heal, a.name
+		if h.heal-h.stalled >= m.heal-m.stalled {
+			m.heal, m.stalled, m.slowest = h.heal, h.stalled, a.name
 		}
 		m.anyGap = m.anyGap || a.unplugged
 		excuses.all = append(excuses.all, h.excuses.all...)
