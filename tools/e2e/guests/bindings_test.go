@@ -26,7 +26,6 @@ import (
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
-	"github.com/example/kubevirt-imds/tools/e2e/process"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 	"github.com/example/kubevirt-imds/tools/podnet"
@@ -814,13 +813,10 @@ func (b *bindingTest) startPasst(t *testing.T) {
 	command := exec.Command("passt", "--foreground", "--stderr", "--runas", fmt.Sprint(launcherID),
 		"--socket", socket, "--interface", "eth0", "--tcp-ports", strings.Join(ports, ","), "--udp-ports", "none")
 	command.Stderr = to
-	passt, err := process.Start(b.Net.Pod, command)
-	if err != nil {
-		t.Fatalf("%v; on Debian: apt-get install --no-install-recommends passt", err)
-	}
+	check(t, b.Net.Pod.Start(command))
 	t.Cleanup(func() {
-		passt.Signal(syscall.SIGKILL)
-		passt.Err()
+		command.Process.Kill()
+		command.Wait()
 		to.Close()
 	})
 	defer context.AfterFunc(ctx, func() { said.Close() })()

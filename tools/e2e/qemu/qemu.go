@@ -13,12 +13,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/process"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu/qmp"
 	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
 	"github.com/example/kubevirt-imds/tools/podnet"
@@ -60,11 +60,12 @@ type Guest struct {
 	Agent guestagent.Client
 
 	monitor *qmp.Conn
-	console string   // a file: what the guest's kernel and its first process have said
-	folder  string   // of the console
-	port    net.Conn // of the agent, until there is a client
-	process *process.Process
-	said    bytes.Buffer // by QEMU; complete when the process has ended
+	console string       // a file: what the guest's kernel and its first process have said
+	folder  string       // of the console
+	port    net.Conn     // of the agent, until there is a client
+	said    bytes.Buffer // by QEMU; complete when it has ended
+	ended   chan struct{}
+	err     error // of its end; valid when ended is closed
 	kill    context.CancelFunc
 	closing sync.Once
 	nics    int // so far, for their names
@@ -159,9 +160,16 @@ func (g *Guest) start(ctx context.Context, more []string) error {
 	command := exec.CommandContext(ctx, program, append(g.arguments(), more...)...)
 	command.ExtraFiles = []*os.File{monitorEnd, agentEnd}
 	command.Stdout, command.Stderr = &g.said, &g.said
-	if g.process, err = process.Start(g.options.Namespace, command); err != nil {
+	// What the terminal sends at Ctrl-C is for this process alone.
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := g.options.Namespace.Start(command); err != nil {
 		return errors.Join(err, monitorSocket.Close(), agentSocket.Close())
 	}
+	g.ended = make(chan struct{})
+	go func() {
+		g.err = command.Wait()
+		close(g.ended)
+	}()
 	err = g.during(ctx, func(ctx context.Context) (err error) {
 		g.monitor = qmp.New(monitorSocket)
 		_, err = g.monitor.Execute(ctx, "qmp_capabilities", nil)
@@ -169,7 +177,7 @@ func (g *Guest) start(ctx context.Context, more []string) error {
 	})
 	if err != nil {
 		g.kill()
-		<-g.process.Ended()
+		<-g.ended
 		return err
 	}
 	return nil
@@ -177,8 +185,8 @@ func (g *Guest) start(ctx context.Context, more []string) error {
 
 // end is why QEMU is not there any more.
 func (g *Guest) end() error {
-	if err := g.process.Err(); err != nil {
-		return fmt.Errorf("QEMU: %w: %s", err, strings.TrimSpace(g.said.String()))
+	if g.err != nil {
+		return fmt.Errorf("QEMU: %w: %s", g.err, strings.TrimSpace(g.said.String()))
 	}
 	return errors.New("QEMU has ended by itself")
 }
@@ -207,7 +215,7 @@ func (g *Guest) during(ctx context.Context, f func(context.Context) error) error
 	defer close(over)
 	go func() {
 		select {
-		case <-g.process.Ended():
+		case <-g.ended:
 			cancel(g.end())
 		case <-over:
 		}
@@ -229,7 +237,7 @@ func (g *Guest) Close() error {
 	var err error
 	g.closing.Do(func() {
 		g.kill()
-		<-g.process.Ended()
+		<-g.ended
 		g.monitor.Close()
 		if g.Agent.Conn != nil {
 			g.Agent.Close()

@@ -28,6 +28,7 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
 )
 
 // programs are the sidecars, and the packages of this project that they are built from.
@@ -120,3 +121,6 @@ func Check(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// Sidecar is one of the project's containers, as the kubelet runs it.
+type Sidecar = kubelet.Sidecar

@@ -18,7 +18,6 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
-
 	"github.com/example/kubevirt-imds/tools/podnet"
 	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
 )
@@ -339,4 +338,92 @@ func (v *VM) Migrate(target *VM) qemu.Migration {
 	Check(v.t, err)
 	v.Guest = nil
 	return migration
+}
+
+// Ask has the guest ask for a path many times a second, until Stop.
+func (v *VM) Ask(path string, rate int) *guestagent.Task[guestagent.Asked] {
+	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
+	defer cancel()
+	task, err := v.Guest.Agent.Ask(ctx, guestagent.Ask{Get: guestagent.Get{URL: MetadataURL + path}, Rate: rate})
+	Check(v.t, err)
+	return task
+}
+
+// Stop ends the asking and returns its report, after the last request's answer or time limit. Of a guest that has
+// migrated it is the target's VM that is told to stop.
+func (v *VM) Stop(asking *guestagent.Task[guestagent.Asked]) guestagent.Asked {
+	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
+	defer cancel()
+	asked, err := asking.Stop(ctx)
+	Check(v.t, err)
+	return asked
+}
+
+// AwaitAnswers returns when the guest, asked for it, has got that many good answers one after the other, so that
+// what asks beside it has had the time to.
+func (v *VM) AwaitAnswers(n int) {
+	for range n {
+		if got := v.Get("/healthz"); got.Status != 200 {
+			v.t.Fatalf("GET /healthz: status %d, %s: %s", got.Status, got.Failure, got.Detail)
+		}
+	}
+}
+
+// RemoveBridge deletes the pod network's bridge, as an accident would.
+func (v *VM) RemoveBridge() { Check(v.t, v.Net.RemoveBridge()) }
+
+// RestoreBridge makes it anew, with its ports, and a DHCP server on it: the old one heard the old bridge alone.
+func (v *VM) RestoreBridge() {
+	Check(v.t, v.Net.RestoreBridge())
+	if v.primaryDHCP != nil {
+		v.primaryDHCP()
+	}
+}
+
+// AddNIC gives the VM, before it boots, a NIC whose other end the check has made itself, such as passt's socket.
+func (v *VM) AddNIC(nic qemu.NIC) { v.nics = append(v.nics, nic) }
+
+// UnplugPrimary is NIC hot-unplug of the pod network on a running guest, as KubeVirt does it: the NIC leaves the guest,
+// and virt-handler deletes the tap.
+func (v *VM) UnplugPrimary() {
+	Check(v.t, v.Guest.Unplug(v.t.Context(), v.primary))
+	Check(v.t, v.Net.UnplugTap())
+}
+
+// PlugNIC is NIC hot-plug, once virt-handler has made a new tap: the guest has a NIC again, without an address.
+func (v *VM) PlugNIC() {
+	var err error
+	v.primary, err = v.Guest.Plug(v.t.Context(), v.nics[0])
+	Check(v.t, err)
+}
+
+// startContainer makes, in the guest, a network of its own behind the guest's NAT, as a container engine does, and
+// writes the number of the process that holds it.
+const startContainer = `
+set -e
+load nat
+echo 1 >/proc/sys/net/ipv4/ip_forward
+# The kernel names the other end: veth0.
+ip link add nat0 type veth
+unshare -n sleep 100000 >/dev/null 2>&1 &
+holder=$!
+# Until it has a network of its own it is in the guest's.
+while [ "$(readlink /proc/$holder/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do usleep 10000; done
+ip link set veth0 netns $holder
+ip addr add 172.17.0.1/16 dev nat0
+ip link set nat0 up
+inside() { nsenter -t $holder -n "$@"; }
+inside ip addr add 172.17.0.2/16 dev veth0
+inside ip link set veth0 up
+inside ip route add default via 172.17.0.1
+echo $holder
+`
+
+// StartContainer makes a container's network in the guest. The prefix it returns has a shell command run in it.
+func (v *VM) StartContainer() (prefix string) {
+	holder := strings.TrimSpace(v.Shell(startContainer))
+	ctx, cancel := context.WithTimeout(v.t.Context(), Patience)
+	defer cancel()
+	Check(v.t, v.Guest.Agent.NAT(ctx, guestagent.NAT{Interface: "eth0"}))
+	return "nsenter -t " + holder + " -n "
 }
