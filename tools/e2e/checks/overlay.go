@@ -57,7 +57,7 @@ type installation struct {
 	replicas    int      // of the webhook
 	serverImage string   // that the webhook's pods pull before they start
 
-	// authority is the CA where the checks play cert-manager.
+	// authority is the CA where the tests issue in place of cert-manager.
 	authority *pki.Authority
 	// outage has no replica run, from its first call on.
 	outage func() error
@@ -122,11 +122,11 @@ var kind = overlay{
 	}},
 }
 
-// certManager is the overlay for production. The checks play cert-manager: they read its objects as the API
+// certManager is the overlay for production. The tests do what cert-manager does: they read its objects as the API
 // server has them, and do what those say.
 var certManager = overlay{
 	name:    "cert-manager",
-	certify: playCertManager,
+	certify: certifyAsCertManager,
 	renew:   renewByCertManager,
 	once:    true,
 }
@@ -159,8 +159,8 @@ type certificate struct {
 	} `json:"spec"`
 }
 
-// playCertManager issues the webhook's certificate and injects the CA of its issuer.
-func playCertManager(ctx context.Context, in *installation) error {
+// certifyAsCertManager issues the webhook's certificate and injects the CA of its issuer.
+func certifyAsCertManager(ctx context.Context, in *installation) error {
 	config, err := kube.Get[admissionregistrationv1.MutatingWebhookConfiguration](ctx, in.api, configurations+"/"+webhook)
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-// Package guestagent is how a test acts inside a real guest: a program that runs there, in the folder agent, and the
+// Package guestagent is how a test does something inside a real guest: a program that runs there, in the folder agent, and the
 // [Client] that tells it what to do over a serial port. It never configures the guest's network, but by the shell
 // commands that a test gives it.
 //

@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -173,7 +173,7 @@ const usualPatience = 10 * time.Second
 
 // Where the guest asks. It has to say by which NIC, of a link-local address of IPv6.
 const (
-	tokenURL  = stage.MetadataURL + "/v1/token"
+	tokenURL  = vmtest.MetadataURL + "/v1/token"
 	tokenURL6 = "http://[fe80::a9fe:a9fe%25eth0]/v1/token"
 )
 

@@ -18,7 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -275,7 +275,7 @@ func hook(chain *nftables.Chain) string {
 // end by the server's time limits.
 const settleLimit = 15 * time.Second
 
-func (v *accidentVM) sidecars() []*stage.Sidecar { return []*stage.Sidecar{v.Init, v.Server} }
+func (v *accidentVM) sidecars() []*vmtest.Sidecar { return []*vmtest.Sidecar{v.Init, v.Server} }
 
 // descriptors counts the open files of the sidecars.
 func (v *accidentVM) descriptors() map[string]int {
@@ -381,7 +381,7 @@ func (v *accidentVM) goroutineLeaks(m *measured) []string {
 var created = regexp.MustCompile(`(?m)^created by (\S+)`)
 
 // quit ends a sidecar and returns how many goroutines it had started.
-func (v *accidentVM) quit(c *stage.Sidecar) (n int) {
+func (v *accidentVM) quit(c *vmtest.Sidecar) (n int) {
 	from := len(c.Log())
 	c.Quit()
 	for _, origin := range created.FindAllStringSubmatch(c.Log()[from:], -1) {
@@ -393,7 +393,7 @@ func (v *accidentVM) quit(c *stage.Sidecar) (n int) {
 }
 
 // startAnew starts a sidecar and waits until it does its work: then it has all the goroutines that it keeps.
-func (v *accidentVM) startAnew(c *stage.Sidecar) {
+func (v *accidentVM) startAnew(c *vmtest.Sidecar) {
 	ctx, cancel := context.WithTimeout(v.t.Context(), patience)
 	defer cancel()
 	from := len(c.Log())

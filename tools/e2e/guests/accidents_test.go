@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -26,7 +26,7 @@ func TestAccidents(t *testing.T) {
 			var v *accidentVM
 			if !results.Skipping() {
 				useProcessors(t, 2)
-				v = startAccidentVM(t, stage.Options{Name: "accidents-" + string(binding), Network: podnet.Options{Binding: binding}})
+				v = startAccidentVM(t, vmtest.Options{Name: "accidents-" + string(binding), Network: podnet.Options{Binding: binding}})
 			}
 			for _, r := range accidentRows(binding) {
 				t.Run(r.name, func(t *testing.T) {
@@ -50,7 +50,7 @@ func checkPod(t *testing.T, subject string, v *accidentVM) {
 
 // accidentVM is one guest and all that happens to it.
 type accidentVM struct {
-	*stage.VM
+	*vmtest.VM
 	t       *testing.T
 	changes *changes
 	before  *state         // of the pod, before the first accident
@@ -59,7 +59,7 @@ type accidentVM struct {
 }
 
 // startAccidentVM starts a VM and remembers how its pod is then.
-func startAccidentVM(t *testing.T, options stage.Options) *accidentVM {
+func startAccidentVM(t *testing.T, options vmtest.Options) *accidentVM {
 	v := &accidentVM{VM: env.Start(t, options), t: t}
 	v.Expected = v.unruled.mayLeave
 	// With answers given, both sidecars have opened what they keep open.
@@ -154,7 +154,7 @@ func inPod(command string) func(*accidentVM) error {
 }
 
 // restart does at once what the kubelet does at the first time. Its back-off at the next ones is left out.
-func restart(c *stage.Sidecar) error {
+func restart(c *vmtest.Sidecar) error {
 	c.Kill()
 	return c.Start()
 }

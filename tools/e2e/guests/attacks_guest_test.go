@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet"
 	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
@@ -236,9 +236,9 @@ func guestLooksForItsGateway(v *attackVM) {
 func containerAsks(v *attackVM) {
 	container := v.StartContainer()
 	v.Shell(container + "ping -c 1 -W 5 " + v.neighbour.Addr.String())
-	ctx, cancel := context.WithTimeout(v.t.Context(), stage.Patience)
+	ctx, cancel := context.WithTimeout(v.t.Context(), vmtest.Patience)
 	defer cancel()
-	ran, err := v.Guest.Agent.Run(ctx, guestagent.Run{Command: container + "wget -T 3 -q -O - " + stage.MetadataURL + "/v1/token"})
+	ran, err := v.Guest.Agent.Run(ctx, guestagent.Run{Command: container + "wget -T 3 -q -O - " + vmtest.MetadataURL + "/v1/token"})
 	check(v.t, err)
 	if ran.Exit == 0 || strings.Contains(ran.Output, v.token) {
 		v.answered("the container: %s", ran.Output)
@@ -266,8 +266,8 @@ func foreignRequests(v *attackVM) {
 		{guestagent.Get{Method: http.MethodDelete}, http.StatusMethodNotAllowed},
 		{guestagent.Get{Method: http.MethodOptions}, http.StatusMethodNotAllowed},
 		{guestagent.Get{Method: http.MethodTrace}, http.StatusMethodNotAllowed},
-		{guestagent.Get{URL: stage.MetadataURL + "/v1/token/../token"}, 0},
-		{guestagent.Get{URL: stage.MetadataURL + "//v1/token"}, 0},
+		{guestagent.Get{URL: vmtest.MetadataURL + "/v1/token/../token"}, 0},
+		{guestagent.Get{URL: vmtest.MetadataURL + "//v1/token"}, 0},
 	} {
 		got := v.Request(request.Get)
 		what := strings.TrimSpace(fmt.Sprintf("%s %s %v", request.Method, request.URL, request.Header))

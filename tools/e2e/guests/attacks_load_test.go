@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
@@ -85,13 +85,13 @@ func slowClients(v *attackVM) {
 }
 
 // floodOfRequests: a guest asks as fast as it can, each time by a new connection.
-func floodOfRequests(v *attackVM) { v.floodOf(guestagent.Get{URL: stage.MetadataURL + "/v1/token"}) }
+func floodOfRequests(v *attackVM) { v.floodOf(guestagent.Get{URL: vmtest.MetadataURL + "/v1/token"}) }
 
 // floodOfRefusedRequests: what the guest must not ask, as fast as it can. It writes a few lines into the log of its
 // node, and not one for each.
 func floodOfRefusedRequests(v *attackVM) {
 	before := strings.Count(v.Server.Log(), "\n")
-	v.floodOf(guestagent.Get{URL: stage.MetadataURL + "/v1/token", Header: map[string]string{"Host": "evil.example"}})
+	v.floodOf(guestagent.Get{URL: vmtest.MetadataURL + "/v1/token", Header: map[string]string{"Host": "evil.example"}})
 	const lines = 5
 	if n := strings.Count(v.Server.Log(), "\n") - before; n > lines {
 		v.fail("served", "the server's log has %d more lines", n)

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet"
 	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
@@ -30,7 +30,7 @@ type attack struct {
 	// networks are the pods' in which it is done, each in its turn.
 	networks []podnet.Options
 	// options are what else there is to say of the VM.
-	options stage.Options
+	options vmtest.Options
 	// flood: there are too many frames to record all of them; only the uplink is watched.
 	flood bool
 	// do does it, and leaves the guest as it was.
@@ -69,7 +69,7 @@ var attacks = []attack{
 	{name: "the gateway's ARP", networks: inBoth, do: guestLooksForItsGateway},
 
 	{name: "a browser's and a proxy's requests", networks: inMasquerade, do: foreignRequests},
-	{name: "a container in the guest", networks: inMasquerade, options: stage.Options{Server: []string{"IMDS_HOP_LIMIT=1"}}, do: containerAsks},
+	{name: "a container in the guest", networks: inMasquerade, options: vmtest.Options{Server: []string{"IMDS_HOP_LIMIT=1"}}, do: containerAsks},
 
 	{name: "10,000 half-open connections", networks: inBridge, options: limited, flood: true, do: halfOpenConnections},
 	{name: "1,000 slow clients", networks: inBridge, options: limited, flood: true, do: slowClients},
@@ -79,7 +79,7 @@ var attacks = []attack{
 }
 
 // limited is a VM whose sidecars have no more CPU and memory than the declared patch gives them.
-var limited = stage.Options{Limited: true}
+var limited = vmtest.Options{Limited: true}
 
 // Guests and their neighbours do what they should not, each in a pod of its own, with a real guest in it that goes on
 // asking honestly.
@@ -147,7 +147,7 @@ const probeLimit = 5 * time.Second
 
 // attackVM is a VM under attack, with what was seen.
 type attackVM struct {
-	*stage.VM
+	*vmtest.VM
 	t     *testing.T
 	token string
 	// The parties, with the MACs and addresses that are their own. In bridge binding the neighbour is the gateway.
@@ -296,7 +296,7 @@ func (v *attackVM) neighbourSends(frames ...[]byte) {
 func (v *attackVM) guestSends(frames ...[]byte) {
 	task, err := v.Guest.Agent.Send(v.t.Context(), guestagent.Send{Interface: "eth0", Frames: frames, Rounds: 1})
 	check(v.t, err)
-	ctx, cancel := context.WithTimeout(v.t.Context(), stage.Patience)
+	ctx, cancel := context.WithTimeout(v.t.Context(), vmtest.Patience)
 	defer cancel()
 	sent, err := task.Wait(ctx)
 	check(v.t, err)
@@ -345,7 +345,7 @@ func (v *attackVM) judgeAt(place string, f podnet.Frame) {
 
 // judgeUplink: nothing of ours comes out of the pod.
 func (v *attackVM) judgeUplink(f podnet.Frame) {
-	if !f.Outgoing && stage.IsOurs(f) {
+	if !f.Outgoing && vmtest.IsOurs(f) {
 		v.fail("leaked", "%s", f.String())
 	}
 }
@@ -458,7 +458,7 @@ func TestEvidence(t *testing.T) {
 		{"an answer to the pod", bridgeDevice, in, packet.SYN(endpoint, guest, 80, 40000), true},
 		{"an answer to the pod", loopback, in, packet.SYN(own, guest, 80, 40000), true},
 		{"an answer to a probe", loopback, in, packet.SYN(own, lo, 80, 40000), false},
-		{"an answer to a guest that plays a probe", loopback, in, packet.SYN(own, lo, 80, 20000), true},
+		{"an answer to a guest that pretends to be a probe", loopback, in, packet.SYN(own, lo, 80, 20000), true},
 
 		{"a neighbour's own attack", uplink, out, packet.SYN(stranger, endpoint, 40000, 80), false},
 		{"a question on the uplink", uplink, in, packet.SYN(guest, packet.Party{MAC: stranger.MAC, Addr: endpoint.Addr}, 40000, 80), true},

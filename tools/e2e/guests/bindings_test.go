@@ -25,9 +25,9 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -248,8 +248,8 @@ func (r binding) complete() binding {
 func (r binding) passt() bool { return r.network.Binding == podnet.Passt }
 
 // options of its VM.
-func (r binding) options() stage.Options {
-	o := stage.Options{Name: vmName, Network: r.network, WithoutNetfilter: r.withoutNetfilter}
+func (r binding) options() vmtest.Options {
+	o := vmtest.Options{Name: vmName, Network: r.network, WithoutNetfilter: r.withoutNetfilter}
 	if r.bridgeName != "" {
 		o.Init = []string{"IMDS_BRIDGE_NAME=" + r.bridgeName}
 	}
@@ -265,7 +265,7 @@ const vmName = "web"
 // bindingTest is a binding's VM, with its guest running.
 type bindingTest struct {
 	binding
-	*stage.VM
+	*vmtest.VM
 	token  string // the present one
 	routes string // the guest's, and its addresses, before anything was asked
 }
@@ -355,7 +355,7 @@ func (b *bindingTest) url() string {
 	if b.withoutIPv4 {
 		return b.urlOfIPv6()
 	}
-	return stage.MetadataURL
+	return vmtest.MetadataURL
 }
 
 // get asks from inside the guest for a path.
@@ -648,7 +648,7 @@ func (b *bindingTest) serve(t *testing.T, at netip.Addr, answer http.HandlerFunc
 }
 
 func (b *bindingTest) neighbourGets(ctx context.Context, url string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, stage.Patience)
+	ctx, cancel := context.WithTimeout(ctx, vmtest.Patience)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -765,7 +765,7 @@ const lacksNetfilter = "the node's kernel lacks nf_tables"
 
 // closed is the only right way to be on a kernel that cannot keep the neighbour from the endpoint.
 func (b *bindingTest) closed(t *testing.T) {
-	got, err := b.Guest.Agent.Get(t.Context(), guestagent.Get{URL: stage.MetadataURL + "/healthz", Limit: closedPatience})
+	got, err := b.Guest.Agent.Get(t.Context(), guestagent.Get{URL: vmtest.MetadataURL + "/healthz", Limit: closedPatience})
 	check(t, err)
 	if got.Failure == "" {
 		t.Errorf("the guest was answered with status %d: %s", got.Status, got.Body)
@@ -807,7 +807,7 @@ func (b *bindingTest) startPasst(t *testing.T) {
 	for _, port := range vmPorts {
 		ports = append(ports, fmt.Sprint(port))
 	}
-	ctx, stop := context.WithTimeout(t.Context(), stage.Patience)
+	ctx, stop := context.WithTimeout(t.Context(), vmtest.Patience)
 	defer stop()
 	said, to := io.Pipe()
 	command := exec.Command("passt", "--foreground", "--stderr", "--runas", fmt.Sprint(launcherID),

@@ -12,9 +12,9 @@ import (
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/dhcp"
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -65,7 +65,7 @@ func underKubelet(t *testing.T) *kubeletSeen {
 	vm := checks.StartVM(t, c, os.Stderr)
 	guest := bootIn(t, vm)
 	vm.Ask = func(ctx context.Context, path string) ([]byte, error) {
-		got, err := guest.Agent.Get(ctx, guestagent.Get{URL: stage.MetadataURL + path})
+		got, err := guest.Agent.Get(ctx, guestagent.Get{URL: vmtest.MetadataURL + path})
 		if err == nil && got.Status != http.StatusOK {
 			err = fmt.Errorf("GET %s: %d %s %s", path, got.Status, got.Detail, got.Body)
 		}
@@ -73,7 +73,7 @@ func underKubelet(t *testing.T) *kubeletSeen {
 	}
 	ctx := t.Context()
 	during := func(do func()) guestagent.Asked {
-		task, err := guest.Agent.Ask(ctx, guestagent.Ask{Get: guestagent.Get{URL: stage.MetadataURL + "/v1/token"}, Rate: 10})
+		task, err := guest.Agent.Ask(ctx, guestagent.Ask{Get: guestagent.Get{URL: vmtest.MetadataURL + "/v1/token"}, Rate: 10})
 		check(t, err)
 		awaitSteady(t, vm)
 		do()
@@ -114,7 +114,7 @@ func awaitSteady(t *testing.T, vm *checks.VM) {
 			continue
 		}
 		answers = 0
-		if time.Since(begin) > stage.Patience {
+		if time.Since(begin) > vmtest.Patience {
 			t.Fatalf("no answer: %v", err)
 		}
 	}

@@ -2,7 +2,7 @@
 // accident, and that nobody else does. Its tests run with the flag -guests.
 //
 // A subject, such as a binding, an accident or an attack, is a row of its group's table; each of its checks is a
-// subtest and a column. The bindings, accidents and attacks are lists to add to. A test makes its VM by package stage,
+// subtest and a column. The bindings, accidents and attacks are lists to add to. A test makes its VM by package vmtest,
 // whose documentation shows the steps, and ends with everything gone; what it waits for is an event, or a condition
 // asked for in the guest.
 package guests
@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 )
 
 // Names of the endpoint's two ends, of the pod network's bridge and of the guest's tap in the pod.
@@ -33,8 +33,8 @@ const (
 
 var (
 	withGuests = flag.Bool("guests", false, "run the tests with guests in QEMU: as root, about ten minutes")
-	env        *stage.Stage // what all tests share
-	check      = stage.Check
+	env        *vmtest.Environment // what all tests share
+	check      = vmtest.Check
 )
 
 func TestMain(m *testing.M) {
@@ -48,7 +48,7 @@ func run(m *testing.M) int {
 		return results.Main(m, "checks.txt", results.BySubject)
 	}
 	var err error
-	if env, err = stage.Open(context.Background(), os.Stderr); err != nil {
+	if env, err = vmtest.Open(context.Background(), os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -82,18 +82,18 @@ func migrate(t *testing.T, binding podnet.Binding) (seen migrations) {
 	check(t, err)
 	t.Cleanup(func() { check(t, lan.Close()) })
 	serveGateway(t, lan)
-	pod := func(name, address string) *stage.VM {
+	pod := func(name, address string) *vmtest.VM {
 		// The guest's MAC is that of the VMI.
 		network := podnet.Options{Binding: binding, GuestMAC: []byte{0x52, 0x54, 0x00, 0x0a, 0x0b, 0x0c}}
 		if binding == podnet.Masquerade {
 			network.Address = netip.MustParseAddr(address)
 		}
-		v := env.New(t, stage.Options{Network: network, Pod: "virt-launcher-vm-" + name})
+		v := env.New(t, vmtest.Options{Network: network, Pod: "virt-launcher-vm-" + name})
 		check(t, lan.Attach(v.Net))
 		v.StartSidecars()
 		v.Wire()
 		// KubeVirt begins to migrate when the target's pod runs, and that takes seconds.
-		ctx, cancel := context.WithTimeout(t.Context(), stage.Patience)
+		ctx, cancel := context.WithTimeout(t.Context(), vmtest.Patience)
 		defer cancel()
 		check(t, v.Init.AwaitLog(ctx, "msg=wired"))
 		check(t, v.Server.AwaitLog(ctx, "listening address=169.254.169.254"))
@@ -128,8 +128,8 @@ var gatewayURL = "http://" + podnet.NeighbourAddr.String() + "/"
 const steady = 10
 
 // migrateTo moves the guest while it asks. The pod that it leaves ends before the asking does.
-func migrateTo(t *testing.T, source, target *stage.VM) migrated {
-	ctx, cancel := context.WithTimeout(t.Context(), stage.Patience)
+func migrateTo(t *testing.T, source, target *vmtest.VM) migrated {
+	ctx, cancel := context.WithTimeout(t.Context(), vmtest.Patience)
 	defer cancel()
 	var m migrated
 	m.from, m.to = source.Pod(), target.Pod()
@@ -140,7 +140,7 @@ func migrateTo(t *testing.T, source, target *stage.VM) migrated {
 	sniff, err := source.Guest.Agent.Sniff(ctx, guestagent.Sniff{Interface: "eth0", EtherType: unix.ETH_P_ARP})
 	check(t, err)
 	identity, token := source.Ask("/v1/identity", 10), source.Ask("/v1/token", 10)
-	kept, err := source.Guest.Agent.Ask(ctx, guestagent.Ask{Get: guestagent.Get{URL: stage.MetadataURL + "/healthz"}, Rate: 10, Keep: true})
+	kept, err := source.Guest.Agent.Ask(ctx, guestagent.Ask{Get: guestagent.Get{URL: vmtest.MetadataURL + "/healthz"}, Rate: 10, Keep: true})
 	check(t, err)
 	answers, err := podnet.Capture(target.Net.Pod, "veth-imds")
 	check(t, err)
@@ -249,7 +249,7 @@ func gaveToken(t *testing.T, m migrations) {
 	for _, leg := range m {
 		var tokens []string
 		for _, body := range leg.token.Bodies {
-			tokens = append(tokens, stage.TokenID(body.Text))
+			tokens = append(tokens, vmtest.TokenID(body.Text))
 		}
 		if want := []string{leg.from + "-1", leg.to + "-1"}; strings.Join(tokens, " ") != strings.Join(want, " ") {
 			t.Errorf("the tokens' jti were %q one after the other, want %q", tokens, want)

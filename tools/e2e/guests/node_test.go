@@ -12,10 +12,10 @@ import (
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
 	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -95,7 +95,7 @@ const nodePatience = 2 * time.Minute
 
 // shell runs a command on the node that must succeed, and returns what it wrote.
 func (n *node) shell(command string) string {
-	ctx, cancel := context.WithTimeout(n.t.Context(), nodePatience+stage.Patience)
+	ctx, cancel := context.WithTimeout(n.t.Context(), nodePatience+vmtest.Patience)
 	defer cancel()
 	ran, err := n.guest.Agent.Run(ctx, guestagent.Run{Command: command, Limit: nodePatience})
 	check(n.t, err)
@@ -135,7 +135,7 @@ func (n *node) logged(sidecar, text string) []string {
 
 // rotate puts a token in place of the present one, issued now by the node's clock.
 func (n *node) rotate(id string, lifetime time.Duration) {
-	token := stage.Token(id, "https://kubernetes.default.svc.cluster.local", n.now(), lifetime)
+	token := vmtest.Token(id, "https://kubernetes.default.svc.cluster.local", n.now(), lifetime)
 	n.shell("umask 022; printf %s " + token + " >/tmp/tokens/next && mv /tmp/tokens/next /tmp/tokens/token")
 }
 
@@ -157,7 +157,7 @@ func (n *node) get(namespace, url string, limit time.Duration) guestagent.Got {
 
 func request(namespace, url string, limit time.Duration) guestagent.Get {
 	if strings.HasPrefix(url, "/") {
-		url = stage.MetadataURL + url
+		url = vmtest.MetadataURL + url
 	}
 	return guestagent.Get{URL: url, Namespace: "/tmp/" + namespace, Limit: limit}
 }
@@ -173,7 +173,7 @@ func (n *node) ask(namespace, url string, keep bool) *guestagent.Task[guestagent
 }
 
 func (n *node) stop(asking *guestagent.Task[guestagent.Asked]) guestagent.Asked {
-	ctx, cancel := context.WithTimeout(n.t.Context(), stage.Patience)
+	ctx, cancel := context.WithTimeout(n.t.Context(), vmtest.Patience)
 	defer cancel()
 	asked, err := asking.Stop(ctx)
 	check(n.t, err)
@@ -238,7 +238,7 @@ func jump(t *testing.T) *jumps {
 	n.rotate("first", lifetime)
 	n.startSidecars()
 	n.await("grep -q msg=wired /tmp/imds-init.log && grep -q msg=listening /tmp/imds-server.log")
-	if got := n.get("guest", "/v1/token", 0); stage.TokenID(got.Body) != "first" {
+	if got := n.get("guest", "/v1/token", 0); vmtest.TokenID(got.Body) != "first" {
 		t.Fatalf("before any jump the guest got %+v", got)
 	}
 	seen := new(jumps)
@@ -273,7 +273,7 @@ func jump(t *testing.T) *jumps {
 // tokenID is that of the token that the guest gets.
 func (n *node) tokenID() string {
 	got := n.get("guest", "/v1/token", 0)
-	if id := stage.TokenID(got.Body); id != "" {
+	if id := vmtest.TokenID(got.Body); id != "" {
 		return id
 	}
 	return fmt.Sprintf("none: %d %s %s", got.Status, got.Detail, got.Body)
@@ -437,7 +437,7 @@ func loadPieces(t *testing.T) *lacking {
 		n.load(piece)
 	}
 	begin := time.Now()
-	for seen.served.Status != http.StatusOK && time.Since(begin) < stage.Patience {
+	for seen.served.Status != http.StatusOK && time.Since(begin) < vmtest.Patience {
 		seen.served = n.get("guest", "/healthz", 500*time.Millisecond)
 	}
 	seen.healed = time.Since(begin)

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 )
 
 const (
@@ -27,7 +27,7 @@ func TestGuestPaused(t *testing.T) {
 	var v *accidentVM
 	var m *measured
 	if !results.Skipping() {
-		v = startAccidentVM(t, stage.Options{Name: "paused"})
+		v = startAccidentVM(t, vmtest.Options{Name: "paused"})
 		m = v.measurePause()
 	}
 	m.judge(t, subject, v)
@@ -37,7 +37,7 @@ func TestGuestPaused(t *testing.T) {
 func (v *accidentVM) measurePause() *measured {
 	m := &measured{}
 	g := v.Guest
-	holding, err := g.Agent.Hold(v.t.Context(), guestagent.Hold{Address: strings.TrimPrefix(stage.MetadataURL, "http://") + ":80", Connections: heldOpen})
+	holding, err := g.Agent.Hold(v.t.Context(), guestagent.Hold{Address: strings.TrimPrefix(vmtest.MetadataURL, "http://") + ":80", Connections: heldOpen})
 	check(v.t, err)
 	asking := v.ask(tokenURL, usualPatience)
 	v.letAsk(500 * time.Millisecond)

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
-	"github.com/example/kubevirt-imds/tools/e2e/guests/stage"
 	"github.com/example/kubevirt-imds/tools/e2e/results"
+	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 )
 
 // A token is replaced every second for five minutes. In truth it is after less and after more than a second in
@@ -31,7 +31,7 @@ func TestTokenRotated(t *testing.T) {
 	var m *measured
 	var r rotation
 	if !results.Skipping() {
-		v = startAccidentVM(t, stage.Options{Name: "rotated"})
+		v = startAccidentVM(t, vmtest.Options{Name: "rotated"})
 		m = r.measure(v)
 	}
 	m.judge(t, subject, v)
@@ -48,7 +48,7 @@ type rotation struct {
 }
 
 // bare asks for the token alone, as a file would hold it.
-var bare = guestagent.Get{URL: stage.MetadataURL + "/v1/token", Header: map[string]string{"Accept": "application/jwt"}}
+var bare = guestagent.Get{URL: vmtest.MetadataURL + "/v1/token", Header: map[string]string{"Accept": "application/jwt"}}
 
 func (r *rotation) measure(v *accidentVM) *measured {
 	m := &measured{hale: true, anyGap: true}

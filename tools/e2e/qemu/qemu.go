@@ -56,7 +56,7 @@ type NIC struct {
 
 // Guest is a running QEMU with the guest in it.
 type Guest struct {
-	// Agent acts in the guest. After a migration the target's is the one to use.
+	// Agent is the program in the guest. After a migration the target's is the one to use.
 	Agent guestagent.Client
 
 	monitor *qmp.Conn

@@ -1,4 +1,4 @@
-package stage
+package vmtest
 
 import (
 	"os"
@@ -19,7 +19,7 @@ func TestTokenIsSwappedAsAWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer network.Close()
-	pod, err := kubelet.LauncherPod("../../../../kustomize/sidecar", sidecarImage, metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm")
+	pod, err := kubelet.LauncherPod("../../../kustomize/sidecar", sidecarImage, metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm")
 	if err != nil {
 		t.Fatal(err)
 	}

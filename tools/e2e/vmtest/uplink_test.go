@@ -1,4 +1,4 @@
-package stage
+package vmtest
 
 import (
 	"encoding/hex"

@@ -1,18 +1,18 @@
-// Package stage is what checks with real guests need: a VM's pod, whose network is wired as KubeVirt does it, with
+// Package vmtest is what tests with real guests need: a VM's pod, whose network is wired as KubeVirt does it, with
 // the project's own sidecars in it as the kubelet starts them, and a guest that boots in it.
 //
-// Most checks begin with [Stage.Start]. One that has to do something in between calls the steps of a VM's life
+// Most tests begin with [Environment.Start]. One that has to do something in between calls the steps of a VM's life
 // itself, in this order:
 //
-//	vm := s.New(t, stage.Options{})  // the pod, with the interface that the CNI plugin made
+//	vm := e.New(t, vmtest.Options{})  // the pod, with the interface that the CNI plugin made
 //	vm.StartSidecars()               // imds-init and imds-server
 //	vm.Wire()                        // virt-handler: bridge, tap, DHCP server
 //	vm.Boot()                        // virt-launcher: QEMU
 //	vm.Configure("eth0")             // the guest's own DHCP client
 //
-// All steps fail the check when they fail. At its end everything is gone, and the check has failed if anything of
+// All steps fail the test when they fail. At its end everything is gone, and the test has failed if anything of
 // the project's was seen on the pod's uplink.
-package stage
+package vmtest
 
 import (
 	"context"
@@ -34,8 +34,8 @@ import (
 // programs are the sidecars, and the packages of this project that they are built from.
 var programs = map[string]string{"imds-init": "./netsetup", "imds-server": "./server"}
 
-// Stage is what all checks of a run share.
-type Stage struct {
+// Environment is what all tests of a run share.
+type Environment struct {
 	folder     string // for the programs, the image and the tokens
 	image      rootfs.Image
 	repository string
@@ -61,7 +61,7 @@ func available() error {
 }
 
 // Open builds the sidecars and the guest's image. messages says what takes long.
-func Open(ctx context.Context, messages io.Writer) (*Stage, error) {
+func Open(ctx context.Context, messages io.Writer) (*Environment, error) {
 	if err := available(); err != nil {
 		return nil, err
 	}
@@ -69,50 +69,50 @@ func Open(ctx context.Context, messages io.Writer) (*Stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Stage{folder: folder}
-	if err := s.build(ctx, messages); err != nil {
-		return nil, errors.Join(err, s.Close())
+	e := &Environment{folder: folder}
+	if err := e.build(ctx, messages); err != nil {
+		return nil, errors.Join(err, e.Close())
 	}
-	return s, nil
+	return e, nil
 }
 
-func (s *Stage) build(ctx context.Context, messages io.Writer) error {
+func (e *Environment) build(ctx context.Context, messages io.Writer) error {
 	// The users of the sidecars find their program and their token in it.
-	if err := os.Chmod(s.folder, 0o755); err != nil {
+	if err := os.Chmod(e.folder, 0o755); err != nil {
 		return err
 	}
-	if err := os.Mkdir(s.sidecars(), 0o755); err != nil {
+	if err := os.Mkdir(e.sidecars(), 0o755); err != nil {
 		return err
 	}
 	var err error
-	if s.repository, err = cluster.Repository(ctx); err != nil {
+	if e.repository, err = cluster.Repository(ctx); err != nil {
 		return err
 	}
 	for name, folder := range programs {
 		fmt.Fprintf(messages, "building %s\n", name)
-		err := cluster.RunGo(ctx, s.repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", s.Program(name), folder)
+		err := cluster.RunGo(ctx, e.repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", e.Program(name), folder)
 		if err != nil {
 			return err
 		}
 	}
-	s.image, err = rootfs.Make(ctx, s.folder, messages)
+	e.image, err = rootfs.Make(ctx, e.folder, messages)
 	return err
 }
 
 // Image is the guest's.
-func (s *Stage) Image() rootfs.Image { return s.image }
+func (e *Environment) Image() rootfs.Image { return e.image }
 
 // Folder is for what is made for a run, and goes with it.
-func (s *Stage) Folder() string { return s.folder }
+func (e *Environment) Folder() string { return e.folder }
 
 // Program is the file of a sidecar's program, by its name.
-func (s *Stage) Program(name string) string { return filepath.Join(s.sidecars(), name) }
+func (e *Environment) Program(name string) string { return filepath.Join(e.sidecars(), name) }
 
 // sidecars is the folder with the files of the sidecars' image.
-func (s *Stage) sidecars() string { return filepath.Join(s.folder, "sidecars") }
+func (e *Environment) sidecars() string { return filepath.Join(e.folder, "sidecars") }
 
 // Close removes what Open has made, but the cache.
-func (s *Stage) Close() error { return os.RemoveAll(s.folder) }
+func (e *Environment) Close() error { return os.RemoveAll(e.folder) }
 
 // Check ends a test if there is an error.
 func Check(t testing.TB, err error) {

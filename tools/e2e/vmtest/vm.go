@@ -1,4 +1,4 @@
-package stage
+package vmtest
 
 import (
 	"context"
@@ -93,8 +93,8 @@ func (v *VM) In(t *testing.T) *VM {
 func (v *VM) Pod() string { return v.options.Pod }
 
 // Start goes through all steps: a VM whose guest has its addresses.
-func (s *Stage) Start(t *testing.T, options Options) *VM {
-	v := s.New(t, options)
+func (e *Environment) Start(t *testing.T, options Options) *VM {
+	v := e.New(t, options)
 	v.StartSidecars()
 	v.Wire()
 	v.Boot()
@@ -103,7 +103,7 @@ func (s *Stage) Start(t *testing.T, options Options) *VM {
 }
 
 // New makes a pod with its network and its tokens, in which nothing runs yet.
-func (s *Stage) New(t *testing.T, options Options) *VM {
+func (e *Environment) New(t *testing.T, options Options) *VM {
 	if options.Name == "" {
 		options.Name = "vm"
 	}
@@ -113,7 +113,7 @@ func (s *Stage) New(t *testing.T, options Options) *VM {
 	if options.Network.GuestMAC == nil && (options.Network.Binding == "" || options.Network.Binding == podnet.Masquerade) {
 		options.Network.GuestMAC = guestMAC
 	}
-	v := &VM{t: t, image: s.image, options: options, tokens: new(tokens)}
+	v := &VM{t: t, image: e.image, options: options, tokens: new(tokens)}
 	t.Cleanup(v.explain)
 	t.Cleanup(v.End)
 	var err error
@@ -122,16 +122,16 @@ func (s *Stage) New(t *testing.T, options Options) *VM {
 	v.later(func() { v.clean(v.Net.Close()) })
 	v.Watch(podnet.NeighbourInterface)
 
-	folder, err := os.MkdirTemp(s.folder, "node-")
+	folder, err := os.MkdirTemp(e.folder, "node-")
 	Check(t, err)
 	// The users of the sidecars find their volumes in it.
 	Check(t, os.Chmod(folder, 0o755))
-	pod, err := kubelet.LauncherPod(filepath.Join(s.repository, "kustomize", "sidecar"), sidecarImage, metav1.ObjectMeta{
+	pod, err := kubelet.LauncherPod(filepath.Join(e.repository, "kustomize", "sidecar"), sidecarImage, metav1.ObjectMeta{
 		Namespace: "tenant", Name: options.Pod, Annotations: map[string]string{"imds.kubevirt.io/vm-name": options.Name},
 	}, options.Name)
 	Check(t, err)
 	addAudiences(pod, options.Audiences)
-	node := &kubelet.Node{Images: map[string]string{sidecarImage: s.sidecars()}, Folder: folder, Token: v.tokens.issue, Limits: options.Limited}
+	node := &kubelet.Node{Images: map[string]string{sidecarImage: e.sidecars()}, Folder: folder, Token: v.tokens.issue, Limits: options.Limited}
 	v.pod, err = node.Sandbox(pod, v.Net.Pod)
 	Check(t, err)
 	v.later(func() { v.clean(v.pod.Stop()) })

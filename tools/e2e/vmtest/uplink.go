@@ -1,4 +1,4 @@
-package stage
+package vmtest
 
 import (
 	"bytes"
@@ -28,7 +28,7 @@ func IsOurs(f podnet.Frame) bool {
 }
 
 // Watch records an uplink, by the name of the neighbour's end, from now until the end of the check, which fails
-// if anything of the project's has come out of the pod. [Stage.New] watches the first.
+// if anything of the project's has come out of the pod. [Environment.New] watches the first.
 func (v *VM) Watch(uplink string) {
 	recording, err := podnet.Capture(v.Net.Neighbour, uplink)
 	Check(v.t, err)
