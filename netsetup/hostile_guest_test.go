@@ -28,7 +28,7 @@ func TestHostileGuestReachesNobodyElse(t *testing.T) {
 			must(t, err)
 
 			for _, frame := range [][]byte{
-				// plays metadata service to the neighbours
+				// claims the address before the neighbours
 				arp(own, broadcast, 2, own, address, broadcast, address),
 				arp(own, gateway, 2, own, address, gateway, neighbour),
 				udp(own, gateway, address, neighbour, 0),

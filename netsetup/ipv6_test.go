@@ -158,7 +158,7 @@ func TestPriorityTagIsNoVLAN(t *testing.T) {
 	}
 }
 
-// A hostile guest plays router, querier and neighbour to the endpoint. The pod
+// A hostile guest speaks as router, querier and neighbour to the endpoint. The pod
 // gets no address, route or neighbour from it, and says nothing but what a guest
 // needs.
 func TestHostileGuestChangesNothingInThePod(t *testing.T) {

@@ -40,7 +40,7 @@ func passtPod(t *testing.T, options podnet.Options, env ...string) (*podnet.Pod,
 	return pod, p
 }
 
-// vmServes plays passt's half for a service of the VM: an ordinary listener in
+// vmServes is passt's half of a service of the VM: an ordinary listener in
 // the pod.
 func vmServes(t *testing.T, pod *podnet.Pod, address string) {
 	t.Helper()

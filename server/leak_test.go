@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/server/internal/netnstest"
+	"github.com/example/kubevirt-imds/tools/podnet/netnstest"
 )
 
 // Its device is deleted and made anew a hundred times, with a connection open

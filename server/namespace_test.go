@@ -19,8 +19,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/server/internal/netnstest"
 	"github.com/example/kubevirt-imds/server/internal/tokentest"
+	"github.com/example/kubevirt-imds/tools/podnet/netnstest"
 )
 
 // sidecarUser is the uid and gid of the container.

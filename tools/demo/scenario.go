@@ -145,21 +145,21 @@ func (s *scenario) startSidecars(ctx context.Context, pod *admitted) error {
 
 // confinement reads from the kernel what each sidecar may do.
 func (s *scenario) confinement() ([]sidecarDocument, error) {
-	running, err := s.sidecars.Status()
-	if err != nil {
-		return nil, err
-	}
 	var all []sidecarDocument
-	for _, r := range running {
+	for _, c := range s.sidecars.Sidecars() {
+		seen, err := c.Status()
+		if err != nil {
+			return nil, fmt.Errorf("container %s: %w", c.Name, err)
+		}
 		all = append(all, sidecarDocument{
-			Name:            r.Name,
-			Command:         r.Command,
-			UID:             r.UID,
-			GID:             r.GID,
-			Groups:          r.Groups,
-			BoundingSet:     r.Bounding.String(),
-			Effective:       r.Effective.String(),
-			NoNewPrivileges: r.NoNewPrivileges,
+			Name:            c.Name,
+			Command:         c.Command(),
+			UID:             seen.UID,
+			GID:             seen.GID,
+			Groups:          seen.Groups,
+			BoundingSet:     seen.Bounding.String(),
+			Effective:       seen.Effective.String(),
+			NoNewPrivileges: seen.NoNewPrivileges,
 		})
 	}
 	return all, nil
@@ -256,8 +256,9 @@ func (s *scenario) rotate(ctx context.Context, g guest) error {
 // and the guest notices nothing at its next request.
 func (s *scenario) killSidecars(ctx context.Context, g guest) error {
 	return s.step(&s.seen.Steps, "accident", func() (string, error) {
-		for _, c := range s.seen.Sidecars {
-			if err := s.sidecars.Restart(c.Name); err != nil {
+		for _, c := range s.sidecars.Sidecars() {
+			c.Kill()
+			if err := c.Start(); err != nil {
 				return "", err
 			}
 			limited, cancel := context.WithTimeout(ctx, liveLimit)

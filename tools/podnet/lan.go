@@ -68,7 +68,7 @@ func (l *LAN) Attach(p *Pod) error {
 		LinkAttrs:     attrs,
 		PeerName:      "cable",
 		PeerMTU:       uint32(p.options.MTU),
-		PeerNamespace: netlink.NsFd(p.Neighbour.fd()),
+		PeerNamespace: netlink.NsFd(p.Neighbour.FD()),
 	})
 	if err != nil {
 		return fmt.Errorf("veth pair between the LAN and the pod's neighbour: %w", err)

@@ -103,7 +103,7 @@ func (n *Namespace) Netlink() *netlink.Handle { return n.netlink }
 
 // Nftables returns a connection to the namespace's nf_tables.
 func (n *Namespace) Nftables() (*nftables.Conn, error) {
-	return nftables.New(nftables.WithNetNSFd(int(n.file.Fd())))
+	return nftables.New(nftables.WithNetNSFd(n.FD()))
 }
 
 // Sysctl sets a key such as net.ipv4.ip_forward. As with sysctl(8), a key with
@@ -163,6 +163,8 @@ func (n *Namespace) Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
+	// In a new pid namespace package syscall sees no parent and takes it for gone; the
+	// SIGKILL that it sends itself then does not reach the first process there.
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	started := make(chan error, 1)
 	go func() {
@@ -224,7 +226,8 @@ func (n *Namespace) Close() error {
 	return err
 }
 
-func (n *Namespace) fd() int { return int(n.file.Fd()) }
+// FD is the namespace's file descriptor, for netlink.NsFd and the like.
+func (n *Namespace) FD() int { return int(n.file.Fd()) }
 
 func (n *Namespace) link(name string) (netlink.Link, error) {
 	link, err := n.netlink.LinkByName(name)

@@ -24,7 +24,7 @@ func (p *Pod) makePair(n *nic) error {
 	attrs.Name, attrs.Index = n.tap, tapIndex+n.number
 	pair := netlink.NewVeth(attrs)
 	pair.PeerName = n.tap
-	pair.PeerNamespace = netlink.NsFd(p.parking.fd())
+	pair.PeerNamespace = netlink.NsFd(p.parking.FD())
 	if err := p.Pod.netlink.LinkAdd(pair); err != nil {
 		return fmt.Errorf("veth pair in place of the tap %s: %w", n.tap, err)
 	}
@@ -63,7 +63,7 @@ func move(from *Namespace, name string, to *Namespace, newName string) error {
 	if err := from.netlink.LinkSetName(link, newName); err != nil {
 		return fmt.Errorf("%s as %s in %s: %w", name, newName, from.name, err)
 	}
-	if err := from.netlink.LinkSetNsFd(link, to.fd()); err != nil {
+	if err := from.netlink.LinkSetNsFd(link, to.FD()); err != nil {
 		return fmt.Errorf("%s from %s to %s: %w", newName, from.name, to.name, err)
 	}
 	return nil

@@ -33,15 +33,8 @@ func Rerun(extra uintptr) (int, error) {
 	cmd := exec.Command(program, os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), insideVariable+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | extra,
-		Pdeathsig:  syscall.SIGKILL,
-	}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
-	}
+	Isolate(cmd, unix.CLONE_NEWNS|unix.CLONE_NEWNET|extra)
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	// The kernel ties Pdeathsig to the thread that starts the child.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -50,7 +43,7 @@ func Rerun(extra uintptr) (int, error) {
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
-		return 0, refused(err)
+		return 0, NamespacesRefused(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
@@ -61,6 +54,17 @@ func Rerun(extra uintptr) (int, error) {
 		case err := <-ended:
 			return exitCode(err)
 		}
+	}
+}
+
+// Isolate has a command start in new namespaces (CLONE_NEW* flags); as an ordinary
+// user also in a new user namespace, in which that user is root.
+func Isolate(cmd *exec.Cmd, flags uintptr) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
 	}
 }
 
@@ -75,8 +79,8 @@ func exitCode(err error) (int, error) {
 	return 0, err
 }
 
-// refused says what helps when the kernel refuses namespaces.
-func refused(err error) error {
+// NamespacesRefused says what helps when the kernel refuses namespaces.
+func NamespacesRefused(err error) error {
 	if os.Geteuid() == 0 && !Inside() {
 		return fmt.Errorf("namespaces are refused here (%w): root lacks CAP_SYS_ADMIN; "+
 			"in a container, run it with '--privileged'", err)

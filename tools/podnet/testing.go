@@ -37,7 +37,7 @@ func Main(m interface{ Run() int }) {
 func Available() error {
 	probe, err := NewNamespace("probe")
 	if err != nil {
-		return refused(err)
+		return NamespacesRefused(err)
 	}
 	return probe.Close()
 }
@@ -46,11 +46,16 @@ func Available() error {
 // it skips, or fails if CI=true.
 func Require(t testing.TB) {
 	t.Helper()
-	if unavailable == nil {
-		return
+	if unavailable != nil {
+		Unavailable(t, unavailable)
 	}
+}
+
+// Unavailable ends a test that cannot run here: in CI that is a failure.
+func Unavailable(t testing.TB, why error) {
+	t.Helper()
 	if os.Getenv("CI") == "true" {
-		t.Fatal(unavailable)
+		t.Fatal(why)
 	}
-	t.Skip(unavailable)
+	t.Skip(why)
 }

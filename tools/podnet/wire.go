@@ -35,7 +35,7 @@ func (p *Pod) plugUplink(n *nic) error {
 		LinkAttrs:     attrs,
 		PeerName:      n.iface,
 		PeerMTU:       uint32(n.mtu),
-		PeerNamespace: netlink.NsFd(int(p.Pod.file.Fd())),
+		PeerNamespace: netlink.NsFd(p.Pod.FD()),
 	}
 	if n.binding != Masquerade {
 		pair.PeerHardwareAddr = n.guestMAC // nil: random

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/server/internal/netnstest"
+	"github.com/example/kubevirt-imds/tools/podnet/netnstest"
 )
 
 var (

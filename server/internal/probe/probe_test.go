@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/example/kubevirt-imds/server/internal/netnstest"
+	"github.com/example/kubevirt-imds/tools/podnet/netnstest"
 )
 
 // answer listens, reads the header of one request and answers it with response.

@@ -7,22 +7,16 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/example/kubevirt-imds/tools/podnet/cgroup"
 )
 
-const (
-	cgroupMount = "/sys/fs/cgroup"
-	// system is the child for everything but pods, which the kubelet puts beside it: in cgroup v2 a group
-	// with children may hold no process itself.
-	system = "system"
-	// removalTime is how long the last processes may take to leave their cgroups.
-	removalTime = 10 * time.Second
-	removalStep = 10 * time.Millisecond
-)
+// system is the child for everything but pods, which the kubelet puts beside it: in cgroup v2 a group with children
+// may hold no process itself.
+const system = "system"
 
 // controllers are those of cgroup v2 that a kubelet demands where the kernel has them (kubelet:
 // pkg/kubelet/cm, getSupportedUnifiedControllers).
@@ -40,11 +34,7 @@ type cgroups struct {
 // createCgroups makes the groups. What it returns must be removed, also after an error.
 func createCgroups(name string) (*cgroups, error) {
 	g := new(cgroups)
-	unified, err := isUnified()
-	if err != nil {
-		return g, err
-	}
-	if unified {
+	if cgroup.IsUnified() {
 		before, err := readWords("cgroup.subtree_control")
 		if err != nil {
 			return g, err
@@ -91,19 +81,9 @@ func joinCgroups(name string) error {
 
 // remove ends what still runs in the groups and removes them and their children.
 func (g *cgroups) remove() error {
-	// Neither version of cgroup reports that a folder can be removed: a dead process leaves its group only
-	// some time after it was reaped.
-	deadline := time.Now().Add(removalTime)
 	for _, folder := range g.folders {
-		for {
-			err := removeTree(folder)
-			if err == nil {
-				break
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("remove cgroup: %w", err)
-			}
-			time.Sleep(removalStep)
+		if err := cgroup.Remove(folder); err != nil {
+			return err
 		}
 	}
 	if g.unified {
@@ -112,66 +92,19 @@ func (g *cgroups) remove() error {
 	return nil
 }
 
-// removeTree kills what runs in a group and in those below it, and removes them, the deepest first.
-func removeTree(folder string) error {
-	var folders []string
-	err := filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // gone meanwhile, as intended
-		}
-		if err == nil && entry.IsDir() {
-			folders = append(folders, path)
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	for _, folder := range slices.Backward(folders) {
-		processes, err := os.ReadFile(filepath.Join(folder, "cgroup.procs"))
-		if err != nil {
-			return err
-		}
-		for _, pid := range strings.Fields(string(processes)) {
-			number, err := strconv.Atoi(pid)
-			if err != nil {
-				return fmt.Errorf("process %q in %s: %w", pid, folder, err)
-			}
-			unix.Kill(number, unix.SIGKILL)
-		}
-		if err := os.Remove(folder); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// isUnified says whether this machine has cgroup v2 only.
-func isUnified() (bool, error) {
-	var stat unix.Statfs_t
-	if err := unix.Statfs(cgroupMount, &stat); err != nil {
-		return false, fmt.Errorf("%s: %w", cgroupMount, err)
-	}
-	return stat.Type == unix.CGROUP2_SUPER_MAGIC, nil
-}
-
 // listHierarchies returns the root folder of each hierarchy: one in cgroup v2, one for each set of
 // controllers in cgroup v1.
 func listHierarchies() ([]string, error) {
-	unified, err := isUnified()
-	if err != nil {
-		return nil, err
+	if cgroup.IsUnified() {
+		return []string{cgroup.Mount}, nil
 	}
-	if unified {
-		return []string{cgroupMount}, nil
-	}
-	entries, err := os.ReadDir(cgroupMount)
+	entries, err := os.ReadDir(cgroup.Mount)
 	if err != nil {
 		return nil, err
 	}
 	var hierarchies []string
 	for _, entry := range entries {
-		folder := filepath.Join(cgroupMount, entry.Name())
+		folder := filepath.Join(cgroup.Mount, entry.Name())
 		_, err := os.Stat(filepath.Join(folder, "cgroup.procs"))
 		// Links are second names, such as cpu for cpu,cpuacct.
 		if entry.IsDir() && err == nil {
@@ -179,7 +112,7 @@ func listHierarchies() ([]string, error) {
 		}
 	}
 	if len(hierarchies) == 0 {
-		return nil, fmt.Errorf("no cgroup hierarchy is mounted below %s", cgroupMount)
+		return nil, fmt.Errorf("no cgroup hierarchy is mounted below %s", cgroup.Mount)
 	}
 	return hierarchies, nil
 }
@@ -241,13 +174,13 @@ func restoreControllers(before []string) error {
 }
 
 func writeSubtreeControl(change string) error {
-	if err := os.WriteFile(filepath.Join(cgroupMount, "cgroup.subtree_control"), []byte(change), 0); err != nil {
+	if err := os.WriteFile(filepath.Join(cgroup.Mount, "cgroup.subtree_control"), []byte(change), 0); err != nil {
 		return fmt.Errorf("write %s to the root's cgroup.subtree_control: %w", change, err)
 	}
 	return nil
 }
 
 func readWords(file string) ([]string, error) {
-	content, err := os.ReadFile(filepath.Join(cgroupMount, file))
+	content, err := os.ReadFile(filepath.Join(cgroup.Mount, file))
 	return strings.Fields(string(content)), err
 }

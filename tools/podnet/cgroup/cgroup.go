@@ -8,14 +8,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
-// mount is where the machine has its hierarchies: cgroup v2's one, or one for
+// Mount is where the machine has its hierarchies: cgroup v2's one, or one for
 // each controller of cgroup v1.
-const mount = "/sys/fs/cgroup"
+const Mount = "/sys/fs/cgroup"
 
 // cpuPeriod is the kubelet's: the time in which a container may use its share of
 // CPU, in microseconds.
@@ -27,9 +29,9 @@ type Group struct {
 	memory, cpu string
 }
 
-// isUnified says whether the machine has cgroup v2 only.
-func isUnified() bool {
-	_, err := os.Stat(filepath.Join(mount, "cgroup.controllers"))
+// IsUnified says whether the machine has cgroup v2 only.
+func IsUnified() bool {
+	_, err := os.Stat(filepath.Join(Mount, "cgroup.controllers"))
 	return err == nil
 }
 
@@ -46,16 +48,16 @@ func New(name string, cpu, memory int64) (*Group, error) {
 }
 
 func newGroup(name string, quota, memory int64) (*Group, error) {
-	if isUnified() {
-		folder := filepath.Join(mount, name)
+	if IsUnified() {
+		folder := filepath.Join(Mount, name)
 		return &Group{folder, folder}, errors.Join(
-			write(filepath.Join(mount, "cgroup.subtree_control"), "+cpu +memory"),
+			write(filepath.Join(Mount, "cgroup.subtree_control"), "+cpu +memory"),
 			os.Mkdir(folder, 0o755),
 			write(filepath.Join(folder, "memory.max"), memory),
 			write(filepath.Join(folder, "cpu.max"), quota, cpuPeriod),
 		)
 	}
-	g := &Group{filepath.Join(mount, "memory", name), filepath.Join(mount, "cpu", name)}
+	g := &Group{filepath.Join(Mount, "memory", name), filepath.Join(Mount, "cpu", name)}
 	return g, errors.Join(
 		os.Mkdir(g.memory, 0o755),
 		os.Mkdir(g.cpu, 0o755),
@@ -72,15 +74,15 @@ func write(file string, words ...any) error {
 // Find finds the group whose folder has a name, somewhere below that of a parent.
 // Where exactly a kubelet puts it depends on the QoS class of its pod.
 func Find(parent, name string) (*Group, error) {
-	if isUnified() {
-		folder, err := findFolder(filepath.Join(mount, parent), name)
+	if IsUnified() {
+		folder, err := findFolder(filepath.Join(Mount, parent), name)
 		return &Group{folder, folder}, err
 	}
-	memory, err := findFolder(filepath.Join(mount, "memory", parent), name)
+	memory, err := findFolder(filepath.Join(Mount, "memory", parent), name)
 	if err != nil {
 		return nil, err
 	}
-	cpu, err := findFolder(filepath.Join(mount, "cpu", parent), name)
+	cpu, err := findFolder(filepath.Join(Mount, "cpu", parent), name)
 	return &Group{memory, cpu}, err
 }
 
@@ -110,31 +112,70 @@ func (g *Group) Folders() []string {
 	return []string{g.memory, g.cpu}
 }
 
+// Remove removes the group. That it is gone is no error.
+func (g *Group) Remove() error {
+	var errs []error
+	for _, folder := range g.Folders() {
+		errs = append(errs, Remove(folder))
+	}
+	return errors.Join(errs...)
+}
+
 const (
-	// removalTime is how long the last process may take to leave its cgroup, which
-	// the kernel does not report: it does so some time after the process was
-	// reaped.
+	// removalTime is how long the last processes may take to leave their cgroups.
+	// Neither version of cgroup reports that a folder can be removed: a dead process
+	// leaves its group only some time after it was reaped.
 	removalTime = 10 * time.Second
 	removalStep = 10 * time.Millisecond
 )
 
-// Remove removes the group, in which nothing runs any more. That it is gone is no
-// error.
-func (g *Group) Remove() error {
-	var errs []error
-	for _, folder := range g.Folders() {
-		for deadline := time.Now().Add(removalTime); ; time.Sleep(removalStep) {
-			err := os.Remove(folder)
-			if err == nil || os.IsNotExist(err) {
-				break
-			}
-			if time.Now().After(deadline) {
-				errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
-				break
-			}
+// Remove ends what still runs in the group of a folder, and in those below it, and
+// removes them. That it is gone is no error.
+func Remove(folder string) error {
+	for deadline := time.Now().Add(removalTime); ; time.Sleep(removalStep) {
+		err := removeTree(folder)
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("remove cgroup: %w", err)
 		}
 	}
-	return errors.Join(errs...)
+}
+
+// removeTree kills what runs in a group and in those below it, and removes them, the
+// deepest first.
+func removeTree(folder string) error {
+	var folders []string
+	err := filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone meanwhile, as intended
+		}
+		if err == nil && entry.IsDir() {
+			folders = append(folders, path)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, folder := range slices.Backward(folders) {
+		processes, err := os.ReadFile(filepath.Join(folder, "cgroup.procs"))
+		if err != nil {
+			return err
+		}
+		for _, pid := range strings.Fields(string(processes)) {
+			number, err := strconv.Atoi(pid)
+			if err != nil {
+				return fmt.Errorf("process %q in %s: %w", pid, folder, err)
+			}
+			syscall.Kill(number, syscall.SIGKILL)
+		}
+		if err := os.Remove(folder); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Pid is the group's first process, as the machine numbers it.

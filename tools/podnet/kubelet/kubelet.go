@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/example/kubevirt-imds/tools/podnet"
-	"github.com/example/kubevirt-imds/tools/podnet/container"
 )
 
 // Node is a node of the cluster.
@@ -44,8 +42,7 @@ type Pod struct {
 	node     *Node
 	pod      *corev1.Pod
 	network  *podnet.Namespace
-	folder   string
-	id       string // on the machine, among those of all nodes
+	folder   string // no other pod on the machine has one of that name
 	sidecars []*Sidecar
 }
 
@@ -67,7 +64,6 @@ func (n *Node) Sandbox(pod *corev1.Pod, network *podnet.Namespace) (*Pod, error)
 	if p.folder, err = os.MkdirTemp(n.Folder, pod.Name+"-"); err != nil {
 		return nil, err
 	}
-	p.id = filepath.Base(p.folder)
 	// The sidecars' users find their volumes in it.
 	return p, os.Chmod(p.folder, 0o755)
 }
@@ -91,36 +87,8 @@ func (n *Node) Start(pod *corev1.Pod, network *podnet.Namespace, sidecars []stri
 	return p, nil
 }
 
-// Status is a sidecar as it runs.
-type Status struct {
-	Name    string
-	Command []string
-	container.Status
-}
-
-// Status asks the kernel about each sidecar.
-func (p *Pod) Status() ([]Status, error) {
-	var all []Status
-	for _, c := range p.sidecars {
-		s, err := c.running.Status()
-		if err != nil {
-			return nil, fmt.Errorf("container %s: %w", c.Name, err)
-		}
-		all = append(all, Status{c.Name, c.command(), s})
-	}
-	return all, nil
-}
-
-// Restart ends a sidecar with SIGKILL, as a lack of memory would, and starts it
-// again, as its restart policy asks for.
-func (p *Pod) Restart(name string) error {
-	at := slices.IndexFunc(p.sidecars, func(c *Sidecar) bool { return c.Name == name })
-	if at < 0 {
-		return fmt.Errorf("no sidecar %s is running", name)
-	}
-	p.sidecars[at].Kill()
-	return p.sidecars[at].Start()
-}
+// Sidecars are those that [Pod.Sidecar] has found, in that order.
+func (p *Pod) Sidecars() []*Sidecar { return p.sidecars }
 
 // probePatience is how long a liveness probe has at first. It has twice as long
 // at each next run: before the sidecar is up there is nobody to answer.

@@ -61,7 +61,7 @@ func (p *Pod) Sidecar(name string, env ...string) (*Sidecar, error) {
 	}
 	c := &Sidecar{Name: name, pod: p, of: of, mounts: mounts}
 	if p.node.Limits {
-		if c.Group, err = cgroup.New(p.id+"-"+name, of.Resources.Limits.Cpu().MilliValue(), of.Resources.Limits.Memory().Value()); err != nil {
+		if c.Group, err = cgroup.New(filepath.Base(p.folder)+"-"+name, of.Resources.Limits.Cpu().MilliValue(), of.Resources.Limits.Memory().Value()); err != nil {
 			return nil, fmt.Errorf("container %s: %w", name, err)
 		}
 	}
@@ -69,12 +69,12 @@ func (p *Pod) Sidecar(name string, env ...string) (*Sidecar, error) {
 	return c, nil
 }
 
-// command is the container's program with its arguments.
-func (c *Sidecar) command() []string { return slices.Concat(c.of.Command, c.of.Args) }
+// Command is the container's program with its arguments.
+func (c *Sidecar) Command() []string { return slices.Concat(c.of.Command, c.of.Args) }
 
 // Start starts the sidecar, for the first time or after its end.
 func (c *Sidecar) Start() error {
-	spec, err := c.spec(c.Name, c.command())
+	spec, err := c.spec(c.Name, c.Command())
 	if err != nil {
 		return err
 	}
@@ -130,6 +130,9 @@ func (c *Sidecar) complete(spec *container.Spec, id string) (err error) {
 // PID is the number of the process of a sidecar that runs.
 func (c *Sidecar) PID() int { return c.running.PID() }
 
+// Status asks the kernel about a sidecar that runs.
+func (c *Sidecar) Status() (container.Status, error) { return c.running.Status() }
+
 // Done is closed when the process of a sidecar that runs has ended.
 func (c *Sidecar) Done() <-chan struct{} { return c.running.Done() }
 
@@ -137,7 +140,7 @@ func (c *Sidecar) Done() <-chan struct{} { return c.running.Done() }
 func (c *Sidecar) Signal(s syscall.Signal) { c.running.Signal(s) }
 
 // Kill ends the sidecar by SIGKILL, as a lack of memory would, and returns when it
-// has ended.
+// has ended. [Sidecar.Start] starts it again, as its restart policy asks for.
 func (c *Sidecar) Kill() { c.end(syscall.SIGKILL) }
 
 // Quit ends the sidecar by SIGQUIT, at which Go writes to its log what each
