@@ -62,6 +62,8 @@ func available() error {
 
 // Open builds the sidecars and the guest's image. messages says what takes long.
 func Open(ctx context.Context, messages io.Writer) (*Environment, error) {
+	// su without a dash leaves the administrator's folders out.
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin")
 	if err := available(); err != nil {
 		return nil, err
 	}
