@@ -81,7 +81,7 @@ func Available() error {
 	return nil
 }
 
-// Boot starts a guest and returns when its agent answers. The guest ends with ctx.
+// Boot starts a guest and returns when its agent answers. The guest lives until Close, or until this process ends.
 func Boot(ctx context.Context, options Options) (*Guest, error) {
 	g, err := launch(ctx, options)
 	if err != nil {
@@ -142,7 +142,7 @@ func (g *Guest) arguments() []string {
 const kernelCommandLine = "console=ttyS0 quiet panic=-1 reboot=k mitigations=off random.trust_cpu=on " +
 	"no_timer_check clocksource=hpet cryptomgr.notests nokaslr net.ifnames=0"
 
-// start starts the process, which ends with ctx.
+// start starts the process.
 func (g *Guest) start(ctx context.Context, more []string) error {
 	monitorSocket, monitorEnd, err := socketPair()
 	if err != nil {
@@ -156,8 +156,9 @@ func (g *Guest) start(ctx context.Context, more []string) error {
 	defer agentEnd.Close()
 	g.port = agentSocket
 
-	ctx, g.kill = context.WithCancel(ctx)
-	command := exec.CommandContext(ctx, program, append(g.arguments(), more...)...)
+	running, kill := context.WithCancel(context.WithoutCancel(ctx))
+	g.kill = kill
+	command := exec.CommandContext(running, program, append(g.arguments(), more...)...)
 	command.ExtraFiles = []*os.File{monitorEnd, agentEnd}
 	command.Stdout, command.Stderr = &g.said, &g.said
 	// What the terminal sends at Ctrl-C is for this process alone.
