@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // The VM's second network in these tests: KubeVirt names what belongs to it.
@@ -222,4 +224,27 @@ func TestFortyTaps(t *testing.T) {
 		}
 	}
 	mustServe(t, pod, guestAddress(podnet.Bridge))
+}
+
+// The reply to a guest that looks for the endpoint by ARP is for its address, as clients
+// ask that judge strictly (RFC 826), also where a MAC has several addresses.
+func TestARPReplyIsForWhoLooks(t *testing.T) {
+	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
+		t.Run(string(binding), func(t *testing.T) {
+			pod, _ := servedPod(t, podnet.Options{Binding: binding})
+			nic, err := podnet.Capture(pod.Guest, "eth0")
+			must(t, err)
+			own := mac(t, pod.Guest, "eth0")
+			for _, from := range []netip.Addr{netip.MustParseAddr(guestAddress(binding)), netip.MustParseAddr("192.0.2.7"), netip.IPv4Unspecified()} {
+				who := packet.Party{MAC: own, Addr: from}
+				must(t, pod.Guest.SendFrame("eth0", packet.ARP(packet.ARPRequest, own, packet.Broadcast, who, packet.Party{Addr: wiring.Address.Addr()})))
+				want := packet.ARP(packet.ARPReply, wiring.DeviceMAC, own, packet.Party{MAC: wiring.DeviceMAC, Addr: wiring.Address.Addr()}, who)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				if err := nic.Wait(ctx, func(f podnet.Frame) bool { return !f.Outgoing && bytes.HasPrefix(f.Data, want) }); err != nil {
+					t.Errorf("no reply for %s: %v", from, err)
+				}
+				cancel()
+			}
+		})
+	}
 }

@@ -20,6 +20,9 @@ const (
 	nics       = "nics"
 	askersIPv4 = "askers-ipv4"
 	askersIPv6 = "askers-ipv6"
+	// Who looks for the endpoint by ARP, and from which address: the kernel gets the
+	// request as a probe, which has none, and the reply is for that address again.
+	lookers = "lookers"
 	// Those whose default route leaves by a NIC on another bridge.
 	ledMACs = "led-macs"
 	ledNICs = "led-nics"
@@ -39,6 +42,7 @@ func mappings(w wiring.Wiring) []mapping {
 		{familyBridge, nics, ifaceName, etherAddr, 16, 0},
 		{familyBridge, askersIPv4, ipv4Addr, etherAddr, askersLimit, time.Minute},
 		{familyBridge, askersIPv6, ipv6Addr, etherAddr, askersLimit, time.Minute},
+		{familyBridge, lookers, etherAddr, ipv4Addr, askersLimit, 10 * time.Second},
 	}
 }
 
@@ -102,6 +106,8 @@ func fromPorts(w wiring.Wiring, node Node) []rule {
 		to("forget the sender's MAC at a new connection", guest, ipTarget(address), tcpOpens, forget(askersIPv4, bySource, itsMAC)),
 		to("remember the sender's MAC", guest, ipTarget(address), keep(askersIPv4, bySource, itsMAC)),
 		to("lead the guest's IPv4 packets to the endpoint", guest, what, setEtherTarget(wiring.DeviceMAC), accept),
+		to("forget the address of who looks for the endpoint", guest, arpOperation(arpRequest), arpTarget(address), forget(lookers, byARPMAC, itsAddress)),
+		to("remember the address of who looks for the endpoint", guest, arpOperation(arpRequest), arpTarget(address), keep(lookers, byARPMAC, itsAddress)),
 		to("lead the guest's ARP requests to the endpoint, as probes", guest, arpOperation(arpRequest), arpTarget(address),
 			set(network, arpSenderAt, []byte{0, 0, 0, 0}), setEtherTarget(wiring.DeviceMAC), accept),
 		to("hide the sender's MAC in a solicitation", guest, fromLinkLocal, discovery(neighbourSolicitation, addressIPv6), sourceOption, hideSourceOption),
@@ -161,6 +167,7 @@ func toPorts(w wiring.Wiring) []rule {
 		to("answer the MAC that asked", guest, etherTarget(wiring.GuestsMAC), ipSource(address), etherTargetFrom(askersIPv4, byTarget)),
 		to("answer the MAC that asked over IPv6", guest, etherTarget(wiring.GuestsMAC), ip6Source(addressIPv6), etherTargetFrom(askersIPv6, toIP6)),
 		to("answer the guest's NIC where the MAC is not known", guest, etherTarget(wiring.GuestsMAC), etherTargetFrom(nics, byOutName)),
+		to("answer the address that looked for the endpoint", guest, etherSource(wiring.DeviceMAC), arpOperation(arpReply), arpTargetFrom(lookers, toARPMAC)),
 		to("accept the endpoint's frames to a guest", guest, etherSource(wiring.DeviceMAC), accept),
 		to("drop the endpoint's frames to others", etherSource(wiring.DeviceMAC), drop),
 

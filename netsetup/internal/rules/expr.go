@@ -72,6 +72,7 @@ const (
 	arpOperationAt = 6
 	arpSenderMACAt = 8
 	arpSenderAt    = 14
+	arpTargetMACAt = 18
 	arpTargetAt    = 24
 
 	ipFragmentAt = 6
@@ -395,6 +396,12 @@ func etherTargetFrom(m string, key expression) part {
 	return part{key, &expr.Lookup{SourceRegister: register, DestRegister: register, IsDestRegSet: true, SetName: m}, store(ether, etherTargetAt, 6)}
 }
 
+// arpTargetFrom sets the protocol address that an ARP packet is for to what the map has
+// under the key.
+func arpTargetFrom(m string, key expression) part {
+	return part{key, &expr.Lookup{SourceRegister: register, DestRegister: register, IsDestRegSet: true, SetName: m}, store(network, arpTargetAt, 4)}
+}
+
 // forward sends the frame out by an interface, past the bridge.
 func forward(index uint32) part {
 	return append(part{&expr.Immediate{Register: register, Data: binary.NativeEndian.AppendUint32(nil, index)}}, sendOut)
@@ -411,14 +418,17 @@ var sendOut = raw{"fwd", []*nl.RtAttr{number(1, register)}}
 
 // What keys and values of maps are made of.
 var (
-	byName    = &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: register}
-	byOutName = &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: register}
-	bySource  = load(register, network, ipSourceAt, 4)
-	byTarget  = load(register, network, ipTargetAt, 4)
-	byIP6     = load(register, network, ip6SourceAt, 16)
-	toIP6     = load(register, network, ip6TargetAt, 16)
-	itsMAC    = load(register2, ether, etherSourceAt, 6)
-	itsNIC    = &expr.Meta{Key: expr.MetaKeyIIF, Register: register2}
+	byName     = &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: register}
+	byOutName  = &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: register}
+	bySource   = load(register, network, ipSourceAt, 4)
+	byTarget   = load(register, network, ipTargetAt, 4)
+	byIP6      = load(register, network, ip6SourceAt, 16)
+	toIP6      = load(register, network, ip6TargetAt, 16)
+	itsMAC     = load(register2, ether, etherSourceAt, 6)
+	byARPMAC   = load(register, network, arpSenderMACAt, 6)
+	toARPMAC   = load(register, network, arpTargetMACAt, 6)
+	itsAddress = load(register2, network, arpSenderAt, 4)
+	itsNIC     = &expr.Meta{Key: expr.MetaKeyIIF, Register: register2}
 )
 
 func join(parts ...part) (all part) {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/vmtest"
 	"github.com/example/kubevirt-imds/tools/podnet/packet"
@@ -85,6 +87,38 @@ func slowClients(v *attackVM) {
 }
 
 // floodOfRequests: a guest asks as fast as it can, each time by a new connection.
+// fiftySenders: for a minute fifty addresses of the guest, as containers have them that it routes, ask every second
+// beside the guest itself. All are answered each time, and the endpoint has few of the node's neighbour entries.
+func fiftySenders(v *attackVM) {
+	const senders, neighboursLimit = 50, 4
+	address := func(i int) string { return fmt.Sprintf("198.18.0.%d", i+1) }
+	v.Shell(fmt.Sprintf("for i in $(seq %d); do ip addr add 198.18.0.$i/32 dev eth0; done", senders))
+	var tasks []*guestagent.Task[guestagent.Asked]
+	for i := range senders {
+		task, err := v.Guest.Agent.Ask(v.t.Context(), guestagent.Ask{Get: guestagent.Get{URL: vmtest.MetadataURL + "/v1/token", Source: address(i)}, Rate: 1})
+		check(v.t, err)
+		tasks = append(tasks, task)
+	}
+	v.while(time.Minute)
+	for i, task := range tasks {
+		asked, err := task.Stop(v.t.Context())
+		check(v.t, err)
+		if asked.Sent < 30 || asked.Answered < asked.Sent-1 { // the last may be on its way
+			v.fail("served", "%s: %d of %d answered, others: %v", address(i), asked.Answered, asked.Sent, asked.Failures)
+		}
+	}
+	device, err := v.Net.Pod.Netlink().LinkByName(endpointDevice)
+	check(v.t, err)
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		entries, err := v.Net.Pod.Netlink().NeighList(device.Attrs().Index, family)
+		check(v.t, err)
+		if len(entries) > neighboursLimit {
+			v.fail("served", "the endpoint has %d neighbours, want %d at most", len(entries), neighboursLimit)
+		}
+	}
+	v.Shell(fmt.Sprintf("for i in $(seq %d); do ip addr del 198.18.0.$i/32 dev eth0; done", senders))
+}
+
 func floodOfRequests(v *attackVM) { v.floodOf(guestagent.Get{URL: vmtest.MetadataURL + "/v1/token"}) }
 
 // floodOfRefusedRequests: what the guest must not ask, as fast as it can. It writes a few lines into the log of its

@@ -71,6 +71,7 @@ var attacks = []attack{
 	{name: "a browser's and a proxy's requests", networks: inMasquerade, do: foreignRequests},
 	{name: "a container in the guest", networks: inMasquerade, options: vmtest.Options{Server: []string{"IMDS_HOP_LIMIT=1"}}, do: containerAsks},
 
+	{name: "fifty senders in the guest", networks: inBoth, flood: true, do: fiftySenders},
 	{name: "10,000 half-open connections", networks: inBridge, options: limited, flood: true, do: halfOpenConnections},
 	{name: "1,000 slow clients", networks: inBridge, options: limited, flood: true, do: slowClients},
 	{name: "a flood of requests", networks: inBridge, options: limited, flood: true, do: floodOfRequests},

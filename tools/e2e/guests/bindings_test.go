@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
 	"github.com/example/kubevirt-imds/tools/e2e/qemu"
@@ -72,8 +73,14 @@ type binding struct {
 	second string
 	// bridgeName is the VM's annotation. Empty: there is none.
 	bridgeName string
+	// preferred is the bridge of the webhook's verdict. Empty: there is none.
+	preferred string
 	// nic is the guest's way to everywhere. Empty: eth0.
 	nic string
+	// led: that NIC is on another bridge than the one that is joined.
+	led bool
+	// sidecar: another container has a port of the joined bridge.
+	sidecar bool
 	// configure are the guest's commands where it does not ask for its addresses by DHCP.
 	configure string
 	// shows is what the guest shows of its network when it has been configured.
@@ -182,6 +189,27 @@ var bindings = []binding{
 		neighbour:  netip.MustParseAddr("10.245.1.1"),
 		guest:      netip.MustParseAddr("10.245.1.5"),
 	},
+	{
+		name:      "two bridges, default route by the second",
+		network:   podnet.Options{Binding: podnet.Masquerade},
+		second:    secondary,
+		nic:       "eth1",
+		led:       true,
+		configure: staticAddress("eth1", "10.245.1.5/24", "10.245.1.1"),
+		neighbour: netip.MustParseAddr("10.245.1.1"),
+		guest:     netip.MustParseAddr("10.245.1.5"),
+	},
+	{
+		name:      "two secondary networks, the verdict's",
+		network:   layer2,
+		second:    "pod16477688c0e", // whose bridge is the first by name
+		preferred: secondaryBridge,
+		configure: staticAddress("eth0", "10.245.0.77/24", "10.245.0.1"),
+		neighbour: netip.MustParseAddr("10.245.0.1"),
+		guest:     netip.MustParseAddr("10.245.0.77"),
+	},
+	{name: "bridge, another sidecar's port", network: podnet.Options{Binding: podnet.Bridge}, sidecar: true},
+	{name: "MTU 1200, bridge", network: podnet.Options{Binding: podnet.Bridge, MTU: 1200}},
 	{name: "Calico, masquerade", network: podnet.Options{Binding: podnet.Masquerade, Network: podnet.Routed}},
 	{name: "Calico, bridge", network: podnet.Options{Binding: podnet.Bridge, Network: podnet.Routed}},
 	{name: "ovn-udn1, masquerade", network: podnet.Options{Binding: podnet.Masquerade, PrimaryInterface: "ovn-udn1"}},
@@ -253,6 +281,9 @@ func (r binding) options() vmtest.Options {
 	if r.bridgeName != "" {
 		o.Init = []string{"IMDS_BRIDGE_NAME=" + r.bridgeName}
 	}
+	if r.preferred != "" {
+		o.Init = []string{"IMDS_PREFERRED_BRIDGE=" + r.preferred}
+	}
 	if r.passt() {
 		o.Init, o.Server = redirection, redirection
 	}
@@ -282,9 +313,12 @@ func (b *bindingTest) checks() []bindingCheck {
 		{"identity", "and its identity", b.identity},
 	}
 	if !b.withoutIPv4 {
+		served = append(served, bindingCheck{"refused", "what is not TCP port 80 is refused at once, and reaches no listener of the pod; the slowest", b.refused})
+	}
+	if !b.withoutIPv4 && !b.led {
 		served = append(served, bindingCheck{"on-link", "also with a route by which it looks for the address on its own network; first answer", b.onLinkServed})
 	}
-	if !b.withoutIPv4 && !b.network.WithoutIPv6 && !b.passt() {
+	if !b.withoutIPv4 && !b.network.WithoutIPv6 && !b.passt() && !b.led && b.network.MTU >= leastMTUOfIPv6 {
 		served = append(served, bindingCheck{"IPv6", "also at fe80::a9fe:a9fe; first answer", b.servedByIPv6})
 	}
 	served = append(served,
@@ -299,6 +333,12 @@ func (b *bindingTest) checks() []bindingCheck {
 		bindingCheck{"own-network", "guest and neighbour reach each other, the VM's own port 80 too, as the binding has it; round trip", b.ownNetwork},
 		bindingCheck{"unchanged", "the guest's routes, and the pod's routes, addresses and links, are those that are there without the project", b.unchanged},
 	)
+	if b.second != "" && b.nic == "eth0" && b.preferred == "" {
+		all = append(all, bindingCheck{"elsewhere", "the second network may have 169.254.169.254 itself: the guest that looks for it there finds it", b.elsewhere})
+	}
+	if b.sidecar {
+		all = append(all, bindingCheck{"sidecar", "another container's port of the bridge keeps its network; round trip", b.sidecarPort})
+	}
 	if b.compared {
 		all = append(all, bindingCheck{"throughput", "the guest fetches from the neighbour as fast as without the project; ratio", b.throughput})
 	}
@@ -322,6 +362,10 @@ func (b *bindingTest) boot(t *testing.T) {
 	}
 	if b.second != "" {
 		b.AddSecondary(b.second)
+		b.Expected = isPodsError
+	}
+	if b.sidecar {
+		b.addSidecarPort(t)
 	}
 	if b.neighbourLink.IsValid() {
 		b.addToNeighbour(t, b.neighbourLink)
@@ -381,6 +425,98 @@ func (b *bindingTest) served(t *testing.T) {
 			t.Errorf("the guest's network is not what DHCP gave it, with %q, but %s", want, shown)
 		}
 	}
+}
+
+// leastMTUOfIPv6 is the least MTU of a link that IPv6 can be on (RFC 8200 section 5).
+const leastMTUOfIPv6 = 1280
+
+// refused asks for what is not ours while other containers of the pod listen everywhere.
+func (b *bindingTest) refused(t *testing.T) {
+	const port, atOnce = 9000, 500 * time.Millisecond
+	listener, err := b.Net.Pod.Listen(t.Context(), "tcp", fmt.Sprint(":", port))
+	check(t, err)
+	defer listener.Close()
+	reached := make(chan net.Addr, 1)
+	go func() {
+		if conn, err := listener.Accept(); err == nil {
+			reached <- conn.RemoteAddr()
+			conn.Close()
+		}
+	}()
+	var slowest time.Duration
+	for _, port := range []int{port, port + 1} {
+		got := b.GetURL(fmt.Sprintf("%s:%d/", vmtest.MetadataURL, port))
+		if got.Failure != guestagent.Refused && !(b.passt() && got.Failure == guestagent.Reset) || got.Took > atOnce {
+			t.Errorf("port %d: %s %d after %s, want refused within %s", port, got.Failure, got.Status, got.Took, atOnce)
+		}
+		slowest = max(slowest, got.Took)
+	}
+	select {
+	case from := <-reached:
+		t.Errorf("%s reached a listener of the pod", from)
+	default:
+	}
+	results.Figure(t, "%s", milliseconds(slowest))
+}
+
+// elsewhere has the neighbour on the second network have the address.
+func (b *bindingTest) elsewhere(t *testing.T) {
+	const body = "the second network's own"
+	up, err := b.Net.Neighbour.Netlink().LinkByName("up1")
+	check(t, err)
+	address, err := netlink.ParseAddr(podnet.MetadataAddr.String() + "/32")
+	check(t, err)
+	check(t, b.Net.Neighbour.Netlink().AddrAdd(up, address))
+	defer func() { check(t, b.Net.Neighbour.Netlink().AddrDel(up, address)) }()
+	listener, err := b.Net.Neighbour.Listen(t.Context(), "tcp", podnet.MetadataAddr.String()+":80")
+	check(t, err)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) })}
+	go server.Serve(listener)
+	defer server.Close()
+	b.Expected = func(podnet.Frame) bool { return true } // the address is that network's from here on
+	b.Shell("ip link set eth1 up; ip addr add 10.245.1.5/24 dev eth1; ip route add 169.254.169.254/32 dev eth1 src 10.245.1.5")
+	defer b.Shell("ip addr flush dev eth1; ip link set eth1 down")
+	if got := b.get("/"); got.Body != body {
+		t.Errorf("the guest gets %q, %s", got.Body, got.Failure)
+	}
+}
+
+// sidecarAddress is that of another container, which has a port of the joined bridge.
+const sidecarAddress = "10.244.1.77"
+
+func (b *bindingTest) addSidecarPort(t *testing.T) {
+	other, err := podnet.NewNamespace("sidecar")
+	check(t, err)
+	t.Cleanup(func() { other.Close() })
+	pair := netlink.NewVeth(netlink.LinkAttrs{Name: "sidecar0"})
+	pair.PeerName, pair.PeerNamespace = "sidecar1", netlink.NsFd(other.FD())
+	handle := b.Net.Pod.Netlink()
+	check(t, handle.LinkAdd(pair))
+	port, err := handle.LinkByName("sidecar0")
+	check(t, err)
+	bridge, err := handle.LinkByName(b.Net.Bridge())
+	check(t, err)
+	check(t, handle.LinkSetMasterByIndex(port, bridge.Attrs().Index))
+	check(t, handle.LinkSetUp(port))
+	end, err := other.Netlink().LinkByName("sidecar1")
+	check(t, err)
+	address, err := netlink.ParseAddr(sidecarAddress + "/24")
+	check(t, err)
+	check(t, other.Netlink().AddrAdd(end, address))
+	check(t, other.Netlink().LinkSetUp(end))
+}
+
+func (b *bindingTest) sidecarPort(t *testing.T) {
+	begin := time.Now()
+	b.Shell("ping -c 1 -W 5 " + sidecarAddress)
+	results.Figure(t, "%s", milliseconds(time.Since(begin)))
+}
+
+// isPodsError says whether a frame is the pod's own ICMPv6 error about what a neighbour has sent it on a network that
+// is not ruled: it quotes the neighbour's question, as it does without the project.
+func isPodsError(f podnet.Frame) bool {
+	const next, message = 14 + 6, 14 + 40
+	return isGuestsOwn(f) && etherType(f) == unix.ETH_P_IPV6 && len(f.Data) > message && f.Data[next] == unix.IPPROTO_ICMPV6 && f.Data[message] < 128
 }
 
 func (b *bindingTest) identity(t *testing.T) {
