@@ -24,7 +24,7 @@ var (
 	withCluster = flag.Bool("cluster", false, "start a cluster for the tests, as root")
 	kubeconfig  = flag.String("kubeconfig", "", "a cluster that is there already, with KubeVirt and the images in it, such as one of kind after\n"+
 		"just kind-load: the overlay kind alone, and no pod that runs")
-	keep = flag.Bool("keep", false, "wait for Ctrl-C after the first overlay with a failed check, or after the last, and leave it\ninstalled until then")
+	keep = flag.Bool("keep", false, "leave each overlay installed after its checks until Ctrl-C")
 )
 
 // here is where the product is installed. Where all checks are skipped, nothing can be done with it.
@@ -80,10 +80,10 @@ func TestOverlays(t *testing.T) {
 	if *kubeconfig != "" {
 		overlays = overlays[:1]
 	}
-	for i, o := range overlays {
+	for _, o := range overlays {
 		t.Run(o.name, func(t *testing.T) {
 			in := newInstallation(t.Context(), here, o)
-			in.test(t, i == len(overlays)-1)
+			in.test(t)
 		})
 	}
 }
@@ -105,7 +105,7 @@ func TestKubeconfig(t *testing.T) {
 }
 
 // test installs the overlay, does all its checks, and deletes it.
-func (in *installation) test(t *testing.T, last bool) {
+func (in *installation) test(t *testing.T) {
 	in.outage = sync.OnceValue(func() error { return in.beginOutage(t.Context()) })
 	defer in.must(t, "remove", "kubectl delete -k leaves nothing behind", in.remove)
 	in.must(t, "install", "kubectl apply -k, without a warning, gives an admitting webhook", in.install)
@@ -122,7 +122,7 @@ func (in *installation) test(t *testing.T, last bool) {
 	} {
 		t.Run(group.name, group.test)
 	}
-	if *keep && (last || t.Failed()) {
+	if *keep && !results.Skipping() {
 		ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt)
 		defer stop()
 		fmt.Printf("%s is installed until Ctrl-C; %s\n", in.name, in.howToEnter())

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os/exec"
 	"strings"
 	"time"
@@ -12,14 +11,12 @@ import (
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
-// solicitedMAC is the multicast MAC of those who look for the IPv6 address (RFC 4291 section 2.7.1, RFC 2464 section
-// 7).
-var solicitedMAC = net.HardwareAddr{0x33, 0x33, 0xff, 0xfe, 0xa9, 0xfe}
-
 // IsOurs says whether there is anything of the project's in a frame, wherever it is: one of its MACs, or its IPv6
-// address, or its IPv4 address where such addresses stand, but in a VLAN, where that is somebody else's.
+// address, or its IPv4 address where such addresses stand, but in a VLAN, where that is somebody else's. The multicast MAC
+// of those who look for the IPv6 address says nothing: a guest that has had our MAC looks by the same for an address of
+// its own.
 func IsOurs(f podnet.Frame) bool {
-	for _, ours := range [][]byte{podnet.EndpointMAC, podnet.PortMAC, solicitedMAC, podnet.MetadataIPv6Addr.AsSlice()} {
+	for _, ours := range [][]byte{podnet.EndpointMAC, podnet.PortMAC, podnet.MetadataIPv6Addr.AsSlice()} {
 		if bytes.Contains(f.Data, ours) {
 			return true
 		}

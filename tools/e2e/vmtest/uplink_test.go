@@ -12,6 +12,8 @@ func TestFramesOfOursOnTheUplink(t *testing.T) {
 		guest   = "525400123456"
 		gateway = "0a580af40101"
 		ipv4    = "4500001400000000400600000af40105"
+		// From no address to the group ff02::1:fffe:a9fe: ICMPv6 of type 135, up to the target.
+		solicitation = "86dd6000000000183aff" + "00000000000000000000000000000000" + "ff0200000000000000000001fffea9fe" + "8700000000000000"
 	)
 	for _, test := range []struct {
 		name, frame string
@@ -25,7 +27,8 @@ func TestFramesOfOursOnTheUplink(t *testing.T) {
 		{"a frame to the endpoint's MAC", "0200a9fea9fe" + guest + "0800" + ipv4 + "08080808", true},
 		{"a frame from the bridge port's MAC", gateway + "fefffffffffe" + "86dd60", true},
 		{"an ARP answer that names the endpoint's MAC", guest + gateway + "08060001080006040002" + "0200a9fea9fe" + "08080808" + guest + "0af40105", true},
-		{"a solicitation for the IPv6 endpoint", "3333fffea9fe" + guest + "86dd60000000", true},
+		{"a solicitation for the IPv6 endpoint", "3333fffea9fe" + guest + solicitation + "fe8000000000000000000000a9fea9fe", true},
+		{"one for another address of the same group", "3333fffea9fe" + guest + solicitation + "fe800000000000000000a9fffefea9fe", false},
 		{"an advertisement of the IPv6 endpoint", guest + gateway + "86dd60000000" + "fe80000000000000" + "00000000a9fea9fe", true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
