@@ -17,6 +17,7 @@ type reporter struct {
 	log  *slog.Logger
 	now  func() time.Time
 	last string // the state that was told last
+	owed bool   // a state was not told: there was no allowance for its line
 	// lesser is what was told last of what only some guests miss.
 	lesser string
 	kinds  map[string]*allowance
@@ -39,8 +40,8 @@ const (
 func (r *reporter) tell(o outcome) {
 	state := fmt.Sprint(o.err, o.wiring.Waiting, wired(o))
 	took := o.took.Round(time.Microsecond)
-	entered := state != r.last
-	r.last = state
+	entered := state != r.last || r.owed
+	r.last, r.owed = state, false
 	switch {
 	case o.err != nil:
 		if entered {
@@ -67,6 +68,13 @@ func (r *reporter) tell(o outcome) {
 	}
 }
 
+// lacks tells what the kernel of the node lacks that only some guests miss.
+func (r *reporter) lacks(missing []error) {
+	for _, err := range missing {
+		r.log.Warn("served in part", "reason", err)
+	}
+}
+
 // write writes a line, if there is an allowance for one of its kind. The next that is
 // written says how many were not.
 func (r *reporter) write(level slog.Level, message string, attributes ...any) {
@@ -83,6 +91,7 @@ func (r *reporter) write(level slog.Level, message string, attributes ...any) {
 	a.left, a.since = min(a.left+earned, linesAtOnce), a.since.Add(time.Duration(earned)*lineEvery)
 	if a.left == 0 {
 		a.suppressed++
+		r.owed = true
 		return
 	}
 	a.left--
@@ -108,8 +117,8 @@ func wired(o outcome) []any {
 		"mtu", o.wiring.MTU,
 		"ipv6", o.ipv6,
 	}
-	if len(o.wiring.OtherGuests) > 0 {
-		attributes = append(attributes, "led", strings.Join(wiring.Names(o.wiring.OtherGuests), ","))
+	if len(o.led) > 0 {
+		attributes = append(attributes, "led", strings.Join(o.led, ","))
 	}
 	return attributes
 }

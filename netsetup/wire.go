@@ -29,7 +29,11 @@ func keepWired(ctx context.Context, to target, log *slog.Logger) {
 	reconciler := reconciler{target: to}
 	var changes <-chan struct{}
 	for rest := shortestRest; ctx.Err() == nil; {
+		probed := reconciler.probed
 		result := outcome{err: reconciler.probe()}
+		if !probed && result.err == nil {
+			report.lacks(reconciler.rules.Node.Missing)
+		}
 		if result.err == nil && changes == nil {
 			changes, result.err = events.Watch(ctx)
 		}
@@ -52,6 +56,10 @@ func keepWired(ctx context.Context, to target, log *slog.Logger) {
 				longest = longestRestOfProbes
 			}
 			rest = min(2*rest, longest)
+		}
+		if retry == nil && report.owed {
+			// The last line may be of a state that has passed.
+			retry = time.After(lineEvery)
 		}
 		events := changes
 		if result.err != nil && !reconciler.probed {
