@@ -115,7 +115,7 @@ func (s *Set) learn(patch jsontree.Object) {
 		for _, element := range list {
 			object, _ := element.(jsontree.Object)
 			s.named[field] = append(s.named[field], jsontree.Name(object))
-			s.additive = s.additive && object["$patch"] == nil && jsontree.Name(object) != "compute"
+			s.additive = s.additive && (object["$patch"] == nil || object["$patch"] == "delete") && jsontree.Name(object) != "compute"
 		}
 	}
 }
