@@ -224,6 +224,10 @@ func TestOpenShiftAdmitsTheAgent(t *testing.T) {
 	r := withAgent(t, "overlays/cert-manager", "openshift").agent
 	pod := r.daemonSet.Spec.Template.Spec
 	own := pod.Containers[0].SecurityContext
+	name := r.constraints["metadata"].(map[string]any)["name"].(string)
+	if required := r.daemonSet.Spec.Template.Annotations["openshift.io/required-scc"]; required != name {
+		t.Errorf("the pod wants the constraints %q, not %q", required, name)
+	}
 	if own.SELinuxOptions == nil || *own.SELinuxOptions != (corev1.SELinuxOptions{Type: "spc_t"}) {
 		t.Errorf("SELinux options %+v", own.SELinuxOptions)
 	}
@@ -255,7 +259,7 @@ func TestOpenShiftAdmitsTheAgent(t *testing.T) {
 	}
 	if diff := cmp.Diff([]rbacv1.PolicyRule{{
 		APIGroups: []string{"security.openshift.io"}, Resources: []string{"securitycontextconstraints"},
-		ResourceNames: []string{r.constraints["metadata"].(map[string]any)["name"].(string)}, Verbs: []string{"use"},
+		ResourceNames: []string{name}, Verbs: []string{"use"},
 	}}, r.role.Rules); diff != "" {
 		t.Errorf("rules (-want +got):\n%s", diff)
 	}

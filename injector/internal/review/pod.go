@@ -154,7 +154,7 @@ func forbidden(pod jsontree.Object, isInjected bool) string {
 			}
 		}
 	}
-	// imds-init would wire the node, or other containers reach the token by /proc.
+	// The node would be wired, or other containers reach the token by /proc.
 	for _, field := range []string{"hostNetwork", "hostPID", "shareProcessNamespace"} {
 		if jsontree.Lookup[bool](pod, "spec", field) {
 			return fmt.Sprintf("spec.%s is true: IMDS needs a pod with namespaces of its own", field)
