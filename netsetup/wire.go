@@ -26,6 +26,13 @@ const (
 // locked to the goroutine unless all threads share it.
 func keepWired(ctx context.Context, to target, log *slog.Logger) {
 	report := reporter{log: log, now: time.Now}
+	keep(ctx, to, report.tell, func(context.Context) {})
+	log.Info("stopped; the wiring stays")
+}
+
+// keep is keepWired for a caller that hears what came of each reconcile, and may hold
+// back the next one.
+func keep(ctx context.Context, to target, tell func(outcome), hold func(context.Context)) {
 	reconciler := reconciler{target: to}
 	var changes <-chan struct{}
 	for rest := shortestRest; ctx.Err() == nil; {
@@ -41,7 +48,7 @@ func keepWired(ctx context.Context, to target, log *slog.Logger) {
 		for again := 0; result.err != nil && again < 3 && drained(changes); again++ {
 			result = reconciler.reconcile()
 		}
-		report.tell(result)
+		tell(result)
 		var retry <-chan time.Time
 		if result.err == nil && result.lesser == nil {
 			rest = shortestRest
@@ -64,8 +71,8 @@ func keepWired(ctx context.Context, to target, log *slog.Logger) {
 		case <-events:
 		case <-retry:
 		}
+		hold(ctx)
 	}
-	log.Info("stopped; the wiring stays")
 }
 
 // drained says whether there was an event, and takes it.

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"encoding/json"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// statusEvery is the least time between two writes of the status file.
+const statusEvery = time.Second
+
+// status counts the pods in each state, for a file and the log.
+type status struct {
+	file   string // empty: none
+	report reporter
+
+	mu      sync.Mutex
+	pods    map[string]progress // by UID
+	changed bool                // since it was written
+	writing bool                // or about to
+	written time.Time
+}
+
+// counts is what the file holds.
+type counts struct {
+	Wired   int            `json:"wired"`
+	Waiting map[string]int `json:"waiting"` // by reason
+	Failed  map[string]int `json:"failed"`
+}
+
+func (s *status) set(uid string, state progress) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pods[uid] = state
+	s.schedule()
+}
+
+func (s *status) remove(uid string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pods, uid)
+	s.schedule()
+}
+
+// schedule has it written as soon as it may be.
+func (s *status) schedule() {
+	s.changed = true
+	if !s.writing {
+		s.writing = true
+		time.AfterFunc(time.Until(s.written.Add(statusEvery)), s.write)
+	}
+}
+
+func (s *status) write() {
+	s.mu.Lock()
+	s.changed, s.written = false, time.Now()
+	now := s.count()
+	s.mu.Unlock()
+
+	s.report.write(slog.LevelInfo, "pods", "wired", now.Wired, "waiting", now.Waiting, "failed", now.Failed)
+	if err := s.replace(now); err != nil {
+		s.report.tellOf("the status file is not written", err)
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writing = false
+	if s.changed {
+		s.schedule()
+	}
+}
+
+func (s *status) count() counts {
+	now := counts{Waiting: map[string]int{}, Failed: map[string]int{}}
+	for _, pod := range s.pods {
+		switch pod.State {
+		case stateWired:
+			now.Wired++
+		case stateWaiting:
+			now.Waiting[pod.Reason]++
+		case stateFailed:
+			now.Failed[pod.Reason]++
+		}
+	}
+	return now
+}
+
+// replace writes the file as a whole, under its name only when it is complete.
+func (s *status) replace(now counts) error {
+	if s.file == "" {
+		return nil
+	}
+	content, err := json.Marshal(now)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.file+".new", append(content, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(s.file+".new", s.file)
+}
