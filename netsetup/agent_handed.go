@@ -9,7 +9,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,14 +44,13 @@ func (h *handed) close() {
 
 // receive reads the one message of a pod. Its descriptor is the caller's to close.
 func receive(conn *net.UnixConn) (h handed, err error) {
-	conn.SetReadDeadline(time.Now().Add(speakWithin))
 	text, control := make([]byte, maxMessage+1), make([]byte, unix.CmsgSpace(4))
 	n, controlled, flags, _, err := conn.ReadMsgUnix(text, control)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return h, fmt.Errorf("imds-server said nothing within %s", speakWithin)
 	}
 	if err != nil {
-		return h, fmt.Errorf("read from imds-server: %w", err)
+		return h, errors.New("imds-server ended the connection before it said anything")
 	}
 	descriptors, err := descriptorsIn(control[:controlled])
 	defer func() {

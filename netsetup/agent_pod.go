@@ -130,7 +130,7 @@ func (p *podWiring) dial() (*net.UnixConn, error) {
 		return nil, errors.New("there is a symbolic link in the path of the pod's socket")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the pod's socket: %w", err)
+		return nil, fmt.Errorf("open the pod's socket: %w", err)
 	}
 	defer unix.Close(socket)
 	var stat unix.Stat_t
@@ -142,7 +142,8 @@ func (p *podWiring) dial() (*net.UnixConn, error) {
 	}
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: descriptor(socket)})
 	if err != nil {
-		return nil, fmt.Errorf("the pod's socket: %w", err)
+		errno, _ := errors.AsType[unix.Errno](err) // the path in it is of no use
+		return nil, fmt.Errorf("connect to the pod's socket: %w", errno)
 	}
 	return conn, nil
 }
@@ -154,7 +155,7 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 	defer end()
 	defer func() {
 		if what := recover(); what != nil {
-			err = panicked(what)
+			err = p.panicked(what)
 		}
 		if err != nil {
 			p.become(progress{stateFailed, err.Error()})
@@ -169,7 +170,8 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 		return nil
 	}
 	p.conn, p.state, p.report.last = conn, progress{}, ""
-	context.AfterFunc(ctx, func() { conn.Close() })
+	conn.SetReadDeadline(time.Now().Add(speakWithin))
+	context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
 
 	handed, err := receive(conn)
 	if err != nil {
@@ -188,7 +190,10 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 	p.report.log = p.agent.log.With("uid", p.uid, "namespace", handed.Namespace, "pod", handed.Pod, "vm", handed.VM)
 
 	conn.SetReadDeadline(time.Time{})
-	wiring := onOwnThread(func() error {
+	if ctx.Err() != nil { // before or after this, never during
+		return nil
+	}
+	wiring := p.onOwnThread(func() error {
 		defer end()
 		if err := unix.Setns(handed.network, unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter the pod's network namespace: %w", err)
@@ -249,21 +254,21 @@ func (p *podWiring) become(state progress) {
 
 // onOwnThread runs f on a thread that ends with it, since it enters a namespace. A
 // panic in f is an error.
-func onOwnThread(f func() error) <-chan error {
+func (p *podWiring) onOwnThread(f func() error) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			// The runtime never ends the main thread, and /proc/self is its own: it
 			// waits while another does the work.
-			done <- <-onOwnThread(f)
+			done <- <-p.onOwnThread(f)
 			runtime.UnlockOSThread()
 			return
 		}
 		var err error
 		defer func() {
 			if what := recover(); what != nil {
-				err = panicked(what)
+				err = p.panicked(what)
 			}
 			done <- err
 		}()
@@ -272,7 +277,8 @@ func onOwnThread(f func() error) <-chan error {
 	return done
 }
 
-// panicked is a panic as an error, with its place.
-func panicked(what any) error {
-	return fmt.Errorf("a fault of the agent, please report it: %v\n%s", what, debug.Stack())
+// panicked logs the place of a panic, and makes it an error.
+func (p *podWiring) panicked(what any) error {
+	p.report.write(slog.LevelError, "panic", "what", what, "stack", string(debug.Stack()))
+	return fmt.Errorf("a fault of the agent, please report it: %v", what)
 }

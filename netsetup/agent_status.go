@@ -79,12 +79,22 @@ func (s *status) count() counts {
 		case stateWired:
 			now.Wired++
 		case stateWaiting:
-			now.Waiting[pod.Reason]++
+			add(now.Waiting, pod.Reason)
 		case stateFailed:
-			now.Failed[pod.Reason]++
+			add(now.Failed, pod.Reason)
 		}
 	}
 	return now
+}
+
+// add counts a pod, under "other" when there are many reasons.
+func add(to map[string]int, reason string) {
+	const mostReasons, longestReason = 10, 200
+	reason = reason[:min(len(reason), longestReason)]
+	if _, known := to[reason]; !known && len(to) >= mostReasons {
+		reason = "other"
+	}
+	to[reason]++
 }
 
 // replace writes the file as a whole, under its name only when it is complete.
