@@ -238,7 +238,16 @@ func (s *standIn) await(t *testing.T, state, reason string) {
 	}
 }
 
-// waitForMore returns the next line of the log that has all of the texts.
+// waitForEach waits until the log has a line for each of the texts, in any order.
+func (p logLines) waitForEach(t *testing.T, texts ...string) {
+	t.Helper()
+	for len(texts) > 0 {
+		line := p.waitFor(t, "")
+		texts = slices.DeleteFunc(texts, func(text string) bool { return strings.Contains(line, text) })
+	}
+}
+
+// waitForAll waits for a line of the log that has all of the texts.
 func (p logLines) waitForAll(t *testing.T, texts ...string) {
 	t.Helper()
 	for {

@@ -55,6 +55,7 @@ func (t tests) Run() int {
 		return 1
 	}
 	defer os.RemoveAll(image.folder)
+	defer os.RemoveAll(image.folder + serverSuffix)
 	image.build = sync.OnceValue(func() error {
 		// Without cgo, as the program of an image FROM scratch must be.
 		build := exec.Command("go", "test", "-c", "-o", filepath.Join(image.folder, "imds-init"), ".")
@@ -161,7 +162,10 @@ func (p logLines) said() []string {
 	var lines []string
 	for {
 		select {
-		case line := <-p.lines:
+		case line, open := <-p.lines:
+			if !open {
+				return lines
+			}
 			lines = append(lines, line)
 		default:
 			return lines
