@@ -27,8 +27,9 @@ type agent struct {
 	keep func(context.Context, target, func(outcome), func(context.Context))
 
 	// Of the goroutine that reads the events alone.
-	report reporter
-	found  map[string]*podFolder // by UID
+	report   reporter
+	found    map[string]*podFolder // by UID
+	starting map[int]string        // UIDs, by the watch on their folder
 
 	running sync.WaitGroup // a goroutine for each pod
 
@@ -68,7 +69,7 @@ func runAgent(ctx context.Context, getenv func(string) string, stderr io.Writer)
 }
 
 func newAgent(folder, statusFile string, log *slog.Logger) (a *agent, err error) {
-	a = &agent{log: log, report: reporter{log: log, now: time.Now}, keep: keep, found: map[string]*podFolder{}, taken: map[namespaceID]string{}}
+	a = &agent{log: log, report: reporter{log: log, now: time.Now}, keep: keep, found: map[string]*podFolder{}, starting: map[int]string{}, taken: map[namespaceID]string{}}
 	a.status = &status{file: statusFile, report: reporter{log: log, now: time.Now}, pods: map[string]progress{}}
 	if a.net, err = namespaceAt("/proc/thread-self/ns/net"); err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func receive(conn *net.UnixConn) (h handed, err error) {
 	if err != nil {
 		return h, errors.New("imds-server ended the connection before it said anything")
 	}
-	descriptors, err := descriptorsIn(control[:controlled])
+	descriptors := descriptorsIn(control[:controlled])
 	defer func() {
 		if err != nil {
 			for _, fd := range descriptors {
@@ -61,12 +61,13 @@ func receive(conn *net.UnixConn) (h handed, err error) {
 		}
 	}()
 	switch {
-	case err != nil:
-		return h, err
 	case len(descriptors) != 1 || flags&unix.MSG_CTRUNC != 0:
-		return h, errors.New("the pod's message has not one file descriptor")
+		err = errors.New("the pod's message has not one file descriptor")
 	case n > maxMessage:
-		return h, fmt.Errorf("the pod's message is longer than %d bytes", maxMessage)
+		err = fmt.Errorf("the pod's message is longer than %d bytes", maxMessage)
+	}
+	if err != nil {
+		return h, err
 	}
 	if err = json.Unmarshal(bytes.TrimSpace(text[:n]), &h); err != nil {
 		return h, errors.New("the pod's message is not the JSON that it should be")
@@ -77,17 +78,13 @@ func receive(conn *net.UnixConn) (h handed, err error) {
 }
 
 // descriptorsIn returns the descriptors that came with a message.
-func descriptorsIn(control []byte) (all []int, err error) {
-	messages, err := unix.ParseSocketControlMessage(control)
-	if err != nil {
-		return nil, err
-	}
+func descriptorsIn(control []byte) (all []int) {
+	messages, _ := unix.ParseSocketControlMessage(control) // the kernel's, which are right
 	for _, m := range messages {
-		if rights, err := unix.ParseUnixRights(&m); err == nil {
-			all = append(all, rights...)
-		}
+		rights, _ := unix.ParseUnixRights(&m)
+		all = append(all, rights...)
 	}
-	return all, nil
+	return all
 }
 
 // check judges what was said as imds-init judges its environment.
@@ -126,12 +123,6 @@ func isObjectName(name string) bool {
 // namespaceID tells one namespace from another.
 type namespaceID struct{ device, inode uint64 }
 
-func namespaceOf(fd int) (namespaceID, error) {
-	var stat unix.Stat_t
-	err := unix.Fstat(fd, &stat)
-	return namespaceID{uint64(stat.Dev), stat.Ino}, err
-}
-
 func namespaceAt(path string) (namespaceID, error) {
 	var stat unix.Stat_t
 	if err := unix.Stat(path, &stat); err != nil {
@@ -155,7 +146,7 @@ func (a *agent) check(fd int) (namespaceID, error) {
 	if err != nil || kind != unix.CLONE_NEWNET {
 		return namespaceID{}, errNoNetwork
 	}
-	id, err := namespaceOf(fd)
+	id, err := namespaceAt(descriptor(fd))
 	if err != nil {
 		return id, err
 	}
@@ -169,7 +160,7 @@ func (a *agent) check(fd int) (namespaceID, error) {
 		return id, fmt.Errorf("%w (%v)", foreign, err)
 	}
 	defer unix.Close(owner)
-	if user, err := namespaceOf(owner); err != nil || user != a.user {
+	if user, err := namespaceAt(descriptor(owner)); err != nil || user != a.user {
 		return id, errors.Join(foreign, err)
 	}
 	return id, nil

@@ -107,7 +107,7 @@ func (n *node) volume(uid string) string { return filepath.Join(n.folder, uid, n
 func (n *node) awaitCounts(t *testing.T, want func(counts) bool) counts {
 	t.Helper()
 	var have counts
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		content, err := os.ReadFile(n.status)
 		if err == nil {
@@ -127,7 +127,7 @@ func (n *node) awaitCounts(t *testing.T, want func(counts) bool) counts {
 // inside says whether a thread of the agent is in a network namespace.
 func (n *node) inside(t *testing.T, network *podnet.Namespace) bool {
 	t.Helper()
-	id, err := namespaceOf(network.FD())
+	id, err := namespaceAt(network.Path())
 	must(t, err)
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/ns/net", n.process.Process.Pid))
 	must(t, err)
@@ -137,10 +137,11 @@ func (n *node) inside(t *testing.T, network *podnet.Namespace) bool {
 	})
 }
 
-// awaitOutside waits until the agent has let go of a network namespace.
+// awaitOutside waits until the agent has let go of a network namespace. The kernel may
+// hold it up while it takes down the links of another one.
 func (n *node) awaitOutside(t *testing.T, network *podnet.Namespace) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); n.inside(t, network); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); n.inside(t, network); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the agent is still in the pod's network namespace")
 		}
@@ -224,7 +225,7 @@ func (s *standIn) close() {
 func (s *standIn) await(t *testing.T, state, reason string) {
 	t.Helper()
 	var told []progress
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case said := <-s.states:

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +31,7 @@ func detachBelow(folder string) (detached int, err error) {
 		// Number, parent, device, root, place, options, tags up to "-".
 		fields := strings.Fields(line)
 		shared[fields[0]] = strings.HasPrefix(fields[6], "shared:")
-		place := unescapeMount(fields[4])
+		place := fields[4] // without escapes: no name below has white space
 		if !strings.HasPrefix(place, folder+"/") {
 			continue
 		}
@@ -65,14 +64,4 @@ func hasOwnMounts() bool {
 	}
 	theirs, err := namespaceAt(fmt.Sprintf("/proc/%d/ns/mnt", parent))
 	return err == nil && own != theirs
-}
-
-// unescapeMount undoes the kernel's octal escapes of white space and backslashes.
-func unescapeMount(place string) string {
-	for i := 0; i+3 < len(place); i++ {
-		if code, err := strconv.ParseUint(place[i+1:i+4], 8, 8); place[i] == '\\' && err == nil {
-			place = place[:i] + string(byte(code)) + place[i+4:]
-		}
-	}
-	return place
 }

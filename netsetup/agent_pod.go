@@ -69,7 +69,7 @@ func newPodWiring(a *agent, uid string) *podWiring {
 
 // run wires the pod for each connection to its server, until the context ends.
 func (p *podWiring) run(ctx context.Context) {
-	defer p.agent.status.remove(p.uid)
+	defer p.agent.status.set(p.uid, nil)
 	for ctx.Err() == nil {
 		p.connections.wait(ctx)
 		if err := p.serve(ctx); err != nil {
@@ -238,7 +238,7 @@ func (p *podWiring) become(state progress) {
 		return
 	}
 	p.state = state
-	p.agent.status.set(p.uid, state)
+	p.agent.status.set(p.uid, &state)
 	if p.conn == nil {
 		if state.State == stateFailed {
 			p.report.tellOf("not served", errors.New(state.Reason))

@@ -18,9 +18,9 @@ type status struct {
 
 	mu      sync.Mutex
 	pods    map[string]progress // by UID
-	changed bool                // since it was written
-	writing bool                // or about to
+	due     bool                // to be written
 	written time.Time
+	writing sync.Mutex
 }
 
 // counts is what the file holds.
@@ -30,45 +30,32 @@ type counts struct {
 	Failed  map[string]int `json:"failed"`
 }
 
-func (s *status) set(uid string, state progress) {
+// set notes the state of a pod; nil: it is gone. It has the file written as soon as
+// that may be.
+func (s *status) set(uid string, state *progress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pods[uid] = state
-	s.schedule()
-}
-
-func (s *status) remove(uid string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.pods, uid)
-	s.schedule()
-}
-
-// schedule has it written as soon as it may be.
-func (s *status) schedule() {
-	s.changed = true
-	if !s.writing {
-		s.writing = true
+	if state != nil {
+		s.pods[uid] = *state
+	} else {
+		delete(s.pods, uid)
+	}
+	if !s.due {
+		s.due = true
 		time.AfterFunc(time.Until(s.written.Add(statusEvery)), s.write)
 	}
 }
 
 func (s *status) write() {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	s.mu.Lock()
-	s.changed, s.written = false, time.Now()
+	s.due, s.written = false, time.Now()
 	now := s.count()
 	s.mu.Unlock()
-
 	s.report.write(slog.LevelInfo, "pods", "wired", now.Wired, "waiting", now.Waiting, "failed", now.Failed)
 	if err := s.replace(now); err != nil {
 		s.report.tellOf("the status file is not written", err)
-	}
-
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.writing = false
-	if s.changed {
-		s.schedule()
 	}
 }
 

@@ -1,13 +1,18 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -161,7 +166,7 @@ func TestAgentDetachesOtherPodsVolumes(t *testing.T) {
 	for _, own := range []bool{true, false} {
 		t.Run(fmt.Sprintf("own=%t", own), func(t *testing.T) {
 			n := newNode(t)
-			secret := filepath.Join(n.folder, "other", "volumes", "kubernetes.io~secret", "with space")
+			secret := filepath.Join(n.folder, "other", "volumes", "kubernetes.io~secret", "secret")
 			must(t, os.MkdirAll(secret, 0o755))
 			process := exec.Command("/proc/self/exe", "agent")
 			process.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
@@ -177,5 +182,78 @@ func TestAgentDetachesOtherPodsVolumes(t *testing.T) {
 				t.Errorf("the volume is there: %t\n%s", there, mounts)
 			}
 		})
+	}
+}
+
+func TestAgentWithoutAFolderOfPods(t *testing.T) {
+	podnet.Require(t)
+	var log strings.Builder
+	missing := filepath.Join(t.TempDir(), "missing")
+	status := run(t.Context(), []string{"agent"}, func(name string) string { return map[string]string{"IMDS_PODS_DIR": missing}[name] }, io.Discard, &log)
+	if status != exitFailed || !strings.Contains(log.String(), "give the folder in which this node's kubelet has its pods") {
+		t.Errorf("status %d: %s", status, &log)
+	}
+}
+
+// Whatever the pods do, the log is bounded in all, and says what is not in it.
+func TestLogOfTheAgentIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var written strings.Builder
+		log := slog.New(slog.NewTextHandler(&boundedLog{to: &written, lines: newAllowance(agentLinesAtOnce, agentLineEvery, time.Now())}, nil))
+		for range 2 * agentLinesAtOnce {
+			log.Info("line")
+		}
+		if lines := strings.Count(written.String(), "\n"); lines != agentLinesAtOnce {
+			t.Errorf("%d lines, want %d", lines, agentLinesAtOnce)
+		}
+		time.Sleep(agentLineEvery)
+		log.Info("later")
+		if want := fmt.Sprintf("lines=%d\n", agentLinesAtOnce); !strings.Contains(written.String(), want) || !strings.HasSuffix(written.String(), "msg=later\n") {
+			t.Errorf("the log ends in %q", written.String()[written.Len()-200:])
+		}
+	})
+}
+
+// The status file is written at most once a second, and has no more reasons than a
+// reader wants.
+func TestStatusIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &status{file: filepath.Join(t.TempDir(), "status"), report: reporter{log: slog.New(slog.DiscardHandler), now: time.Now}, pods: map[string]progress{}}
+		var last os.FileInfo
+		writes := 0
+		for at := range 5000 {
+			s.set(fmt.Sprint("uid", at%100), &progress{stateFailed, fmt.Sprint("reason", at)})
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			if now, err := os.Stat(s.file); err == nil && (last == nil || !os.SameFile(last, now)) {
+				last, writes = now, writes+1
+			}
+		}
+		time.Sleep(statusEvery)
+		synctest.Wait()
+		if writes < 4 || writes > 6 {
+			t.Errorf("%d writes in 5 s", writes)
+		}
+		content, err := os.ReadFile(s.file)
+		must(t, err)
+		var have counts
+		must(t, json.Unmarshal(content, &have))
+		if len(have.Failed) != 11 || have.Failed["other"] != 90 {
+			t.Errorf("the file has %s", content)
+		}
+	})
+}
+
+// What the node lacks for the agent is told, and is no reason that a sidecar fails.
+func TestCheckTellsWhetherAnAgentCanEnter(t *testing.T) {
+	pod := newPod(t, podnet.Options{})
+	output, err := newInit(t, pod, onThisKernel).Exec(t.Context(), "/imds-init", "check")
+	if want := "missing  entering another network namespace"; err != nil || !strings.Contains(output, want) {
+		t.Errorf("as the sidecar: %v, %s; want %q in it", err, output, want)
+	}
+	var table strings.Builder
+	must(t, pod.Pod.Do(func() error { check(&table); return nil }))
+	if want := "ok  entering another network namespace"; !strings.Contains(strings.Join(strings.Fields(table.String()), "  "), strings.Join(strings.Fields(want), "  ")) {
+		t.Errorf("as the agent:\n%s", &table)
 	}
 }

@@ -58,8 +58,7 @@ func (a *agent) follow(ctx context.Context) error {
 		return err
 	}
 	context.AfterFunc(ctx, func() { a.watch.inotify.SetReadDeadline(time.Now()) })
-	starting := map[int]string{} // the UID by the watch
-	if err := a.scan(ctx, starting); err != nil {
+	if err := a.scan(ctx); err != nil {
 		return err
 	}
 	buffer := make([]byte, 64<<10)
@@ -74,23 +73,23 @@ func (a *agent) follow(ctx context.Context) error {
 			return fmt.Errorf("follow the folder of the pods: %w", err)
 		}
 		for _, e := range inotifyEvents(buffer[:n]) {
-			switch uid, isStarting := starting[e.watch]; {
+			switch uid, isStarting := a.starting[e.watch]; {
 			case e.mask&unix.IN_Q_OVERFLOW != 0:
 				scan = true
 			case e.watch == pods && e.mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_IGNORED) != 0:
 				return errors.New("the folder of the pods is gone")
 			case e.watch == pods && e.mask&(unix.IN_DELETE|unix.IN_MOVED_FROM) != 0:
-				a.forget(e.name, starting)
+				a.forget(e.name)
 			case e.watch == pods:
-				a.discover(ctx, e.name, starting)
+				a.discover(ctx, e.name)
 			case isStarting && e.name == containersFolder:
-				a.discover(ctx, uid, starting)
+				a.discover(ctx, uid)
 			case !isStarting:
 				a.watch.arrived(e.watch)
 			}
 		}
 		if scan && ctx.Err() == nil {
-			if err := a.scan(ctx, starting); err != nil {
+			if err := a.scan(ctx); err != nil {
 				return err
 			}
 		}
@@ -98,7 +97,7 @@ func (a *agent) follow(ctx context.Context) error {
 }
 
 // scan looks at all folders that there are.
-func (a *agent) scan(ctx context.Context, starting map[int]string) error {
+func (a *agent) scan(ctx context.Context) error {
 	fd, err := openBeneath(a.folder, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return fmt.Errorf("list the pods: %w", err)
@@ -110,7 +109,7 @@ func (a *agent) scan(ctx context.Context, starting map[int]string) error {
 		names, err := folder.Readdirnames(1000)
 		for _, uid := range names {
 			there[uid] = true
-			a.discover(ctx, uid, starting)
+			a.discover(ctx, uid)
 		}
 		if errors.Is(err, io.EOF) {
 			break
@@ -120,7 +119,7 @@ func (a *agent) scan(ctx context.Context, starting map[int]string) error {
 	}
 	for uid := range a.found {
 		if !there[uid] {
-			a.forget(uid, starting)
+			a.forget(uid)
 		}
 	}
 	return nil
@@ -128,7 +127,7 @@ func (a *agent) scan(ctx context.Context, starting map[int]string) error {
 
 // discover looks whether a pod asks, once it has its volumes, and watches its folder
 // until then.
-func (a *agent) discover(ctx context.Context, uid string, starting map[int]string) {
+func (a *agent) discover(ctx context.Context, uid string) {
 	f := a.found[uid]
 	if f != nil && f.end != nil {
 		return
@@ -146,13 +145,13 @@ func (a *agent) discover(ctx context.Context, uid string, starting map[int]strin
 		if f.watch, err = a.watch.add(folder, unix.IN_CREATE|unix.IN_MOVED_TO, nil); err != nil {
 			a.report.tellOf("a pod is found late", err)
 		} else {
-			starting[f.watch] = uid
+			a.starting[f.watch] = uid
 		}
 	}
 	if !hasFolder(folder, containersFolder) {
 		return
 	}
-	a.unwatch(f, starting)
+	a.unwatch(f)
 	if !hasFolder(folder, nodeFolder) {
 		return
 	}
@@ -161,22 +160,22 @@ func (a *agent) discover(ctx context.Context, uid string, starting map[int]strin
 }
 
 // forget lets go of a pod whose folder is gone.
-func (a *agent) forget(uid string, starting map[int]string) {
+func (a *agent) forget(uid string) {
 	f := a.found[uid]
 	if f == nil {
 		return
 	}
-	a.unwatch(f, starting)
+	a.unwatch(f)
 	if f.end != nil {
 		f.end()
 	}
 	delete(a.found, uid)
 }
 
-func (a *agent) unwatch(f *podFolder, starting map[int]string) {
+func (a *agent) unwatch(f *podFolder) {
 	if f.watch != 0 {
 		a.watch.remove(f.watch)
-		delete(starting, f.watch)
+		delete(a.starting, f.watch)
 		f.watch = 0
 	}
 }
