@@ -54,13 +54,13 @@ func runAgent(ctx context.Context, getenv func(string) string, stderr io.Writer)
 	}
 	bounded := &boundedLog{to: stderr, lines: newAllowance(agentLinesAtOnce, agentLineEvery, time.Now())}
 	log := slog.New(slog.NewTextHandler(bounded, nil))
-	detached, err := detachBelow(folder)
-	if err != nil {
-		log.Error("other pods' volumes can be seen", "reason", err)
-	}
 	a, err := newAgent(folder, getenv("IMDS_STATUS_FILE"), log)
 	if err != nil {
 		return err
+	}
+	detached, err := detachBelow(folder)
+	if err != nil {
+		log.Error("other pods' volumes can be seen", "reason", err)
 	}
 	log.Info("starting", "version", buildVersion(), "pods", folder, "detached", detached)
 	err = a.run(ctx)

@@ -44,6 +44,7 @@ func (h *handed) close() {
 
 // receive reads the one message of a pod. Its descriptor is the caller's to close.
 func receive(conn *net.UnixConn) (h handed, err error) {
+	h.network = -1
 	text, control := make([]byte, maxMessage+1), make([]byte, unix.CmsgSpace(4))
 	n, controlled, flags, _, err := conn.ReadMsgUnix(text, control)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -72,9 +73,11 @@ func receive(conn *net.UnixConn) (h handed, err error) {
 	if err = json.Unmarshal(bytes.TrimSpace(text[:n]), &h); err != nil {
 		return h, errors.New("the pod's message is not the JSON that it should be")
 	}
+	if h.target, err = h.check(); err != nil {
+		return h, err
+	}
 	h.network = descriptors[0]
-	h.target, err = h.check()
-	return h, err
+	return h, nil
 }
 
 // descriptorsIn returns the descriptors that came with a message.

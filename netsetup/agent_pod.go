@@ -93,10 +93,10 @@ func (p *podWiring) connect(ctx context.Context) *net.UnixConn {
 			p.agent.watch.remove(watch)
 			return conn
 		}
-		var again <-chan time.Time
+		again := scanEvery
 		switch {
 		case watchErr != nil || errors.Is(err, unix.EAGAIN):
-			again = time.After(dialAgain)
+			again = dialAgain
 			p.become(progress{stateFailed, errors.Join(watchErr, err).Error()})
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED):
 			p.become(progress{stateWaiting, "imds-server does not listen on its socket yet"})
@@ -106,7 +106,7 @@ func (p *podWiring) connect(ctx context.Context) *net.UnixConn {
 		select {
 		case <-ctx.Done():
 		case <-arrived:
-		case <-again:
+		case <-time.After(again):
 		}
 		p.agent.watch.remove(watch)
 	}
@@ -142,8 +142,10 @@ func (p *podWiring) dial() (*net.UnixConn, error) {
 	}
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: descriptor(socket)})
 	if err != nil {
-		errno, _ := errors.AsType[unix.Errno](err) // the path in it is of no use
-		return nil, fmt.Errorf("connect to the pod's socket: %w", errno)
+		if errno, ok := errors.AsType[unix.Errno](err); ok {
+			err = errno // the path in it is of no use
+		}
+		return nil, fmt.Errorf("connect to the pod's socket: %w", err)
 	}
 	return conn, nil
 }
@@ -153,6 +155,7 @@ func (p *podWiring) dial() (*net.UnixConn, error) {
 func (p *podWiring) serve(ctx context.Context) (err error) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
+	handed := handed{network: -1}
 	defer func() {
 		if what := recover(); what != nil {
 			err = p.panicked(what)
@@ -164,6 +167,7 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 			p.conn.Close()
 			p.conn = nil
 		}
+		handed.close() // last: it may hang
 	}()
 	conn := p.connect(ctx)
 	if conn == nil {
@@ -173,11 +177,9 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 	conn.SetReadDeadline(time.Now().Add(speakWithin))
 	context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
 
-	handed, err := receive(conn)
-	if err != nil {
+	if handed, err = receive(conn); err != nil {
 		return err
 	}
-	defer handed.close()
 	id, err := p.agent.check(handed.network)
 	if err != nil {
 		return err
@@ -211,6 +213,8 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 	if n > 0 {
 		return errors.New("the pod says more than its message")
 	}
+	conn.Close()
+	p.conn = nil // there is nobody to tell
 	p.become(progress{stateWaiting, "the connection to imds-server has ended"})
 	p.report.write(slog.LevelInfo, "let go; the wiring stays")
 	return nil
