@@ -29,6 +29,12 @@ func check(out io.Writer) (status int) {
 			fmt.Fprintf(table, "missing\t%s\tfor %s\t%v; %s\n", piece.Name, piece.For, err, piece.Remedy)
 		}
 	}
+	const entering = "entering another network namespace\tfor the node agent (imds-init agent) alone\t"
+	if err := mayEnter(); err == nil {
+		fmt.Fprintf(table, "ok\t%s\n", entering)
+	} else {
+		fmt.Fprintf(table, "missing\t%s%v; give it the capability SYS_ADMIN\n", entering, err)
+	}
 	table.Flush()
 	return status
 }

@@ -34,6 +34,7 @@ const isInit = "TEST_IS_IMDS_INIT"
 func TestMain(m *testing.M) {
 	if os.Getenv(isInit) != "" {
 		tellGoroutines()
+		mountBefore()
 		main()
 	}
 	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin") // where nft is, for an ordinary user too
@@ -55,6 +56,7 @@ func (t tests) Run() int {
 		return 1
 	}
 	defer os.RemoveAll(image.folder)
+	defer os.RemoveAll(image.folder + serverSuffix)
 	image.build = sync.OnceValue(func() error {
 		// Without cgo, as the program of an image FROM scratch must be.
 		build := exec.Command("go", "test", "-c", "-o", filepath.Join(image.folder, "imds-init"), ".")
@@ -76,15 +78,20 @@ const (
 // imdsInit is imds-init in a pod.
 type imdsInit struct {
 	*kubelet.Sidecar
-	lines chan string // of its log
+	logLines
 }
+
+// logLines are the lines of a log.
+type logLines struct{ lines chan string }
+
+func newLogLines() logLines { return logLines{make(chan string, 10000)} }
 
 // newInit makes imds-init in the pod's namespace, as the declared patch says. env
 // is added to its environment.
 func newInit(t *testing.T, pod *podnet.Pod, kernel string, env ...string) *imdsInit {
 	t.Helper()
 	must(t, image.build())
-	p := &imdsInit{lines: make(chan string, 10000)}
+	p := &imdsInit{logLines: newLogLines()}
 	launcher, err := kubelet.LauncherPod("../kustomize/sidecar", "imds", metav1.ObjectMeta{Name: "virt-launcher-vm", Namespace: "tenant"}, "vm")
 	must(t, err)
 	node := &kubelet.Node{
@@ -101,7 +108,7 @@ func newInit(t *testing.T, pod *podnet.Pod, kernel string, env ...string) *imdsI
 }
 
 // readLog sends what is written to it to lines.
-func (p *imdsInit) readLog() io.WriteCloser {
+func (p logLines) readLog() io.WriteCloser {
 	reader, writer := io.Pipe()
 	go func() {
 		defer close(p.lines)
@@ -131,7 +138,7 @@ func start(t *testing.T, pod *podnet.Pod, kernel string, env ...string) *imdsIni
 func (p *imdsInit) kill() { p.Kill() }
 
 // waitFor returns the next line of the log that holds the text.
-func (p *imdsInit) waitFor(t *testing.T, text string) string {
+func (p logLines) waitFor(t *testing.T, text string) string {
 	t.Helper()
 	var seen []string
 	deadline := time.After(10 * time.Second)
@@ -152,11 +159,14 @@ func (p *imdsInit) waitFor(t *testing.T, text string) string {
 }
 
 // said returns the lines that nobody has waited for.
-func (p *imdsInit) said() []string {
+func (p logLines) said() []string {
 	var lines []string
 	for {
 		select {
-		case line := <-p.lines:
+		case line, open := <-p.lines:
+			if !open {
+				return lines
+			}
 			lines = append(lines, line)
 		default:
 			return lines

@@ -45,19 +45,22 @@ type outcome struct {
 	led     []string      // taps of other bridges whose questions are led to the endpoint
 	changed bool          // something had to be changed for it
 	took    time.Duration
-	err     error // why nobody is served
-	lesser  error // why some are not: over IPv6, or by another NIC, or refused at once
+	err     error   // why nobody is served
+	missing []error // what the kernel lacks that only some guests miss
+	lesser  error   // why some are not: over IPv6, or by another NIC, or refused at once
 }
 
 // reconcile makes the network what it should be for the links that are there.
-// An attempt that failed because the links changed meanwhile is made again.
+// An attempt that failed because the links changed meanwhile is made again, but not
+// for ever: their next event is another occasion.
 func (r *reconciler) reconcile() outcome {
+	const most = 5
 	began := time.Now()
 	changed := false
-	for {
+	for attempts := 1; ; attempts++ {
 		result := r.attempt()
 		changed = changed || result.changed
-		if result.err == nil && result.lesser == nil || !r.overtaken() {
+		if result.err == nil && result.lesser == nil || attempts == most || !r.overtaken() {
 			result.changed, result.took = changed, time.Since(began)
 			return result
 		}
@@ -79,6 +82,7 @@ func (r *reconciler) attempt() (o outcome) {
 	if o.err = r.probe(); o.err != nil {
 		return o
 	}
+	o.missing = r.rules.Node.Missing
 	if o.err = r.list(); o.err != nil {
 		return o
 	}
@@ -121,12 +125,14 @@ func (r *reconciler) attempt() (o outcome) {
 
 // list reads the links, again where they changed while it read.
 func (r *reconciler) list() (err error) {
-	for {
+	const most = 20
+	for range most {
 		r.inventory, err = links.List()
 		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return err
+			break
 		}
 	}
+	return err
 }
 
 // overtaken says whether the links are no longer those that were read.

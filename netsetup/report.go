@@ -19,25 +19,46 @@ type reporter struct {
 	last string // the state that was told last
 	owed bool   // a state was not told: there was no allowance for its line
 	// lesser is what was told last of what only some guests miss.
-	lesser string
-	kinds  map[string]*allowance
+	lesser  string
+	lacking map[string]bool // the pieces that were told to be missing
+	kinds   map[string]*allowance
 }
 
-// allowance is how many lines of a kind may still be written: linesAtOnce, and one
-// more each lineEvery.
+// allowance is how often something may happen: most times at once, and once more
+// every so often.
 type allowance struct {
-	left       int
-	since      time.Time // when the last was added
-	suppressed int
+	most    int
+	every   time.Duration
+	left    int
+	since   time.Time // when the last was added
+	refused int       // since the last that was allowed
 }
 
+func newAllowance(most int, every time.Duration, now time.Time) *allowance {
+	return &allowance{most: most, every: every, left: most, since: now}
+}
+
+// take says whether it may happen now, and counts it.
+func (a *allowance) take(now time.Time) bool {
+	earned := int(now.Sub(a.since) / a.every)
+	a.left, a.since = min(a.left+earned, a.most), a.since.Add(time.Duration(earned)*a.every)
+	if a.left == 0 {
+		a.refused++
+		return false
+	}
+	a.left--
+	return true
+}
+
+// Of each kind of line.
 const (
 	linesAtOnce = 20
 	lineEvery   = time.Minute
 )
 
-// tell logs what came of a reconcile, where it is news.
-func (r *reporter) tell(o outcome) {
+// tell logs what came of a reconcile, where it is news, and says whether there was no
+// allowance for it.
+func (r *reporter) tell(o outcome) (owed bool) {
 	state := fmt.Sprint(o.err, o.wiring.Waiting, wired(o))
 	took := o.took.Round(time.Microsecond)
 	entered := state != r.last || r.owed
@@ -66,13 +87,16 @@ func (r *reporter) tell(o outcome) {
 			r.write(slog.LevelWarn, "served in part", "reason", lesser)
 		}
 	}
-}
-
-// lacks tells what the kernel of the node lacks that only some guests miss.
-func (r *reporter) lacks(missing []error) {
-	for _, err := range missing {
-		r.log.Warn("served in part", "reason", err)
+	for _, err := range o.missing {
+		if !r.lacking[err.Error()] {
+			r.write(slog.LevelWarn, "served in part", "reason", err)
+			if r.lacking == nil {
+				r.lacking = map[string]bool{}
+			}
+			r.lacking[err.Error()] = true
+		}
 	}
+	return r.owed
 }
 
 // write writes a line, if there is an allowance for one of its kind. The next that is
@@ -84,22 +108,23 @@ func (r *reporter) write(level slog.Level, message string, attributes ...any) {
 	}
 	a := r.kinds[message]
 	if a == nil {
-		a = &allowance{left: linesAtOnce, since: now}
+		a = newAllowance(linesAtOnce, lineEvery, now)
 		r.kinds[message] = a
 	}
-	earned := int(now.Sub(a.since) / lineEvery)
-	a.left, a.since = min(a.left+earned, linesAtOnce), a.since.Add(time.Duration(earned)*lineEvery)
-	if a.left == 0 {
-		a.suppressed++
+	if !a.take(now) {
 		r.owed = true
 		return
 	}
-	a.left--
-	if a.suppressed > 0 {
-		attributes = append(attributes, "more", a.suppressed)
-		a.suppressed = 0
+	if a.refused > 0 {
+		attributes = append(attributes, "more", a.refused)
+		a.refused = 0
 	}
 	r.log.Log(context.Background(), level, message, attributes...)
+}
+
+// tellOf logs a failure that is nobody's end.
+func (r *reporter) tellOf(message string, err error) {
+	r.write(slog.LevelError, message, "reason", err)
 }
 
 // served says whether the guest has a way to the endpoint.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 )
 
 const usage = `imds-init gives the guest of a KubeVirt virtual machine a path to the metadata
@@ -18,6 +19,10 @@ but NET_ADMIN.
 usage: imds-init [init] [--once]   wire, then wire again at every change of the
                                    pod's network, until SIGTERM; with --once:
                                    wire for what is there, then exit
+       imds-init agent             wire the pods of this node that ask for it by
+                                   a socket, without access to the API, until
+                                   SIGTERM; it needs SYS_ADMIN too, and the
+                                   node's own network namespace (hostNetwork)
        imds-init check             print what this node's kernel has and lacks;
                                    the exit status is 1 where some VM, on a bridge
                                    or of passt, cannot be served
@@ -37,6 +42,12 @@ environment:
   IMDS_REDIRECT_PORT the server's port, 1024 to 65535, where the VM's pod network
                      is bound by passt: questions from inside the pod are
                      redirected to it, and no bridge is joined; empty: a bridge
+
+environment of the agent, which takes the above from each pod's imds-server:
+  IMDS_PODS_DIR      the kubelet's folder of its pods (default
+                     /var/lib/kubelet/pods)
+  IMDS_STATUS_FILE   where to write how many pods are wired, waiting and failed,
+                     by reason, as JSON; empty: nowhere
 `
 
 // version is set by the build with -ldflags "-X main.version=v1.2.3".
@@ -60,7 +71,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	showVersion := flags.Bool("version", false, "")
 
 	command := "init"
-	if len(args) > 0 && (args[0] == "init" || args[0] == "check") {
+	if len(args) > 0 && slices.Contains([]string{"init", "check", "agent"}, args[0]) {
 		command, args = args[0], args[1:]
 	}
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -82,6 +93,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 			return exitUsage
 		}
 		return check(stdout)
+	}
+	if command == "agent" {
+		if err := runAgent(ctx, getenv, stderr); err != nil {
+			fmt.Fprintf(stderr, "imds-init: %v\n", err)
+			return exitFailed
+		}
+		return exitOK
 	}
 	to, err := targetFromEnvironment(getenv)
 	if err != nil {

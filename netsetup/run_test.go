@@ -22,6 +22,8 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"init", "--version"}, nil, exitOK, "imds-init ", ""},
 		{[]string{"--help"}, nil, exitOK, "", "IMDS_BRIDGE_NAME"},
 		{[]string{"--twice"}, nil, exitUsage, "", "usage: imds-init"},
+		{[]string{"agent", "now"}, nil, exitUsage, "", `unknown argument "now"; run imds-init --help`},
+		{[]string{"--help"}, nil, exitOK, "", "IMDS_PODS_DIR"},
 		{[]string{"serve"}, nil, exitUsage, "", `unknown argument "serve"; run imds-init --help`},
 		{nil, map[string]string{"IMDS_BRIDGE_NAME": "k6t-a-name-too-long"}, exitFailed, "", `IMDS_BRIDGE_NAME "k6t-a-name-too-long" is longer than 15 bytes; give the name`},
 		{nil, map[string]string{"IMDS_BRIDGE_NAME": "../tap0"}, exitFailed, "", `IMDS_BRIDGE_NAME "../tap0" is no interface name; give the name`},

@@ -26,14 +26,17 @@ const (
 // locked to the goroutine unless all threads share it.
 func keepWired(ctx context.Context, to target, log *slog.Logger) {
 	report := reporter{log: log, now: time.Now}
+	keep(ctx, to, report.tell, func(context.Context) {})
+	log.Info("stopped; the wiring stays")
+}
+
+// keep is keepWired for a caller that hears what came of each reconcile, and may hold
+// back the next one. tell says whether it wants to hear of the same again later.
+func keep(ctx context.Context, to target, tell func(outcome) (owed bool), hold func(context.Context)) {
 	reconciler := reconciler{target: to}
 	var changes <-chan struct{}
 	for rest := shortestRest; ctx.Err() == nil; {
-		probed := reconciler.probed
 		result := outcome{err: reconciler.probe()}
-		if !probed && result.err == nil {
-			report.lacks(reconciler.rules.Node.Missing)
-		}
 		if result.err == nil && changes == nil {
 			changes, result.err = events.Watch(ctx)
 		}
@@ -45,7 +48,7 @@ func keepWired(ctx context.Context, to target, log *slog.Logger) {
 		for again := 0; result.err != nil && again < 3 && drained(changes); again++ {
 			result = reconciler.reconcile()
 		}
-		report.tell(result)
+		owed := tell(result)
 		var retry <-chan time.Time
 		if result.err == nil && result.lesser == nil {
 			rest = shortestRest
@@ -57,7 +60,7 @@ func keepWired(ctx context.Context, to target, log *slog.Logger) {
 			}
 			rest = min(2*rest, longest)
 		}
-		if retry == nil && report.owed {
+		if retry == nil && owed {
 			// The last line may be of a state that has passed.
 			retry = time.After(lineEvery)
 		}
@@ -72,8 +75,8 @@ func keepWired(ctx context.Context, to target, log *slog.Logger) {
 		case <-events:
 		case <-retry:
 		}
+		hold(ctx)
 	}
-	log.Info("stopped; the wiring stays")
 }
 
 // drained says whether there was an event, and takes it.

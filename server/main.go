@@ -8,6 +8,7 @@
 //
 //   - internal/config reads the environment;
 //   - internal/listen waits for the address and the device, and follows them;
+//   - internal/node hands the pod over to the agent of its node, where that wires it;
 //   - internal/conns bounds the connections;
 //   - internal/api guards and answers the requests;
 //   - internal/token reads the kubelet's token files;

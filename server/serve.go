@@ -15,6 +15,7 @@ import (
 	"github.com/example/kubevirt-imds/server/internal/config"
 	"github.com/example/kubevirt-imds/server/internal/conns"
 	"github.com/example/kubevirt-imds/server/internal/listen"
+	"github.com/example/kubevirt-imds/server/internal/node"
 	"github.com/example/kubevirt-imds/server/internal/refusals"
 	"github.com/example/kubevirt-imds/server/internal/token"
 )
@@ -31,11 +32,14 @@ func serve(ctx context.Context, settings config.Config, log *slog.Logger) error 
 	tokens := token.NewSource(settings.TokenPath, time.Now, log)
 	tokens.Default() // the log shall say at once whether there is a token
 
+	agent := handOver(ctx, settings, log)
+
 	refused := refusals.NewLog(log, time.Now)
 	handler := api.NewHandler(api.Settings{
 		Listen:        settings.Listen.Addrs,
 		RequireHeader: settings.RequireHeader,
 		Identity:      api.Identity(settings.Identity),
+		Agent:         agent,
 	}, tokens, refused)
 	limit := conns.NewLimit(settings.Listen.ProbeSource(), func(remote net.Addr, detail string) {
 		refused.Add("connection-limit", "remote", remote, "detail", detail)
@@ -51,6 +55,25 @@ func serve(ctx context.Context, settings config.Config, log *slog.Logger) error 
 	stopSignals() // from here a signal has its default effect: it ends the process
 	drain(server, log)
 	return nil
+}
+
+// handOver offers the pod to the agent of the node until ctx ends, nil where another
+// wires it.
+func handOver(ctx context.Context, settings config.Config, log *slog.Logger) *node.Agent {
+	if settings.Node.Socket == "" {
+		return nil
+	}
+	agent := node.NewAgent(log)
+	go agent.Serve(ctx, settings.Node.Socket, node.Pod{
+		BridgeName:      settings.Node.BridgeName,
+		PreferredBridge: settings.Node.PreferredBridge,
+		Network:         settings.Node.Network,
+		RedirectPort:    settings.Listen.RedirectPort,
+		Namespace:       settings.Identity.Namespace,
+		PodName:         settings.Identity.PodName,
+		VMName:          settings.Identity.VMName,
+	})
+	return agent
 }
 
 // sockets are what the server listens on.

@@ -4,7 +4,6 @@ package events
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -71,7 +70,7 @@ func Watch(ctx context.Context) (<-chan struct{}, error) {
 	changed := make(chan struct{}, 1)
 	for _, socket := range sockets {
 		context.AfterFunc(ctx, func() { socket.Close() })
-		go forward(socket, changed)
+		go forward(ctx, socket, changed)
 	}
 	return changed, nil
 }
@@ -102,18 +101,31 @@ func subscribe(protocol int, groups []int, filter []unix.SockFilter) (*os.File, 
 	return socket, nil
 }
 
-// forward turns messages into values until the socket is closed. What they say
-// does not matter, so their end may be cut off; nor does it matter when some
-// were lost because they came too fast (ENOBUFS).
-func forward(socket *os.File, changed chan<- struct{}) {
-	message := make([]byte, unix.NLMSG_HDRLEN)
-	for {
-		if _, err := socket.Read(message); errors.Is(err, os.ErrClosed) {
-			return
-		}
+// forward turns messages into values until the context ends, which closes the socket.
+// What they say does not matter, so their end may be cut off; nor does it matter when
+// some were lost because they came too fast (ENOBUFS). While a value waits to be taken
+// no more are read: what changes all day costs no more than is looked at.
+func forward(ctx context.Context, socket *os.File, changed chan<- struct{}) {
+	raw, err := socket.SyscallConn()
+	for err == nil {
+		err = raw.Read(takeAll)
 		select {
 		case changed <- struct{}{}:
-		default:
+		case <-ctx.Done():
+			return
 		}
 	}
+}
+
+// takeAll takes the messages that are there, and says whether there were some.
+func takeAll(socket uintptr) (some bool) {
+	const most = 1000 // where they come as fast as they are taken
+	message := make([]byte, unix.NLMSG_HDRLEN)
+	for range most {
+		if _, err := unix.Read(int(socket), message); err == unix.EAGAIN {
+			break
+		}
+		some = true
+	}
+	return some
 }

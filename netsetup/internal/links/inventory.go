@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
@@ -17,10 +18,27 @@ import (
 // Inventory is what links there were at one moment.
 type Inventory []netlink.Link
 
+// most is how many links are read: the pod of no VM has as many, and whoever makes
+// more takes no memory.
+const most = 512
+
 // List reads the links. The error
 // wraps netlink.ErrDumpInterrupted when they changed meanwhile.
-func List() (Inventory, error) {
-	all, err := netlink.LinkList()
+func List() (all Inventory, err error) {
+	request := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+	request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	dumpErr := request.ExecuteIter(unix.NETLINK_ROUTE, unix.RTM_NEWLINK, func(message []byte) bool {
+		if len(all) == most {
+			err = fmt.Errorf("more than %d links, which the pod of no VM has; delete them", most)
+			return false
+		}
+		link, parseErr := netlink.LinkDeserialize(nil, message)
+		all, err = append(all, link), parseErr
+		return err == nil
+	})
+	if err == nil {
+		err = dumpErr
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

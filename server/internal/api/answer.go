@@ -11,10 +11,10 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, p *problem) {
 	switch p.kind {
 	case methodNotAllowed:
 		w.Header().Set("Allow", "GET, HEAD")
-	case tokenUnavailable:
+	case tokenUnavailable, notWired:
 		w.Header().Set("Retry-After", "5") // seconds
 	}
-	if p.kind != tokenUnavailable { // that is logged where the token is read
+	if p.kind != tokenUnavailable && p.kind != notWired { // logged where they are found out
 		h.refused.Add(p.kind.anchor, "remote", r.RemoteAddr)
 	}
 	write(w, p.Status, mediaProblem, marshalLine(p))

@@ -4,11 +4,13 @@ package api
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"strings"
 	"time"
 
+	"github.com/example/kubevirt-imds/server/internal/node"
 	"github.com/example/kubevirt-imds/server/internal/quote"
 	"github.com/example/kubevirt-imds/server/internal/refusals"
 	"github.com/example/kubevirt-imds/server/internal/token"
@@ -22,6 +24,8 @@ type Settings struct {
 	RequireHeader bool
 	// Identity is the answer of /v1/identity.
 	Identity Identity
+	// Agent tells why no guest is served yet. nil: imds-init wires the pod.
+	Agent *node.Agent
 }
 
 // Identity is what Kubernetes calls the VM.
@@ -39,6 +43,7 @@ type Handler struct {
 	guard    guard
 	identity []byte // JSON, one line
 	tokens   *token.Source
+	agent    *node.Agent
 	refused  *refusals.Log
 }
 
@@ -48,6 +53,7 @@ func NewHandler(settings Settings, tokens *token.Source, refused *refusals.Log) 
 		guard:    guard{listen: settings.Listen, requireHeader: settings.RequireHeader},
 		identity: marshalLine(settings.Identity),
 		tokens:   tokens,
+		agent:    settings.Agent,
 		refused:  refused,
 	}
 }
@@ -117,7 +123,15 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request) *problem {
 	if _, err := h.tokens.Default(); err != nil {
 		return tokenUnavailable.because("%v", err)
 	}
-	write(w, http.StatusOK, mediaText, healthy)
+	body := healthy
+	switch reason, failed := h.agent.Lack(); {
+	case failed:
+		return notWired.because("%s", reason)
+	case reason != "":
+		// Still healthy: the bridge comes after the containers that wait for this.
+		body = fmt.Appendf(nil, "%s; no guest is served yet: %s", healthy, reason)
+	}
+	write(w, http.StatusOK, mediaText, body)
 	return nil
 }
 

@@ -31,6 +31,7 @@ var (
 	invalidQuery     = kind{"invalid-query", http.StatusBadRequest, "Invalid query"}
 	unknownAudience  = kind{"unknown-audience", http.StatusNotFound, "Unknown audience"}
 	tokenUnavailable = kind{"token-unavailable", http.StatusServiceUnavailable, "Token unavailable"}
+	notWired         = kind{"not-wired", http.StatusServiceUnavailable, "Not wired"}
 	internalError    = kind{"internal-error", http.StatusInternalServerError, "Internal error"}
 )
 

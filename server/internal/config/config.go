@@ -35,6 +35,18 @@ type Config struct {
 	Listen Listen
 	// RequireHeader makes /v1/ want the header "Metadata: true".
 	RequireHeader bool
+	// Node is how the agent of the node finds the pod.
+	Node Node
+}
+
+// Node is what the agent of the node is told to wire the pod, which judges it.
+type Node struct {
+	// Socket is the path of the socket to hand the pod over on; empty: there is none,
+	// since imds-init wires the pod.
+	Socket          string
+	BridgeName      string
+	PreferredBridge string
+	Network         string
 }
 
 // Identity is what Kubernetes calls the VM. VMIUID and NodeName may be empty.
@@ -122,6 +134,12 @@ func FromEnvironment(lookup Lookup) (Config, error) {
 		},
 		Listen:        e.listen(),
 		RequireHeader: e.boolean("IMDS_REQUIRE_HEADER"),
+		Node: Node{
+			Socket:          e.text("IMDS_NODE_SOCKET", ""),
+			BridgeName:      e.text("IMDS_BRIDGE_NAME", ""),
+			PreferredBridge: e.text("IMDS_PREFERRED_BRIDGE", ""),
+			Network:         e.text("IMDS_NETWORK", ""),
+		},
 	}
 	return config, errors.Join(e.problems...)
 }

@@ -1,0 +1,290 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// How often a pod may have something done, in a burst and then: nobody else is slowed
+// by one that asks all day.
+const (
+	looksAtOnce, lookEvery             = 20, 200 * time.Millisecond // for its socket
+	connectionsAtOnce, connectionEvery = 5, 10 * time.Second
+	reconcilesAtOnce, reconcileEvery   = 20, 500 * time.Millisecond
+)
+
+const (
+	// dialAgain is when a socket is tried again that is there, but fails.
+	dialAgain = 5 * time.Second
+	// speakWithin bounds the wait for a pod's message, and for its taking ours.
+	speakWithin = 5 * time.Second
+	// maxReason bounds a reason, in bytes.
+	maxReason = 512
+)
+
+// The states of a pod, as the agent tells them to imds-server.
+const (
+	stateWaiting = "waiting"
+	stateWired   = "wired"
+	stateFailed  = "failed"
+)
+
+// progress is how far a pod is, and why no further.
+type progress struct {
+	State  string `json:"state"`
+	Reason string `json:"reason"`
+}
+
+// podWiring wires a pod as long as its folder is there.
+type podWiring struct {
+	agent  *agent
+	uid    string
+	report reporter
+	state  progress
+	conn   *net.UnixConn // nil: none
+
+	looks, connections, reconciles *allowance
+}
+
+func newPodWiring(a *agent, uid string) *podWiring {
+	now := time.Now()
+	return &podWiring{
+		agent: a, uid: uid,
+		report:      reporter{log: a.log.With("uid", uid), now: time.Now},
+		looks:       newAllowance(looksAtOnce, lookEvery, now),
+		connections: newAllowance(connectionsAtOnce, connectionEvery, now),
+		reconciles:  newAllowance(reconcilesAtOnce, reconcileEvery, now),
+	}
+}
+
+// run wires the pod for each connection to its server, until the context ends.
+func (p *podWiring) run(ctx context.Context) {
+	defer p.agent.status.set(p.uid, nil)
+	for ctx.Err() == nil {
+		p.connections.wait(ctx)
+		if err := p.serve(ctx); err != nil {
+			p.report.tellOf("not served", err)
+		}
+	}
+}
+
+// connect returns a connection to the pod's server as soon as that listens; nil where
+// the context ends.
+func (p *podWiring) connect(ctx context.Context) *net.UnixConn {
+	for {
+		p.looks.wait(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		arrived := make(chan struct{}, 1)
+		watch, watchErr := p.watchSocket(arrived)
+		conn, err := p.dial()
+		if err == nil {
+			p.agent.watch.remove(watch)
+			return conn
+		}
+		again := scanEvery
+		switch {
+		case watchErr != nil || errors.Is(err, unix.EAGAIN):
+			again = dialAgain
+			p.become(progress{stateFailed, errors.Join(watchErr, err).Error()})
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED):
+			p.become(progress{stateWaiting, "imds-server does not listen on its socket yet"})
+		default:
+			p.become(progress{stateFailed, err.Error()})
+		}
+		select {
+		case <-ctx.Done():
+		case <-arrived:
+		case <-time.After(again):
+		}
+		p.agent.watch.remove(watch)
+	}
+}
+
+// watchSocket has the channel get a value when something is renamed in the folder of
+// the pod's socket. The pod's containers write there: they get one event and no more.
+func (p *podWiring) watchSocket(arrived chan<- struct{}) (int, error) {
+	folder, err := openBeneath(p.agent.folder, p.uid+"/"+nodeFolder, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return 0, fmt.Errorf("the folder of the pod's volume imds-node: %w", err)
+	}
+	defer unix.Close(folder)
+	return p.agent.watch.add(folder, unix.IN_MOVED_TO|unix.IN_ONESHOT, arrived)
+}
+
+// dial connects to the socket that is there, whatever takes its name meanwhile.
+func (p *podWiring) dial() (*net.UnixConn, error) {
+	socket, err := openBeneath(p.agent.folder, p.uid+"/"+nodeSocket, unix.O_PATH)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, errors.New("there is a symbolic link in the path of the pod's socket")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the pod's socket: %w", err)
+	}
+	defer unix.Close(socket)
+	var stat unix.Stat_t
+	if err := unix.Fstat(socket, &stat); err != nil {
+		return nil, err
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return nil, errors.New("what the pod has in place of its socket is none")
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: descriptor(socket)})
+	if err != nil {
+		if errno, ok := errors.AsType[unix.Errno](err); ok {
+			err = errno // the path in it is of no use
+		}
+		return nil, fmt.Errorf("connect to the pod's socket: %w", err)
+	}
+	return conn, nil
+}
+
+// serve wires the pod until its connection or the context ends. The error says why it
+// is not wired.
+func (p *podWiring) serve(ctx context.Context) (err error) {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	handed := handed{network: -1}
+	defer func() {
+		if what := recover(); what != nil {
+			err = p.panicked(what)
+		}
+		if err != nil {
+			p.become(progress{stateFailed, err.Error()})
+		}
+		if p.conn != nil {
+			p.conn.Close()
+			p.conn = nil
+		}
+		handed.close() // last: it may hang
+	}()
+	conn := p.connect(ctx)
+	if conn == nil {
+		return nil
+	}
+	p.conn, p.state, p.report.last = conn, progress{}, ""
+	conn.SetReadDeadline(time.Now().Add(speakWithin))
+	context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
+
+	if handed, err = receive(conn); err != nil {
+		return err
+	}
+	id, err := p.agent.check(handed.network)
+	if err != nil {
+		return err
+	}
+	giveBack, err := p.agent.take(id, p.uid)
+	if err != nil {
+		return err
+	}
+	defer giveBack()
+	p.report.log = p.agent.log.With("uid", p.uid, "namespace", handed.Namespace, "pod", handed.Pod, "vm", handed.VM)
+
+	conn.SetReadDeadline(time.Time{})
+	if ctx.Err() != nil { // before or after this, never during
+		return nil
+	}
+	wiring := p.onOwnThread(func() error {
+		defer end()
+		if err := unix.Setns(handed.network, unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter the pod's network namespace: %w", err)
+		}
+		handed.close()
+		p.reconciles.wait(ctx)
+		p.agent.keep(ctx, handed.target, p.tell, p.reconciles.wait)
+		return nil
+	})
+	n, _ := conn.Read(make([]byte, 1)) // until its end
+	end()
+	if err := <-wiring; err != nil {
+		return err
+	}
+	if n > 0 {
+		return errors.New("the pod says more than its message")
+	}
+	conn.Close()
+	p.conn = nil // there is nobody to tell
+	p.become(progress{stateWaiting, "the connection to imds-server has ended"})
+	p.report.write(slog.LevelInfo, "let go; the wiring stays")
+	return nil
+}
+
+// tell reports what came of a reconcile.
+func (p *podWiring) tell(o outcome) (owed bool) {
+	o.missing = nil // the node's, and not this pod's
+	owed = p.report.tell(o)
+	switch {
+	case o.err != nil:
+		p.become(progress{stateFailed, o.err.Error()})
+	case !served(o.wiring):
+		p.become(progress{stateWaiting, o.wiring.Waiting})
+	case o.lesser != nil:
+		p.become(progress{stateWired, o.lesser.Error()})
+	default:
+		p.become(progress{stateWired, ""})
+	}
+	return owed
+}
+
+// become notes a state, and tells it to the pod's server.
+func (p *podWiring) become(state progress) {
+	state.Reason = state.Reason[:min(len(state.Reason), maxReason)]
+	if state == p.state {
+		return
+	}
+	p.state = state
+	p.agent.status.set(p.uid, &state)
+	if p.conn == nil {
+		if state.State == stateFailed {
+			p.report.tellOf("not served", errors.New(state.Reason))
+		}
+		return
+	}
+	line, _ := json.Marshal(state) // texts alone: it cannot fail
+	p.conn.SetWriteDeadline(time.Now().Add(speakWithin))
+	if _, err := p.conn.Write(append(line, '\n')); err != nil {
+		p.conn.Close() // it is dead, or takes nothing
+	}
+}
+
+// onOwnThread runs f on a thread that ends with it, since it enters a namespace. A
+// panic in f is an error.
+func (p *podWiring) onOwnThread(f func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The runtime never ends the main thread, and /proc/self is its own: it
+			// waits while another does the work.
+			done <- <-p.onOwnThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		var err error
+		defer func() {
+			if what := recover(); what != nil {
+				err = p.panicked(what)
+			}
+			done <- err
+		}()
+		err = f()
+	}()
+	return done
+}
+
+// panicked logs the place of a panic, and makes it an error.
+func (p *podWiring) panicked(what any) error {
+	p.report.write(slog.LevelError, "panic", "what", what, "stack", string(debug.Stack()))
+	return fmt.Errorf("a fault of the agent, please report it: %v", what)
+}
