@@ -151,7 +151,7 @@ func (s *state) difference(after *state) []string {
 func (s *state) withoutProject() *state {
 	return &state{slices.DeleteFunc(slices.Clone(s.lines), func(line string) bool {
 		return strings.Contains(line, endpointDevice) || strings.Contains(line, podnet.MetadataAddr.String()) ||
-			strings.Contains(line, "table imds,") || strings.HasPrefix(line, "isolated")
+			strings.Contains(line, podnet.GuestsMAC.String()) || strings.Contains(line, "table imds,") || strings.HasPrefix(line, "isolated")
 	})}
 }
 

@@ -612,7 +612,7 @@ func (b *bindingTest) impostor(t *testing.T) {
 // knowsEndpoint fails the check if the guest takes anybody else for the metadata service. The guest of passt takes passt
 // for everybody.
 func (b *bindingTest) knowsEndpoint(t *testing.T) {
-	if b.passt() {
+	if b.passt() || b.led { // whatever it learns on the other network, its question is led past it
 		return
 	}
 	address := podnet.MetadataAddr

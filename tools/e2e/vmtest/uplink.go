@@ -16,7 +16,7 @@ import (
 // of those who look for the IPv6 address says nothing: a guest that has had our MAC looks by the same for an address of
 // its own.
 func IsOurs(f podnet.Frame) bool {
-	for _, ours := range [][]byte{podnet.EndpointMAC, podnet.PortMAC, podnet.MetadataIPv6Addr.AsSlice()} {
+	for _, ours := range [][]byte{podnet.EndpointMAC, podnet.PortMAC, podnet.GuestsMAC, podnet.MetadataIPv6Addr.AsSlice()} {
 		if bytes.Contains(f.Data, ours) {
 			return true
 		}
