@@ -73,7 +73,7 @@ func TestManualNamesEveryVariable(t *testing.T) {
 		names = append(names, name)
 		return "", false
 	})
-	if len(names) != 12 {
+	if len(names) != 15 {
 		t.Errorf("the server reads %d variables: %q", len(names), names)
 	}
 	for _, name := range names {
