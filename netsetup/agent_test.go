@@ -184,6 +184,8 @@ func TestEventsAreLost(t *testing.T) {
 	must(t, err)
 	n.startAgent(t)
 	gone := newAgentPod(t, n, "gone", podnet.Options{})
+	late, lateNetwork := n.addPod(t, "late"), newNamespace(t)
+	n.awaitCounts(t, func(c counts) bool { return c.Waiting["imds-server does not listen on its socket yet"] == 1 })
 	must(t, n.process.Process.Signal(syscall.SIGSTOP))
 	file := filepath.Join(n.folder, "a-file")
 	for range most { // two events each: equal ones are not merged, since they alternate
@@ -193,8 +195,10 @@ func TestEventsAreLost(t *testing.T) {
 	must(t, os.RemoveAll(filepath.Join(n.folder, gone.uid)))
 	pod := newPod(t, podnet.Options{})
 	server := handOver(t, n.addPod(t, "unheard"), pod.Pod)
+	lateServer := handOver(t, late, lateNetwork)
 	must(t, n.process.Process.Signal(syscall.SIGCONT))
 	server.await(t, stateWaiting, "a bridge")
+	lateServer.await(t, stateWaiting, "a bridge")
 	n.awaitOutside(t, gone.Pod.Pod)
 }
 
