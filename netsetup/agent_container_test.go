@@ -24,9 +24,7 @@ type agentContainer struct {
 func startContainer(t *testing.T, network *podnet.Namespace, spec container.Spec) agentContainer {
 	t.Helper()
 	var err error
-	spec.Scratch, err = os.MkdirTemp("", "scratch")
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(spec.Scratch) })
+	spec.Scratch = t.TempDir()
 	spec.ReadOnlyRoot, spec.NoNewPrivileges = true, true
 	c := agentContainer{logLines: newLogLines()}
 	log := c.readLog()

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -78,7 +79,13 @@ func TestCostOfAnAgent(t *testing.T) {
 	if !podnet.RealTaps() {
 		podnet.Unavailable(t, fmt.Errorf("this user may not make taps"))
 	}
-	n := runningNode(t)
+	n := newNode(t)
+	n.program = filepath.Join(t.TempDir(), "imds-init")
+	said, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", n.program, ".").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	n.startAgent(t)
 	n.awaitIdle(t)
 	pid := n.process.Process.Pid
 	var pods []barePod

@@ -25,6 +25,7 @@ import (
 // at it.
 type node struct {
 	folder, status string
+	program        string // of the agent
 	logLines
 	process *exec.Cmd // nil: it does not run
 }
@@ -37,7 +38,7 @@ func newNode(t *testing.T) *node {
 	folder, err := os.MkdirTemp("", "pods")
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(folder) })
-	return &node{folder: folder, status: filepath.Join(t.TempDir(), "status")}
+	return &node{folder: folder, status: filepath.Join(t.TempDir(), "status"), program: "/proc/self/exe"}
 }
 
 // runningNode makes a node with its agent.
@@ -52,7 +53,7 @@ func runningNode(t *testing.T) *node {
 // node's. It runs until the end of the test.
 func (n *node) startAgent(t *testing.T, env ...string) {
 	t.Helper()
-	n.start(t, exec.Command("/proc/self/exe", "agent"), env...)
+	n.start(t, exec.Command(n.program, "agent"), env...)
 	n.waitFor(t, "msg=starting")
 }
 

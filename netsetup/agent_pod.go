@@ -93,10 +93,10 @@ func (p *podWiring) connect(ctx context.Context) *net.UnixConn {
 			p.agent.watch.remove(watch)
 			return conn
 		}
-		again := scanEvery
+		var again <-chan time.Time
 		switch {
 		case watchErr != nil || errors.Is(err, unix.EAGAIN):
-			again = dialAgain
+			again = time.After(dialAgain)
 			p.become(progress{stateFailed, errors.Join(watchErr, err).Error()})
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED):
 			p.become(progress{stateWaiting, "imds-server does not listen on its socket yet"})
@@ -106,7 +106,7 @@ func (p *podWiring) connect(ctx context.Context) *net.UnixConn {
 		select {
 		case <-ctx.Done():
 		case <-arrived:
-		case <-time.After(again):
+		case <-again:
 		}
 		p.agent.watch.remove(watch)
 	}

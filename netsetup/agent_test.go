@@ -53,6 +53,17 @@ func (p agentPod) unplugEndpoint(t *testing.T) {
 	must(t, p.Pod.Pod.Netlink().LinkSetNoMaster(link(t, p.Pod, wiring.Port)))
 }
 
+// awaitPlugged waits until the endpoint is on a bridge. It looks again and again: of a
+// pod that has had many repairs the log tells no more.
+func (p agentPod) awaitPlugged(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); link(t, p.Pod, wiring.Port).Attrs().MasterIndex == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the endpoint is on no bridge")
+		}
+	}
+}
+
 func TestAgentServesEachBinding(t *testing.T) {
 	n := runningNode(t)
 	var pods []agentPod
@@ -136,6 +147,33 @@ func TestAgentFindsPods(t *testing.T) {
 	n.awaitCounts(t, func(c counts) bool { return c.Waiting["a bridge named k6t-*"] == 4 && len(c.Failed) == 0 })
 }
 
+// Pods that do not ask cost one watch in all, once they have their volumes.
+func TestManyPodsThatDoNotAsk(t *testing.T) {
+	n := newNode(t)
+	make := func(from, to int) {
+		for at := from; at < to; at++ {
+			must(t, os.MkdirAll(filepath.Join(n.folder, fmt.Sprint("other", at), "volumes", "kubernetes.io~empty-dir", "data"), 0o755))
+			must(t, os.Mkdir(filepath.Join(n.folder, fmt.Sprint("other", at), containersFolder), 0o755))
+		}
+	}
+	make(0, 250)
+	n.startAgent(t)
+	make(250, 500)
+	newAgentPod(t, n, "honest", podnet.Options{}).serveGuest(t)
+	n.awaitIdle(t)
+	descriptors, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", n.process.Process.Pid))
+	must(t, err)
+	watches := 0
+	for _, descriptor := range descriptors {
+		content, err := os.ReadFile(descriptor)
+		must(t, err)
+		watches += strings.Count(string(content), "inotify wd:")
+	}
+	if watches != 1 {
+		t.Errorf("%d watches, want that of the folder of the pods alone", watches)
+	}
+}
+
 // More events than the kernel keeps: the agent looks at all that is there.
 func TestEventsAreLost(t *testing.T) {
 	n := newNode(t)
@@ -146,6 +184,8 @@ func TestEventsAreLost(t *testing.T) {
 	must(t, err)
 	n.startAgent(t)
 	gone := newAgentPod(t, n, "gone", podnet.Options{})
+	late, lateNetwork := n.addPod(t, "late"), newNamespace(t)
+	n.awaitCounts(t, func(c counts) bool { return c.Waiting["imds-server does not listen on its socket yet"] == 1 })
 	must(t, n.process.Process.Signal(syscall.SIGSTOP))
 	file := filepath.Join(n.folder, "a-file")
 	for range most { // two events each: equal ones are not merged, since they alternate
@@ -155,8 +195,10 @@ func TestEventsAreLost(t *testing.T) {
 	must(t, os.RemoveAll(filepath.Join(n.folder, gone.uid)))
 	pod := newPod(t, podnet.Options{})
 	server := handOver(t, n.addPod(t, "unheard"), pod.Pod)
+	lateServer := handOver(t, late, lateNetwork)
 	must(t, n.process.Process.Signal(syscall.SIGCONT))
 	server.await(t, stateWaiting, "a bridge")
+	lateServer.await(t, stateWaiting, "a bridge")
 	n.awaitOutside(t, gone.Pod.Pod)
 }
 

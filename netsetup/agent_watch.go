@@ -96,8 +96,10 @@ func (a *agent) follow(ctx context.Context) error {
 	}
 }
 
-// scan looks at all folders that there are.
+// scan looks at all folders that there are, and has the pods that wait for their
+// sockets look.
 func (a *agent) scan(ctx context.Context) error {
+	a.watch.allArrived()
 	fd, err := openBeneath(a.folder, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return fmt.Errorf("list the pods: %w", err)
@@ -227,6 +229,16 @@ func (w *watcher) arrived(watch int) {
 		channel <- struct{}{} // it has room for one
 		delete(w.channels, watch)
 	}
+}
+
+// allArrived tells all, since events may have been lost.
+func (w *watcher) allArrived() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, channel := range w.channels {
+		channel <- struct{}{}
+	}
+	clear(w.channels)
 }
 
 // descriptor is a path to what a descriptor stands for.

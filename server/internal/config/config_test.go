@@ -59,6 +59,7 @@ func TestEmptyVariablesMeanTheDefaults(t *testing.T) {
 	got, err := FromEnvironment(lookup(map[string]string{
 		"IMDS_TOKEN_PATH": "", "IMDS_VMI_UID": "", "IMDS_NODE_NAME": "", "IMDS_LISTEN_ADDR": "",
 		"IMDS_REDIRECT_PORT": "", "IMDS_REQUIRE_HEADER": "", "IMDS_HOP_LIMIT": "",
+		"IMDS_NODE_SOCKET": "", "IMDS_BRIDGE_NAME": "", "IMDS_PREFERRED_BRIDGE": "",
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -77,6 +78,10 @@ func TestEverythingSet(t *testing.T) {
 		"IMDS_LISTEN_DEVICE":  "eth1.100",
 		"IMDS_REQUIRE_HEADER": "true",
 		"IMDS_HOP_LIMIT":      "1",
+
+		"IMDS_NODE_SOCKET":      "/run/imds-node/imds.sock",
+		"IMDS_BRIDGE_NAME":      "k6t-eth0",
+		"IMDS_PREFERRED_BRIDGE": "k6t-eth1",
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -97,6 +102,7 @@ func TestEverythingSet(t *testing.T) {
 			HopLimit: 1,
 		},
 		RequireHeader: true,
+		Node:          Node{Socket: "/run/imds-node/imds.sock", BridgeName: "k6t-eth0", PreferredBridge: "k6t-eth1"},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
