@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -86,7 +87,7 @@ var accidents = []struct {
 		rules, err := handle.RuleList(netlink.FAMILY_V4)
 		must(t, err)
 		for _, rule := range rules {
-			if rule.Priority == 169 {
+			if rule.Priority == 170 {
 				moved := rule
 				moved.Priority = 40000
 				must(t, handle.RuleAdd(&moved))
@@ -96,10 +97,12 @@ var accidents = []struct {
 	}, "msg=repaired", nil},
 	{"somebody changes the way back", func(t *testing.T, pod *podnet.Pod) {
 		must(t, pod.Pod.Netlink().RouteReplace(&netlink.Route{
-			LinkIndex: link(t, pod, wiring.Device).Attrs().Index, Table: 0xa9fea9fe, Scope: netlink.SCOPE_LINK,
+			LinkIndex: link(t, pod, wiring.Device).Attrs().Index, Table: 0xa9fea9fd, Scope: netlink.SCOPE_LINK,
 			Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
 		}))
 	}, "msg=repaired", nil},
+	{"somebody deletes the gateway's neighbour entry", func(t *testing.T, pod *podnet.Pod) { deleteGateway(t, pod, wiring.Gateway) }, "msg=repaired", nil},
+	{"somebody deletes the IPv6 gateway's neighbour entry", func(t *testing.T, pod *podnet.Pod) { deleteGateway(t, pod, wiring.GatewayIPv6) }, "msg=repaired", nil},
 	{"somebody adds an address", func(t *testing.T, pod *podnet.Pod) {
 		address, err := netlink.ParseAddr("192.0.2.1/32")
 		must(t, err)
@@ -341,4 +344,9 @@ func requireProgram(t *testing.T, program string) {
 		t.Fatal(why)
 	}
 	t.Skip(why)
+}
+
+func deleteGateway(t *testing.T, pod *podnet.Pod, gateway netip.Addr) {
+	t.Helper()
+	must(t, pod.Pod.Netlink().NeighDel(&netlink.Neigh{LinkIndex: link(t, pod, wiring.Device).Attrs().Index, IP: gateway.AsSlice()}))
 }

@@ -25,7 +25,7 @@ type agent struct {
 	watch  *watcher
 	status *status
 	// keep wires a pod: the function keep, but in tests of its failures.
-	keep func(context.Context, target, func(outcome), func(context.Context))
+	keep func(context.Context, target, func(outcome) bool, func(context.Context))
 
 	// Of the goroutine that reads the events alone.
 	report   reporter

@@ -124,7 +124,7 @@ func TestCostOfAnAgent(t *testing.T) {
 	if each := float64(nowThreads-threads) / float64(len(pods)); each > 1.2 {
 		t.Errorf("%.1f threads for each pod", each)
 	}
-	if each := float64(nowDescriptors-descriptors) / float64(len(pods)); each > 3 {
+	if each := float64(nowDescriptors-descriptors) / float64(len(pods)); each > 4 {
 		t.Errorf("%.1f descriptors for each pod", each)
 	}
 	if each := (nowKB - kB) / len(pods); each > 400 {

@@ -28,6 +28,7 @@ type handed struct {
 	Version         int    `json:"version"`
 	BridgeName      string `json:"bridgeName"`
 	PreferredBridge string `json:"preferredBridge"`
+	Network         string `json:"network"`
 	RedirectPort    int    `json:"redirectPort"`
 	Namespace       string `json:"namespace"`
 	Pod             string `json:"pod"`
@@ -113,7 +114,10 @@ func (h handed) check() (target, error) {
 	if err != nil {
 		return target{}, fmt.Errorf("the redirect port %s %w", redirectPort, err)
 	}
-	return target{bridgeName: h.BridgeName, preferredBridge: h.PreferredBridge, redirectPort: port}, nil
+	return target{
+		bridgeName: h.BridgeName, preferredBridge: h.PreferredBridge,
+		exclusive: h.BridgeName != "" || h.Network != "", redirectPort: port,
+	}, nil
 }
 
 // isObjectName allows what a name in Kubernetes consists of, and the empty one. It is

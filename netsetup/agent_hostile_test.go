@@ -421,7 +421,7 @@ func TestAFaultIsOnePodsAlone(t *testing.T) {
 	must(t, err)
 	forever := make(chan struct{})
 	defer close(forever)
-	a.keep = func(ctx context.Context, to target, tell func(outcome), hold func(context.Context)) {
+	a.keep = func(ctx context.Context, to target, tell func(outcome) bool, hold func(context.Context)) {
 		switch to.bridgeName {
 		case "panics":
 			panic("a bridge that nobody has thought of")

@@ -221,8 +221,9 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 }
 
 // tell reports what came of a reconcile.
-func (p *podWiring) tell(o outcome) {
-	p.report.tell(o)
+func (p *podWiring) tell(o outcome) (owed bool) {
+	o.missing = nil // the node's, and not this pod's
+	owed = p.report.tell(o)
 	switch {
 	case o.err != nil:
 		p.become(progress{stateFailed, o.err.Error()})
@@ -233,6 +234,7 @@ func (p *podWiring) tell(o outcome) {
 	default:
 		p.become(progress{stateWired, ""})
 	}
+	return owed
 }
 
 // become notes a state, and tells it to the pod's server.

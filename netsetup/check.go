@@ -1,22 +1,28 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"text/tabwriter"
 
 	"github.com/example/kubevirt-imds/netsetup/internal/rules"
 )
 
 // check prints what the kernel has and lacks, a line each, with what it is for and how
-// to get it. The status tells whether a guest on a bridge can be served.
+// to get it. The status tells whether every guest can be served.
 func check(out io.Writer) (status int) {
+	if err := rules.Pieces[0].Try(); errors.Is(err, fs.ErrPermission) {
+		fmt.Fprintln(out, rules.MissingError{Piece: rules.Pieces[0], Err: err})
+		return exitFailed
+	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, piece := range rules.Pieces {
 		switch err := piece.Try(); {
 		case err == nil:
 			fmt.Fprintf(table, "ok\t%s\tfor %s\t\n", piece.Name, piece.For)
-		case piece.Needed:
+		case piece.Needed || piece.NeededForPasst:
 			status = exitFailed
 			fmt.Fprintf(table, "MISSING\t%s\tfor %s\t%v; %s\n", piece.Name, piece.For, err, piece.Remedy)
 		default:

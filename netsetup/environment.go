@@ -17,6 +17,7 @@ func targetFromEnvironment(getenv func(string) string) (target, error) {
 			return target{}, fmt.Errorf("%s %q %w", name, *into, err)
 		}
 	}
+	t.exclusive = t.bridgeName != "" || getenv("IMDS_NETWORK") != ""
 	redirectPort := getenv("IMDS_REDIRECT_PORT")
 	port, err := parsePort(redirectPort)
 	if err != nil {

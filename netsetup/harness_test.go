@@ -37,6 +37,7 @@ func TestMain(m *testing.M) {
 		mountBefore()
 		main()
 	}
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin") // where nft is, for an ordinary user too
 	podnet.Main(tests{m})
 }
 

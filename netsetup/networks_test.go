@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // The VM's second network in these tests: KubeVirt names what belongs to it.
@@ -25,11 +29,13 @@ const (
 )
 
 // twoNetworks is a served pod whose guest has a second NIC, with an address.
-func twoNetworks(t *testing.T, options podnet.Options) (*podnet.Pod, *imdsInit) {
+func twoNetworks(t *testing.T, options podnet.Options, env ...string) (*podnet.Pod, *imdsInit) {
 	t.Helper()
-	pod, p := servedPod(t, options)
+	pod, p := servedPod(t, options, env...)
 	must(t, pod.AddSecondaryBridge(secondInterface))
-	p.waitFor(t, "led="+secondTap)
+	if env == nil {
+		p.waitFor(t, "led="+secondTap)
+	}
 	return pod, p
 }
 
@@ -94,15 +100,15 @@ func TestNeighbourOnTheSecondNetworkGetsNoAnswer(t *testing.T) {
 	}
 }
 
-// A network may have the address itself: a guest that looks for it there finds that
-// network's, and one that has it there is found by its neighbours. Only the joined
-// bridge is ruled.
+// A network may have the address itself. A guest that has it there is found by its
+// neighbours; one whose owner has named the network that is served finds the other's.
 func TestSecondNetworkMayHaveTheAddress(t *testing.T) {
 	on := true
 	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
 		for _, side := range []string{"neighbour", "guest"} {
 			t.Run(string(binding)+", at the "+side, func(t *testing.T) {
-				pod, _ := twoNetworks(t, podnet.Options{Binding: binding, BridgeNetfilter: &on})
+				named := map[string][]string{"neighbour": {"IMDS_NETWORK=default"}}[side]
+				pod, _ := twoNetworks(t, podnet.Options{Binding: binding, BridgeNetfilter: &on}, named...)
 				server, client, at, by := pod.Neighbour, pod.Guest, "up1", "eth1"
 				if side == "guest" {
 					server, client, at, by = pod.Guest, pod.Neighbour, "eth1", "up1"
@@ -222,4 +228,141 @@ func TestFortyTaps(t *testing.T) {
 		}
 	}
 	mustServe(t, pod, guestAddress(podnet.Bridge))
+}
+
+// The reply to a guest that looks for the endpoint by ARP is for its address, as clients
+// ask that judge strictly (RFC 826), also where a MAC has several addresses.
+func TestARPReplyIsForWhoLooks(t *testing.T) {
+	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
+		t.Run(string(binding), func(t *testing.T) {
+			pod, _ := servedPod(t, podnet.Options{Binding: binding})
+			nic, err := podnet.Capture(pod.Guest, "eth0")
+			must(t, err)
+			own := mac(t, pod.Guest, "eth0")
+			for _, from := range []netip.Addr{netip.MustParseAddr(guestAddress(binding)), netip.MustParseAddr("192.0.2.7"), netip.IPv4Unspecified()} {
+				who := packet.Party{MAC: own, Addr: from}
+				must(t, pod.Guest.SendFrame("eth0", packet.ARP(packet.ARPRequest, own, packet.Broadcast, who, packet.Party{Addr: wiring.Address.Addr()})))
+				want := packet.ARP(packet.ARPReply, wiring.DeviceMAC, own, packet.Party{MAC: wiring.DeviceMAC, Addr: wiring.Address.Addr()}, who)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				if err := nic.Wait(ctx, func(f podnet.Frame) bool { return !f.Outgoing && bytes.HasPrefix(f.Data, want) }); err != nil {
+					t.Errorf("no reply for %s: %v", from, err)
+				}
+				cancel()
+			}
+		})
+	}
+}
+
+// A guest that routes between its networks does not carry questions and answers for its
+// neighbours, though its own containers get theirs by the same routes.
+func TestGuestThatRoutesServesNoNeighbour(t *testing.T) {
+	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
+		t.Run(string(binding), func(t *testing.T) {
+			pod, _ := twoNetworks(t, podnet.Options{Binding: binding})
+			for _, n := range []string{"all", "eth0", "eth1"} {
+				must(t, pod.Guest.Sysctl("net.ipv4.conf."+n+".rp_filter", "0"))
+			}
+			must(t, pod.Guest.Sysctl("net.ipv4.ip_forward", "1"))
+			must(t, pod.Neighbour.Netlink().RouteAdd(&netlink.Route{
+				LinkIndex: linkIn(t, pod.Neighbour, "up1").Attrs().Index, Gw: net.ParseIP(secondAddress),
+				Dst: &net.IPNet{IP: wiring.Address.Addr().AsSlice(), Mask: net.CIDRMask(32, 32)},
+			}))
+			atEndpoint, err := podnet.Capture(pod.Pod, wiring.Device)
+			must(t, err)
+			if answer, err := askFrom(pod.Neighbour, endpoint); err == nil {
+				t.Errorf("the neighbour is answered %q by way of the guest", answer)
+			}
+			frames, err := atEndpoint.Stop()
+			must(t, err)
+			if !slices.ContainsFunc(frames, func(f podnet.Frame) bool { return bytes.Contains(f.Data, net.ParseIP(beyondSecond).To4()) }) {
+				t.Error("the guest has not routed the question, so this proves nothing")
+			}
+			mustServeIPv4(t, pod, guestAddress(binding))
+		})
+	}
+}
+
+// Who asks by another NIC from the guest's own address, or from thousands of addresses,
+// takes nothing from the guest, and no question leaves by that network.
+func TestLedQuestionsTakeNothingFromTheGuest(t *testing.T) {
+	pod, _ := twoNetworks(t, podnet.Options{Binding: podnet.Masquerade})
+	uplink, err := podnet.Capture(pod.Neighbour, "up1")
+	must(t, err)
+	own := podnet.MasqueradeGuestAddr.AsSlice()
+	sendFrames(t, pod.Guest, "eth1", syn(containerMAC(1), wiring.DeviceMAC, own, podnet.MetadataAddr.AsSlice(), 80))
+	mustServeIPv4(t, pod, guestAddress(podnet.Masquerade))
+	const atOnce = 256
+	for first := 0; first < askersLimit+atOnce; first += atOnce {
+		var frames [][]byte
+		for i := first; i < first+atOnce; i++ {
+			frames = append(frames, syn(containerMAC(i), wiring.DeviceMAC, sender(byte(i>>12)+10, i&0xfff), podnet.MetadataAddr.AsSlice(), 80))
+		}
+		sendFrames(t, pod.Guest, "eth1", frames...)
+	}
+	mustServeIPv4(t, pod, guestAddress(podnet.Masquerade))
+	wantPassing(t, pod.Guest, beyondSecond)
+	frames, err := uplink.Stop()
+	must(t, err)
+	for _, frame := range frames {
+		if frame.ConcernsMetadata() {
+			t.Fatalf("on the second network: %v", frame)
+		}
+	}
+}
+
+// A VLAN of the guest's on its second NIC is another network there too.
+func TestVLANOnTheSecondNICIsAnotherNetwork(t *testing.T) {
+	pod, _ := twoNetworks(t, podnet.Options{Binding: podnet.Masquerade})
+	heard, err := podnet.Capture(pod.Neighbour, "up1")
+	must(t, err)
+	own := mac(t, pod.Guest, "eth1")
+	frame := tag(syn(own, mac(t, pod.Neighbour, "up1"), net.ParseIP(secondAddress).To4(), podnet.MetadataAddr.AsSlice(), 80), unix.ETH_P_8021Q, 7)
+	must(t, pod.Guest.SendFrame("eth1", frame))
+	must(t, heard.Wait(t.Context(), func(f podnet.Frame) bool { return bytes.Equal(f.Data, frame) }))
+}
+
+// A frame to a link-local group passes the bridge's rules by. Its source does not move the
+// endpoint's MAC, nor that of the guests.
+func TestLinkLocalGroupMovesNoMAC(t *testing.T) {
+	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
+		pod, _ := servedPod(t, podnet.Options{Binding: binding})
+		for _, source := range []net.HardwareAddr{wiring.DeviceMAC, wiring.GuestsMAC} {
+			for last := byte(0); last < 16; last++ {
+				group := net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, last}
+				sendFrames(t, pod.Guest, "eth0", append(ethernet(source, group, 0x88b5), make([]byte, 46)...))
+				sendFrames(t, pod.Neighbour, podnet.NeighbourInterface, append(ethernet(source, group, 0x88b5), make([]byte, 46)...))
+			}
+			mustServe(t, pod, guestAddress(binding))
+		}
+	}
+}
+
+// The pod's routes of other devices stay, whatever happens to ours.
+func TestForeignRoutesStay(t *testing.T) {
+	requireIPv6(t)
+	pod := newPod(t, podnet.Options{Binding: podnet.Bridge})
+	must(t, pod.Wire())
+	foreign := func() (all []string) {
+		routes, err := pod.Pod.Netlink().RouteList(nil, netlink.FAMILY_ALL)
+		must(t, err)
+		device, _ := pod.Pod.Netlink().LinkByName(wiring.Device)
+		for _, r := range routes {
+			if device == nil || r.LinkIndex != device.Attrs().Index {
+				all = append(all, fmt.Sprint(r.LinkIndex, r.Dst, r.Gw, r.Table, r.Priority))
+			}
+		}
+		slices.Sort(all)
+		return all
+	}
+	must(t, pod.StartGuest())
+	before := foreign()
+	p := start(t, pod, onThisKernel)
+	p.waitFor(t, "msg=wired")
+	for range 3 {
+		deleteLink(t, pod, wiring.Device)
+		p.waitFor(t, "msg=repaired")
+	}
+	if after := foreign(); !slices.Equal(before, after) {
+		t.Errorf("before %q\nafter  %q", before, after)
+	}
 }

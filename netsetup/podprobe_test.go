@@ -63,7 +63,7 @@ func deleteLoopbackRoute(t *testing.T, pod *podnet.Pod) {
 	t.Helper()
 	must(t, pod.Pod.Netlink().RouteDel(&netlink.Route{
 		LinkIndex: link(t, pod, wiring.Device).Attrs().Index, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST,
-		Table: 0xa9fea9fe, Dst: &net.IPNet{IP: net.IPv4(127, 0, 0, 0).To4(), Mask: net.CIDRMask(8, 32)},
+		Table: 0xa9fea9fd, Dst: &net.IPNet{IP: net.IPv4(127, 0, 0, 0).To4(), Mask: net.CIDRMask(8, 32)},
 	}))
 }
 

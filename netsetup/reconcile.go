@@ -16,6 +16,7 @@ import (
 type target struct {
 	bridgeName      string // empty: found among those that are there
 	preferredBridge string // taken of several; empty: none is preferred
+	exclusive       bool   // the user has named the network that is served
 	redirectPort    uint16
 }
 
@@ -23,7 +24,9 @@ func (t target) wiring(inv links.Inventory) wiring.Wiring {
 	if t.redirectPort != 0 {
 		return wiring.Redirect(t.redirectPort)
 	}
-	return wiring.Plan(inv.Links(), t.bridgeName, t.preferredBridge)
+	w := wiring.Plan(inv.Links(), t.bridgeName, t.preferredBridge)
+	w.Exclusive = t.exclusive
+	return w
 }
 
 // reconciler brings the network of a pod to the wiring that it should have: that of
@@ -39,10 +42,12 @@ type reconciler struct {
 type outcome struct {
 	wiring  wiring.Wiring // aimed at
 	ipv6    bool          // served over IPv6 too
+	led     []string      // taps of other bridges whose questions are led to the endpoint
 	changed bool          // something had to be changed for it
 	took    time.Duration
-	err     error // why nobody is served
-	lesser  error // why some are not: over IPv6, or by another NIC, or refused at once
+	err     error   // why nobody is served
+	missing []error // what the kernel lacks that only some guests miss
+	lesser  error   // why some are not: over IPv6, or by another NIC, or refused at once
 }
 
 // reconcile makes the network what it should be for the links that are there.
@@ -77,6 +82,7 @@ func (r *reconciler) attempt() (o outcome) {
 	if o.err = r.probe(); o.err != nil {
 		return o
 	}
+	o.missing = r.rules.Node.Missing
 	if o.err = r.list(); o.err != nil {
 		return o
 	}
@@ -107,6 +113,9 @@ func (r *reconciler) attempt() (o outcome) {
 	if r.rules.Node.IPv6 && !o.wiring.Redirected() { // passt asks over IPv4 alone
 		served, changed, err := links.EnsureIPv6(r.inventory, o.wiring.MTU)
 		o.ipv6, o.changed, lesser = served, o.changed || changed, append(lesser, err)
+	}
+	if r.rules.Node.Leads && !o.wiring.Exclusive {
+		o.led = wiring.Names(o.wiring.OtherGuests)
 	}
 	hung, err := r.rules.InstallDevices(o.wiring, r.inventory.Index(wiring.Port))
 	o.changed = o.changed || hung

@@ -154,3 +154,28 @@ add rule ip mesh output oifname lo meta l4proto tcp redirect to :15001`)
 		t.Errorf("the mesh has not its rule:\n%s", rules)
 	}
 }
+
+// While imds-server does not listen, no other listener of the pod gets the guest's
+// questions in its place.
+func TestNoOtherListenerAnswersForTheServer(t *testing.T) {
+	for _, options := range bindings {
+		t.Run(name(options), func(t *testing.T) {
+			t.Parallel()
+			pod := newPod(t, options)
+			p := start(t, pod, onThisKernel)
+			must(t, pod.Wire())
+			must(t, pod.StartGuest())
+			p.waitFor(t, "msg=wired")
+			vmServes(t, pod, "[::]:80")
+			if answer, err := ask(pod); err == nil {
+				t.Errorf("another listener answers: %q", answer)
+			}
+			if answer, err := askIPv6(pod, "eth0"); err == nil {
+				t.Errorf("another listener answers over IPv6: %q", answer)
+			}
+			if answer, err := askFrom(pod.Pod, endpoint); err != nil || answer != "the VM's own service" {
+				t.Errorf("it answers nobody (%q, %v), so this proves nothing", answer, err)
+			}
+		})
+	}
+}

@@ -17,9 +17,11 @@ type reporter struct {
 	log  *slog.Logger
 	now  func() time.Time
 	last string // the state that was told last
+	owed bool   // a state was not told: there was no allowance for its line
 	// lesser is what was told last of what only some guests miss.
-	lesser string
-	kinds  map[string]*allowance
+	lesser  string
+	lacking map[string]bool // the pieces that were told to be missing
+	kinds   map[string]*allowance
 }
 
 // allowance is how often something may happen: most times at once, and once more
@@ -54,12 +56,13 @@ const (
 	lineEvery   = time.Minute
 )
 
-// tell logs what came of a reconcile, where it is news.
-func (r *reporter) tell(o outcome) {
+// tell logs what came of a reconcile, where it is news, and says whether there was no
+// allowance for it.
+func (r *reporter) tell(o outcome) (owed bool) {
 	state := fmt.Sprint(o.err, o.wiring.Waiting, wired(o))
 	took := o.took.Round(time.Microsecond)
-	entered := state != r.last
-	r.last = state
+	entered := state != r.last || r.owed
+	r.last, r.owed = state, false
 	switch {
 	case o.err != nil:
 		if entered {
@@ -84,6 +87,16 @@ func (r *reporter) tell(o outcome) {
 			r.write(slog.LevelWarn, "served in part", "reason", lesser)
 		}
 	}
+	for _, err := range o.missing {
+		if !r.lacking[err.Error()] {
+			r.write(slog.LevelWarn, "served in part", "reason", err)
+			if r.lacking == nil {
+				r.lacking = map[string]bool{}
+			}
+			r.lacking[err.Error()] = true
+		}
+	}
+	return r.owed
 }
 
 // write writes a line, if there is an allowance for one of its kind. The next that is
@@ -99,6 +112,7 @@ func (r *reporter) write(level slog.Level, message string, attributes ...any) {
 		r.kinds[message] = a
 	}
 	if !a.take(now) {
+		r.owed = true
 		return
 	}
 	if a.refused > 0 {
@@ -128,8 +142,8 @@ func wired(o outcome) []any {
 		"mtu", o.wiring.MTU,
 		"ipv6", o.ipv6,
 	}
-	if len(o.wiring.OtherGuests) > 0 {
-		attributes = append(attributes, "led", strings.Join(wiring.Names(o.wiring.OtherGuests), ","))
+	if len(o.led) > 0 {
+		attributes = append(attributes, "led", strings.Join(o.led, ","))
 	}
 	return attributes
 }

@@ -24,7 +24,8 @@ usage: imds-init [init] [--once]   wire, then wire again at every change of the
                                    SIGTERM; it needs SYS_ADMIN too, and the
                                    node's own network namespace (hostNetwork)
        imds-init check             print what this node's kernel has and lacks;
-                                   the exit status is 1 where no VM can be served
+                                   the exit status is 1 where some VM, on a bridge
+                                   or of passt, cannot be served
        imds-init --version
 
 Ending, it leaves the wiring in place.
@@ -35,6 +36,9 @@ environment:
   IMDS_PREFERRED_BRIDGE
                      the bridge to take of several; others serve while it is not
                      there
+  IMDS_NETWORK       the network that the VM's owner has named; with it, or with a
+                     bridge name, questions by the VM's other NICs are left to
+                     their networks, and otherwise led to the endpoint
   IMDS_REDIRECT_PORT the server's port, 1024 to 65535, where the VM's pod network
                      is bound by passt: questions from inside the pod are
                      redirected to it, and no bridge is joined; empty: a bridge
@@ -84,6 +88,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return exitOK
 	}
 	if command == "check" {
+		if *once {
+			fmt.Fprintln(stderr, "imds-init: check takes no option; run imds-init --help")
+			return exitUsage
+		}
 		return check(stdout)
 	}
 	if command == "agent" {

@@ -198,7 +198,7 @@ func TestGuestHasItsPlaceBesideAFlood(t *testing.T) {
 			for first := 0; first < 2*askersLimit; first += atOnce {
 				var frames [][]byte
 				for i := first; i < first+atOnce; i++ {
-					frames = append(frames, syn(containerMAC(i), wiring.DeviceMAC, sender(9, i), podnet.MetadataAddr.AsSlice(), 80))
+					frames = append(frames, syn(containerMAC(i), wiring.DeviceMAC, sender(10+byte(i>>12), i&0xfff), podnet.MetadataAddr.AsSlice(), 80))
 					frames = append(frames, synIPv6(containerMAC(i), wiring.DeviceMAC, senderIPv6(9, i), ours))
 				}
 				sendFrames(t, pod.Guest, "eth0", frames...)
@@ -211,7 +211,7 @@ func TestGuestHasItsPlaceBesideAFlood(t *testing.T) {
 	}
 }
 
-const askersLimit = 1024
+const askersLimit = 4096
 
 // A guest whose NIC gets another MAC, or whose address moves to another of its MACs, is
 // answered there from its next connection on.

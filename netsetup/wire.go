@@ -31,8 +31,8 @@ func keepWired(ctx context.Context, to target, log *slog.Logger) {
 }
 
 // keep is keepWired for a caller that hears what came of each reconcile, and may hold
-// back the next one.
-func keep(ctx context.Context, to target, tell func(outcome), hold func(context.Context)) {
+// back the next one. tell says whether it wants to hear of the same again later.
+func keep(ctx context.Context, to target, tell func(outcome) (owed bool), hold func(context.Context)) {
 	reconciler := reconciler{target: to}
 	var changes <-chan struct{}
 	for rest := shortestRest; ctx.Err() == nil; {
@@ -48,7 +48,7 @@ func keep(ctx context.Context, to target, tell func(outcome), hold func(context.
 		for again := 0; result.err != nil && again < 3 && drained(changes); again++ {
 			result = reconciler.reconcile()
 		}
-		tell(result)
+		owed := tell(result)
 		var retry <-chan time.Time
 		if result.err == nil && result.lesser == nil {
 			rest = shortestRest
@@ -59,6 +59,10 @@ func keep(ctx context.Context, to target, tell func(outcome), hold func(context.
 				longest = longestRestOfProbes
 			}
 			rest = min(2*rest, longest)
+		}
+		if retry == nil && owed {
+			// The last line may be of a state that has passed.
+			retry = time.After(lineEvery)
 		}
 		events := changes
 		if result.err != nil && !reconciler.probed {

@@ -44,7 +44,7 @@ func TestSidecarWiredByAnAgent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := `"bridgeName":"k6t-eth0","preferredBridge":"","redirectPort":0,"namespace":"tenant","pod":"virt-launcher-fedora-x7k2p","vm":"fedora"}`; !strings.Contains(string(message[:n]), want) {
+		if want := `"bridgeName":"k6t-eth0","preferredBridge":"","network":"","redirectPort":0,"namespace":"tenant","pod":"virt-launcher-fedora-x7k2p","vm":"fedora"}`; !strings.Contains(string(message[:n]), want) {
 			t.Errorf("the message is %q, want %q in it", message[:n], want)
 		}
 		wantOwnNetwork(t, control[:controlled])

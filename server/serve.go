@@ -67,6 +67,7 @@ func handOver(ctx context.Context, settings config.Config, log *slog.Logger) *no
 	go agent.Serve(ctx, settings.Node.Socket, node.Pod{
 		BridgeName:      settings.Node.BridgeName,
 		PreferredBridge: settings.Node.PreferredBridge,
+		Network:         settings.Node.Network,
 		RedirectPort:    settings.Listen.RedirectPort,
 		Namespace:       settings.Identity.Namespace,
 		PodName:         settings.Identity.PodName,

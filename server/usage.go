@@ -21,7 +21,7 @@ Exit status: 0 success, 1 failure, 2 wrong usage.
 Endpoints, for GET and HEAD:
   /healthz       200 and OK, or 503 and the reason while there is no valid token
                  or the agent of the node has failed; while that waits, or is
-                 not there, 200 and the reason
+                 not there yet, 200 and the reason
   /v1/token      {"token","expirationTimestamp"}; ?audience=A picks the token
                  for audience A; "Accept: application/jwt" gives the bare token
   /v1/identity   {"namespace","serviceAccountName","vmName","podName","vmiUID",
@@ -51,12 +51,12 @@ Environment:
   IMDS_HOP_LIMIT       TTL and hop limit of the answers, 1 to 255; 1 keeps them
                        from the containers inside the guest (default: the
                        kernel's)
-  IMDS_NODE_SOCKET     path of the socket on which the agent of the node is
-                       handed the pod's network namespace, such as
-                       /run/imds-node/imds.sock, in an emptyDir with the name
-                       imds-node (default: none, since imds-init wires the pod)
-  IMDS_BRIDGE_NAME     for that agent: the VM's bridge; see imds-init --help
-  IMDS_PREFERRED_BRIDGE for that agent: the bridge to take of several
+  IMDS_NODE_SOCKET     path of the socket on which the agent of the node gets
+                       the pod's network namespace, in an emptyDir that is
+                       named imds-node; empty: imds-init wires the pod
+  IMDS_BRIDGE_NAME
+  IMDS_PREFERRED_BRIDGE
+  IMDS_NETWORK         for that agent: see imds-init --help
 
 The server waits for each address and its device as long as it takes, and serves
 the others meanwhile: a pod without IPv6 has no link-local address. A port

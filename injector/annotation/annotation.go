@@ -44,8 +44,15 @@ const (
 	Injected    = Prefix + "injected"     // "true": the pod is patched
 	NotInjected = Prefix + "not-injected" // why a pod that asks for IMDS has not got it
 	Warnings    = Prefix + "warnings"     // which annotations are not taken as they were written
+	WiredBy     = Prefix + "wired-by"     // who wires the pod's network: one of the WiredBy values
 	VMName      = Prefix + "vm-name"      // the full name of the pod's VirtualMachineInstance
 	VMIUID      = Prefix + "vmi-uid"      // its UID
+)
+
+// Values of WiredBy.
+const (
+	WiredBySidecar   = "sidecar"    // imds-init in the pod
+	WiredByNodeAgent = "node-agent" // imds-init agent on the node
 )
 
 // ByUser returns the names that a user may set.
@@ -61,7 +68,7 @@ func ByUser() []string {
 func Verdict() []string { return []string{Wiring, PreferredBridge, Reason, RedirectPort} }
 
 // OnPod returns the names that the webhook writes on a pod alone.
-func OnPod() []string { return []string{Injected, NotInjected, Warnings, VMName, VMIUID} }
+func OnPod() []string { return []string{Injected, NotInjected, Warnings, WiredBy, VMName, VMIUID} }
 
 // All returns every name of this project.
 func All() []string { return slices.Concat(ByUser(), Verdict(), OnPod()) }

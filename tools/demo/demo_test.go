@@ -124,6 +124,7 @@ func checkPatch(t *testing.T, p *podDocument) {
 		"add /metadata/annotations/imds.kubevirt.io~1injected true",
 		"add /metadata/annotations/imds.kubevirt.io~1vm-name " + vm,
 		"add /metadata/annotations/imds.kubevirt.io~1vmi-uid " + uid,
+		"add /metadata/annotations/imds.kubevirt.io~1wired-by sidecar",
 		"add /spec/initContainers/- imds-init",
 		"add /spec/initContainers/- imds-server",
 		"add /spec/securityContext/sysctls " + declaredSysctls(t),

@@ -2,7 +2,7 @@
 # The checks of the overlay kind, on kind with the real KubeVirt: makes the
 # cluster, installs KubeVirt from its release, loads the two images, checks, and
 # deletes the cluster. Needs docker, kind, kubectl, just and Go, not root.
-# Arguments go to the checks.
+# Arguments, such as -keep, go to the tests.
 set -euo pipefail
 
 version=${KUBEVIRT_VERSION:-v1.6.0}
@@ -28,4 +28,4 @@ just --justfile "$repository/justfile" kind-load "$cluster"
 kubectl wait --namespace kubevirt kubevirt kubevirt --for condition=Available --timeout 15m
 
 cd "$repository/tools/e2e"
-go run . check -kubeconfig "$KUBECONFIG" "$@"
+go test -count=1 -v -timeout 30m ./checks -kubeconfig "$KUBECONFIG" "$@"

@@ -15,9 +15,7 @@ func TestWrongArgumentsGetTheUsageText(t *testing.T) {
 		{"cluster"},
 		{"cluster", "--"},
 		{"cluster", "kubectl", "get", "pods"},
-		{"smoke", "test"},
-		{"guests", "smoke"},
-		{"guests", "-keep"},
+		{"check"},
 		{"-h"},
 		{"-v", "build"},
 	} {

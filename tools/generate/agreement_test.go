@@ -209,7 +209,7 @@ func TestWebhookTakesTheRenderedManifests(t *testing.T) {
 			pod := w.inject(t, launcherPod(map[string]string{annotation.Enabled: "true"}))
 			if diff := cmp.Diff(map[string]string{
 				annotation.Enabled: "true", annotation.Wiring: annotation.WiringBridge,
-				annotation.Injected: "true", annotation.VMName: "web-01", annotation.VMIUID: "c1f0",
+				annotation.Injected: "true", annotation.WiredBy: annotation.WiredBySidecar, annotation.VMName: "web-01", annotation.VMIUID: "c1f0",
 			}, pod.Annotations); diff != "" {
 				t.Errorf("annotations (-want +got):\n%s", diff)
 			}

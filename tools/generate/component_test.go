@@ -2,9 +2,7 @@ package main
 
 import (
 	"slices"
-	"strings"
 	"testing"
-	"time"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -12,7 +10,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
-	"github.com/example/kubevirt-imds/injector/selfsigned"
 	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
 )
 
@@ -105,32 +102,12 @@ func TestReadinessAsksTheServer(t *testing.T) {
 	}
 }
 
-// TestReadinessWithRegularContainersIsRefused: together they would make a VM that
-// never starts.
-func TestReadinessWithRegularContainersIsRefused(t *testing.T) {
-	bundle, err := selfsigned.Issue(time.Hour, "localhost")
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := prepareWebhook(t, buildWith(t, "cert-manager", "regular-containers", "readiness"), bundle).CombinedOutput()
-	if err == nil || !strings.Contains(string(out), contract.Server.Name) {
-		t.Errorf("the webhook ended with %v and %q, which does not name the container", err, out)
-	}
-}
-
 func TestFailOpenChangesTheFailurePolicyAlone(t *testing.T) {
 	want, got := buildWith(t, "cert-manager"), buildWith(t, "cert-manager", "fail-open")
 	for i := range want.configuration.Webhooks {
 		*want.configuration.Webhooks[i].FailurePolicy = admissionregistrationv1.Ignore
 	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(rendered{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(rendered{}, agent{})); diff != "" {
 		t.Errorf("(-without, but Ignore +with):\n%s", diff)
-	}
-}
-
-func TestComponentsGoTogether(t *testing.T) {
-	pod := injectWith(t, nil, "cert-manager", "fail-open", "readiness", "require-header", "single-replica")
-	if pod.Annotations[annotation.RequireHeader] != "true" || serverIn(t, pod.Spec.InitContainers).ReadinessProbe == nil {
-		t.Errorf("annotations %v, probe %v", pod.Annotations, serverIn(t, pod.Spec.InitContainers).ReadinessProbe)
 	}
 }

@@ -58,7 +58,7 @@ func TestCheckShowsWhatIsNotUpToDate(t *testing.T) {
 			t.Errorf("the difference does not show %q:\n%s", want, stdout)
 		}
 	}
-	if !strings.Contains(stderr, "2 of 7") || !strings.Contains(stderr, "run go run ./tools/generate") {
+	if !strings.Contains(stderr, "2 of 11") || !strings.Contains(stderr, "run go run ./tools/generate") {
 		t.Errorf("error %q does not count the files and name the remedy", stderr)
 	}
 

@@ -118,7 +118,7 @@ func TestSettersAgreeWithTheFiles(t *testing.T) {
 // TestNamespaceIsSetEverywhere: a namespace that no setter reaches would stay
 // behind.
 func TestNamespaceIsSetEverywhere(t *testing.T) {
-	namespace := regexp.MustCompile(`(?m)^[^#\n]*[ ./]?\bkubevirt-imds\b(?:\.svc|/|$)[^\n]*$`)
+	namespace := regexp.MustCompile(`(?m)^[^#\n]*[ ./]?\bkubevirt-imds(?:-node)?\b(?:\.svc|/|$)[^\n]*$`)
 	for _, folder := range []string{"base", "components", "sidecar"} {
 		err := fs.WalkDir(os.DirFS(filepath.Join(repository, "kustomize")), folder, func(name string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() {

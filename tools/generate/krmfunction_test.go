@@ -132,7 +132,7 @@ func TestKustomizeUpdatesByTheFunction(t *testing.T) {
 		*want.configuration.Webhooks[i].FailurePolicy = "Ignore"
 	}
 	// The hash is taken of the updated patches: names are equal too.
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(rendered{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(rendered{}, agent{})); diff != "" {
 		t.Errorf("(-overlay with Ignore +updated):\n%s", diff)
 	}
 }

@@ -29,7 +29,9 @@ var recipes = []string{
 	"# 50-resources.yaml: ",
 	"# 50-environment.yaml: ",
 	"components/require-header",
-	"namespace: platform-imds",
+	"overlays/cert-manager\ncomponents:\n- ../kubevirt-imds/kustomize/components/node-agent",
+	"- ../my-imds # with",
+	"cert-manager\nnamespace: platform-imds",
 }
 
 // blocks are the blocks of YAML in the README.
@@ -146,10 +148,51 @@ func TestRecipeComponent(t *testing.T) {
 	}
 }
 
+func TestRecipeNodeAgent(t *testing.T) {
+	kustomization := recipe(t, "overlays/cert-manager\ncomponents:\n- ../kubevirt-imds/kustomize/components/node-agent")
+	r, pod := cook(t, kustomization, nil)
+	if r.agent.daemonSet == nil || pod.Annotations[annotation.WiredBy] != annotation.WiredByNodeAgent {
+		t.Errorf("agent %v, annotations %v", r.agent.daemonSet, pod.Annotations)
+	}
+}
+
+// TestRecipeNodeAgentBesideAnotherNamespace: the webhook's part is in the other one, the
+// agent's in its own.
+func TestRecipeNodeAgentBesideAnotherNamespace(t *testing.T) {
+	moved, above := recipe(t, "cert-manager\nnamespace: platform-imds"), recipe(t, "- ../my-imds # with")
+	tree := loadTree(t)
+	for folder, kustomization := range map[string]string{mine: moved, mine + "-nodes": above} {
+		if err := tree.Write(folder+"/kustomization.yaml", []byte(kustomization)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := build(t, tree, mine+"-nodes")
+	for _, object := range r.all {
+		want := map[bool]string{true: contract.NodeNamespace, false: "platform-imds"}[object.Labels["app.kubernetes.io/name"] == contract.NodeAgent]
+		if object.Namespace != "" && object.Namespace != want {
+			t.Errorf("%s %s is in %s, want %s", object.Kind, object.Name, object.Namespace, want)
+		}
+	}
+	if r.namespace.Name != "platform-imds" || r.agent.namespace.Name != contract.NodeNamespace {
+		t.Errorf("namespaces %s and %s", r.namespace.Name, r.agent.namespace.Name)
+	}
+	if pod := runWebhook(t, r).inject(t, launcherPod(map[string]string{annotation.Enabled: "true"})); pod.Annotations[annotation.WiredBy] != annotation.WiredByNodeAgent {
+		t.Errorf("annotations %v", pod.Annotations)
+	}
+
+	// In one kustomization both namespaces would get the one name.
+	if err := tree.Write(mine+"/kustomization.yaml", []byte(moved+"components: [../kubevirt-imds/kustomize/components/node-agent]\n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tree.Build(mine); err == nil || !strings.Contains(err.Error(), "ID conflict") {
+		t.Errorf("in one kustomization: %v", err)
+	}
+}
+
 // TestRecipeNamespace compares with the same overlay in its usual namespace: where
 // that names it, the other one must be named, and nothing else may differ.
 func TestRecipeNamespace(t *testing.T) {
-	kustomization := recipe(t, "namespace: platform-imds")
+	kustomization := recipe(t, "cert-manager\nnamespace: platform-imds")
 	// Other recipes beside it.
 	more := kustomization + `components:
 - ../kubevirt-imds/kustomize/components/require-header

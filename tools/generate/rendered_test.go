@@ -17,6 +17,7 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
+	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
 	"github.com/example/kubevirt-imds/tools/generate/internal/manifest"
 	"github.com/example/kubevirt-imds/tools/generate/internal/render"
 )
@@ -36,10 +37,22 @@ type rendered struct {
 	secret        *corev1.Secret
 	role          *rbacv1.ClusterRole
 	binding       *rbacv1.ClusterRoleBinding
+	agent         agent
 	// certManager are resources of cert-manager.io, by kind and name.
 	certManager map[string]map[string]any
 	// all are the metadata of all of them.
 	all []metav1.PartialObjectMetadata
+}
+
+// agent is what the node agent has, in a namespace of its own.
+type agent struct {
+	namespace   *corev1.Namespace
+	account     *corev1.ServiceAccount
+	quota       *corev1.ResourceQuota
+	daemonSet   *appsv1.DaemonSet
+	constraints map[string]any // of OpenShift
+	role        *rbacv1.Role
+	binding     *rbacv1.RoleBinding
 }
 
 // loadTree returns the repository's manifests, to which a test may add.
@@ -99,6 +112,9 @@ func decode(t *testing.T, content []byte) rendered {
 }
 
 func (r *rendered) decodeTyped(object metav1.PartialObjectMetadata, document []byte) error {
+	if object.Labels["app.kubernetes.io/name"] == contract.NodeAgent {
+		return r.agent.decode(object, document)
+	}
 	switch object.APIVersion + " " + object.Kind {
 	case "v1 Namespace":
 		return only(&r.namespace, document)
@@ -129,6 +145,27 @@ func (r *rendered) decodeTyped(object metav1.PartialObjectMetadata, document []b
 	}
 }
 
+func (a *agent) decode(object metav1.PartialObjectMetadata, document []byte) error {
+	switch object.APIVersion + " " + object.Kind {
+	case "v1 Namespace":
+		return only(&a.namespace, document)
+	case "v1 ServiceAccount":
+		return only(&a.account, document)
+	case "v1 ResourceQuota":
+		return only(&a.quota, document)
+	case "apps/v1 DaemonSet":
+		return only(&a.daemonSet, document)
+	case "rbac.authorization.k8s.io/v1 Role":
+		return only(&a.role, document)
+	case "rbac.authorization.k8s.io/v1 RoleBinding":
+		return only(&a.binding, document)
+	case "security.openshift.io/v1 SecurityContextConstraints":
+		return yaml.UnmarshalStrict(document, &a.constraints)
+	default:
+		return errors.New("no component should have this kind")
+	}
+}
+
 // only decodes a document strictly into a field that nothing else has filled.
 func only[T any](field **T, document []byte) error {
 	if *field != nil {
@@ -141,13 +178,9 @@ func only[T any](field **T, document []byte) error {
 // buildWith renders an installation of the base with components.
 func buildWith(t *testing.T, components ...string) rendered {
 	t.Helper()
-	tree := loadTree(t)
-	kustomization := "resources: [../kustomize/base]\ncomponents:\n"
-	for _, component := range components {
-		kustomization += "- ../kustomize/components/" + component + "\n"
-	}
-	if err := tree.Write("installation/kustomization.yaml", []byte(kustomization)); err != nil {
+	content, err := loadTree(t).BuildWith("kustomize/base", components...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return build(t, tree, "installation")
+	return decode(t, content)
 }

@@ -69,7 +69,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// goldenFolder holds what the overlays render to, so that a review sees it.
+// goldenFolder holds what the overlays render to, without and with the node agent, so that a review sees it.
 const goldenFolder = "tools/generate/testdata/golden"
 
 // generate returns every file that is generated and committed.
@@ -87,7 +87,12 @@ func generate(root string) ([]manifest.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, manifest.File{Path: path.Join(goldenFolder, path.Base(overlay)+".yaml"), Content: content})
+		withAgent, err := tree.BuildWith(overlay, "node-agent")
+		if err != nil {
+			return nil, err
+		}
+		name := path.Join(goldenFolder, path.Base(overlay))
+		files = append(files, manifest.File{Path: name + ".yaml", Content: content}, manifest.File{Path: name + "-node-agent.yaml", Content: withAgent})
 	}
 	return files, nil
 }

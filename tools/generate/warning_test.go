@@ -82,7 +82,7 @@ func TestEverythingBuildsWithoutWarning(t *testing.T) {
 	}
 	for _, component := range components {
 		t.Run(component, func(t *testing.T) {
-			if warnings := complaints(t, func() { buildWith(t, component) }); warnings != "" {
+			if warnings := complaints(t, func() { buildWith(t, withNeeded(component)...) }); warnings != "" {
 				t.Error(warnings)
 			}
 		})
@@ -164,19 +164,38 @@ func TestKubectlRendersTheSame(t *testing.T) {
 	root := copyOfRepository(t)
 	tree := loadTree(t)
 	writeStandIns(t, root)
-	for _, overlay := range render.Overlays {
-		command := exec.Command(kubectl, "kustomize", filepath.Join(root, overlay))
-		var stdout, stderr bytes.Buffer
-		command.Stdout, command.Stderr = &stdout, &stderr
-		if err := command.Run(); err != nil || stderr.Len() > 0 {
-			t.Fatalf("kubectl kustomize %s: %v: %s", overlay, err, &stderr)
-		}
-		want, err := tree.Build(overlay)
+	with := filepath.Join(root, "with")
+	if err := os.Mkdir(with, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	check := func(folder string, want []byte, err error) {
+		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
+		command := exec.Command(kubectl, "kustomize", folder)
+		var stdout, stderr bytes.Buffer
+		command.Stdout, command.Stderr = &stdout, &stderr
+		if err := command.Run(); err != nil || stderr.Len() > 0 {
+			t.Fatalf("kubectl kustomize %s: %v: %s", folder, err, &stderr)
+		}
 		if diff := cmp.Diff(string(want), stdout.String()); diff != "" {
-			t.Errorf("%s (-ours +kubectl):\n%s", overlay, diff)
+			t.Errorf("%s (-ours +kubectl):\n%s", folder, diff)
+		}
+	}
+	for _, overlay := range render.Overlays {
+		want, err := tree.Build(overlay)
+		check(filepath.Join(root, overlay), want, err)
+		for _, components := range [][]string{{"node-agent", "openshift", "wait-for-imds"}, {"node-agent", "k0s"}, {"node-agent", "microk8s"}} {
+			kustomization := "resources: [../" + overlay + "]\ncomponents:\n"
+			for _, component := range components {
+				kustomization += "- ../kustomize/components/" + component + "\n"
+			}
+			if err := os.WriteFile(filepath.Join(with, "kustomization.yaml"), []byte(kustomization), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			want, err := tree.BuildWith(overlay, components...)
+			check(with, want, err)
 		}
 	}
 }

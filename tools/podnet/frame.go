@@ -13,11 +13,12 @@ import (
 	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
-// The project's own MACs: of the interface that carries 169.254.169.254, and of
-// the bridge port it is reached by.
+// The project's own MACs: of the interface that carries 169.254.169.254, of the bridge
+// port it is reached by, and the one that stands for all guests in the pod's routes.
 var (
 	EndpointMAC = net.HardwareAddr{0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe}
 	PortMAC     = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xfe}
+	GuestsMAC   = net.HardwareAddr{0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xff}
 )
 
 // Frame is an Ethernet frame as a capture has seen it.
@@ -41,7 +42,7 @@ func (f Frame) ConcernsMetadata() bool {
 		return false
 	}
 	for _, mac := range []net.HardwareAddr{f.destination(), f.source()} {
-		if bytes.Equal(mac, EndpointMAC) || bytes.Equal(mac, PortMAC) {
+		if bytes.Equal(mac, EndpointMAC) || bytes.Equal(mac, PortMAC) || bytes.Equal(mac, GuestsMAC) {
 			return true
 		}
 	}

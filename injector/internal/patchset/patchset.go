@@ -19,19 +19,25 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
 )
 
-// What every patch set brings. In a pod that has such a name before, an image and command of its own would be
+// What patch sets bring. In a pod that has such a name before, an image and command of its own would be
 // merged with the sidecars' capabilities.
 const (
-	InitContainer   = "imds-init"   // wires the guest's NIC to the server
+	InitContainer   = "imds-init"   // wires the guest's NIC to the server, where the node agent does not
 	ServerContainer = "imds-server" // answers the guest
 	TokenVolume     = "imds-token"  // the projected volume with the ServiceAccount tokens
+	NodeVolume      = "imds-node"   // where the node agent finds the server's socket, nodeSocket
+	nodeSocket      = "imds.sock"
 )
+
+// Volumes are the names that the pod of a VM with IMDS must leave to the patches.
+var Volumes = []string{TokenVolume, NodeVolume}
 
 // IsSidecar reports whether a container's name is one of the sidecars'.
 func IsSidecar(name string) bool { return name == InitContainer || name == ServerContainer }
 
 // Set is the patches of one folder, ready to be applied. It does not change.
 type Set struct {
+	WiredBy     string // who wires the pods: a value of annotation.WiredBy
 	files       []file
 	sysctls     []any // as in a pod
 	serverImage string
@@ -64,7 +70,7 @@ func Open(folder, serverImage string) (*Set, error) {
 		return nil, err
 	}
 	s := &Set{serverImage: serverImage, named: map[string][]string{}, additive: true}
-	s.fields = map[string]bool{"securityContext": true, "hostNetwork": true, "hostPID": true, "shareProcessNamespace": true}
+	s.fields = map[string]bool{"securityContext": true, "hostNetwork": true, "hostPID": true, "hostUsers": true, "shareProcessNamespace": true}
 	s.metadata = jsontree.Object{"labels": jsontree.Object{}, "annotations": jsontree.Members(annotation.All()...)}
 	for _, entry := range entries {
 		name := entry.Name()
@@ -109,7 +115,7 @@ func (s *Set) learn(patch jsontree.Object) {
 		for _, element := range list {
 			object, _ := element.(jsontree.Object)
 			s.named[field] = append(s.named[field], jsontree.Name(object))
-			s.additive = s.additive && object["$patch"] == nil && jsontree.Name(object) != "compute"
+			s.additive = s.additive && (object["$patch"] == nil || object["$patch"] == "delete") && jsontree.Name(object) != "compute"
 		}
 	}
 }
@@ -127,10 +133,8 @@ func (s *Set) prove() error {
 	if jsontree.IndexOf(containers, "compute") < 0 {
 		return errors.New("the patches remove the container compute, which runs the VM")
 	}
-	for _, name := range []string{InitContainer, ServerContainer} {
-		if jsontree.IndexOf(initContainers, name) < 0 && jsontree.IndexOf(containers, name) < 0 {
-			return fmt.Errorf("no patch brings the container %s: add it to spec.initContainers", name)
-		}
+	if s.WiredBy, err = wiredBy(slices.Concat(initContainers, containers), jsontree.Lookup[[]any](pod, "spec", "volumes")); err != nil {
+		return err
 	}
 	s.broughtMetadata, s.brought = jsontree.Lookup[jsontree.Object](pod, "metadata"), map[string][]any{}
 	for _, list := range lists {
@@ -157,6 +161,29 @@ func (s *Set) prove() error {
 	}
 	_, err = TokenProjection(pod)
 	return err
+}
+
+// wiredBy returns who wires a pod with these containers and volumes: its own imds-init, or the node agent, which
+// finds it by a socket.
+func wiredBy(containers, volumes []any) (string, error) {
+	server := jsontree.Named(containers, ServerContainer)
+	socket := jsontree.Lookup[string](jsontree.Named(jsontree.Lookup[[]any](server, "env"), "IMDS_NODE_SOCKET"), "value")
+	mount := jsontree.Named(jsontree.Lookup[[]any](server, "volumeMounts"), NodeVolume)
+	folder := jsontree.Lookup[jsontree.Object](jsontree.Named(volumes, NodeVolume), "emptyDir")
+	hasInit := jsontree.IndexOf(containers, InitContainer) >= 0
+	switch {
+	case server == nil:
+		return "", fmt.Errorf("no patch brings the container %s: add it to spec.initContainers", ServerContainer)
+	case hasInit && socket != "":
+		return "", fmt.Errorf("the patches bring both the container %s and IMDS_NODE_SOCKET of %s, by which the node agent wires the pod too: keep one", InitContainer, ServerContainer)
+	case hasInit:
+		return annotation.WiredBySidecar, nil
+	case socket == "":
+		return "", fmt.Errorf("nobody wires the pod: add the container %s to spec.initContainers, or give %s the environment IMDS_NODE_SOCKET, as the component node-agent does", InitContainer, ServerContainer)
+	case folder == nil || folder["medium"] != nil || socket != fmt.Sprint(mount["mountPath"], "/", nodeSocket):
+		return "", fmt.Errorf("the node agent does not find the socket %s of %s: want the volume %s, an emptyDir on disk, and the socket %s in its mount", socket, ServerContainer, NodeVolume, nodeSocket)
+	}
+	return annotation.WiredByNodeAgent, nil
 }
 
 // check says why the API server or the kubelet would not take an element, as far as it is a likely mistake.

@@ -216,6 +216,7 @@ func TestSetsThatLackSomething(t *testing.T) {
 	for want, dir := range map[string]string{
 		"no patch files in":                                                              folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
 		"no patch brings the container imds-server":                                      folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n    restartPolicy: Always\n", "", 1)),
+		"nobody wires the pod":                                                           folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-init\n    restartPolicy: Always\n", "", 1)),
 		"no patch brings the volume imds-token":                                          folder(t, "a.yaml", patch(sidecars)),
 		"the container imds-servr is no sidecar: want imds-init or imds-server":          folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-servr\n    env: []\n")),
 		"the init container imds-init has restartPolicy <nil>":                           folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-init\n    restartPolicy: null\n")),
@@ -224,6 +225,57 @@ func TestSetsThatLackSomething(t *testing.T) {
 	} {
 		if _, err := Open(dir, image); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}
+
+// agents takes imds-init out of whole, and has the socket at a path, the volume and its
+// mount.
+func agents(socket, volume, mount string) string {
+	return patch("  initContainers:\n  - {name: imds-init, $patch: delete}\n  - name: imds-server\n    env: [{name: IMDS_NODE_SOCKET, value: " + socket +
+		"}]\n    volumeMounts: [" + mount + "]\n  volumes: [" + volume + "]\n")
+}
+
+func TestWhoWires(t *testing.T) {
+	const socket, volume, mount = "/run/imds-node/imds.sock", "{name: imds-node, emptyDir: {sizeLimit: 1Mi}}", "{name: imds-node, mountPath: /run/imds-node}"
+	if by := open(t, folder(t, "a.yaml", whole)).WiredBy; by != "sidecar" {
+		t.Errorf("with imds-init: %q", by)
+	}
+	if by := open(t, folder(t, "a.yaml", whole, "b.yaml", agents(socket, volume, mount))).WiredBy; by != "node-agent" {
+		t.Errorf("with the socket: %q", by)
+	}
+	withoutInit := patch("  initContainers: [{name: imds-init, $patch: delete}]\n")
+	for name, test := range map[string]struct{ content, want string }{
+		"nobody":              {withoutInit, "nobody wires the pod: add the container imds-init to spec.initContainers, or give imds-server the environment IMDS_NODE_SOCKET"},
+		"no path":             {agents("''", volume, mount), "nobody wires the pod"},
+		"both":                {strings.Replace(agents(socket, volume, mount), "  - {name: imds-init, $patch: delete}\n", "", 1), "the patches bring both the container imds-init and IMDS_NODE_SOCKET"},
+		"no volume":           {agents(socket, "", mount), "want the volume imds-node, an emptyDir on disk"},
+		"a volume in memory":  {agents(socket, "{name: imds-node, emptyDir: {medium: Memory}}", mount), "an emptyDir on disk"},
+		"another volume":      {agents(socket, "{name: imds-node, hostPath: {path: /run}}", mount), "an emptyDir on disk"},
+		"no mount":            {agents(socket, volume, ""), "the node agent does not find the socket " + socket + " of imds-server"},
+		"a mount of another":  {agents(socket, volume, "{name: other, mountPath: /run/imds-node}"), "the node agent does not find the socket"},
+		"another folder":      {agents("/run/imds.sock", volume, mount), "the node agent does not find the socket /run/imds.sock"},
+		"another name in it":  {agents("/run/imds-node/a.sock", volume, mount), "and the socket imds.sock in its mount"},
+		"deeper in the mount": {agents("/run/imds-node/a/imds.sock", volume, mount), "the node agent does not find the socket"},
+	} {
+		if _, err := Open(folder(t, "a.yaml", whole, "b.yaml", test.content), image); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %s", name, err, test.want)
+		}
+	}
+}
+
+// A container that one patch brings and a later one takes away is in no pod, and one
+// that the pod has is taken away.
+func TestWhatAPatchBringsALaterOneTakesAway(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", agents("/run/imds-node/imds.sock", "{name: imds-node, emptyDir: {}}", "{name: imds-node, mountPath: /run/imds-node}"))
+	for pod, want := range map[string]string{
+		"spec: {containers: [{name: compute}]}":                                                                   "imds-server",
+		"spec: {containers: [{name: compute}], initContainers: [{name: own}]}":                                    "own imds-server",
+		"spec: {containers: [{name: compute}], initContainers: [{name: own}, {name: imds-init}]}":                 "own imds-server",
+		"spec: {containers: [{name: compute}], initContainers: [{name: imds-server, image: other}, {name: own}]}": "imds-server own",
+	} {
+		if got := values(t, patchedBy(t, dir, "{metadata: {}, "+pod+"}"), "name", "spec", "initContainers"); got != want {
+			t.Errorf("%s: got %s, want %s", pod, got, want)
 		}
 	}
 }

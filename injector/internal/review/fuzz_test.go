@@ -19,11 +19,38 @@ import (
 
 func reviewer(t testing.TB) *Reviewer {
 	t.Helper()
-	patches, err := patchset.Open("../../../kustomize/sidecar", "registry.example/server:v1")
+	return reviewerWith(t, "../../../kustomize/sidecar")
+}
+
+func reviewerWith(t testing.TB, folder string) *Reviewer {
+	t.Helper()
+	patches, err := patchset.Open(folder, "registry.example/server:v1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return New(patches, slog.New(slog.DiscardHandler))
+}
+
+// agentReviewer has the patches of the component node-agent too.
+func agentReviewer(t testing.TB) *Reviewer {
+	t.Helper()
+	folder := t.TempDir()
+	for _, from := range []string{"../../../kustomize/sidecar", "../../../kustomize/components/node-agent"} {
+		patches, err := filepath.Glob(from + "/[0-9]*.yaml")
+		if err != nil || len(patches) == 0 {
+			t.Fatalf("no patches in %s: %v", from, err)
+		}
+		for _, patch := range patches {
+			text, err := os.ReadFile(patch)
+			if err == nil {
+				err = os.WriteFile(filepath.Join(folder, filepath.Base(patch)), text, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return reviewerWith(t, folder)
 }
 
 // seeds adds the cases of a kind: an object, what it replaces, and a seed, where 0
@@ -144,21 +171,23 @@ func checkReview(t *testing.T, review Func, resource string, input, oldInput []b
 	}
 }
 
-// FuzzPod: nothing is touched but the sidecars, their volume and sysctl, and our
-// annotations, and what is not is as before in every digit.
+// FuzzPod: nothing is touched but the sidecars, their volumes and sysctl, and our
+// annotations, and what is not is as before in every digit; in both ways of wiring.
 func FuzzPod(f *testing.F) {
 	seeds(f, "pod")
-	r := reviewer(f)
+	reviewers := []*Reviewer{reviewer(f), agentReviewer(f)}
 	f.Fuzz(func(t *testing.T, input, old []byte, seed uint64) {
-		checkReview(t, r.Pod, "pods", input, old, seed, func(t *testing.T, before, after jsontree.Object) {
-			if jsontree.Lookup[string](after, "metadata", "annotations", annotation.NotInjected) == "" &&
-				!hasSidecars(before) {
-				removeInjection(t, after)
-			}
-			for _, pod := range []jsontree.Object{before, after} {
-				clearPod(pod)
-			}
-		})
+		for _, r := range reviewers {
+			checkReview(t, r.Pod, "pods", input, old, seed, func(t *testing.T, before, after jsontree.Object) {
+				if jsontree.Lookup[string](after, "metadata", "annotations", annotation.NotInjected) == "" &&
+					!hasSidecars(before) {
+					removeInjection(t, after, r.patches.WiredBy)
+				}
+				for _, pod := range []jsontree.Object{before, after} {
+					clearPod(pod)
+				}
+			})
+		}
 	})
 }
 
@@ -200,15 +229,22 @@ func clearAnnotations(object jsontree.Object, names []string, path ...string) {
 	}
 }
 
-// removeInjection takes the sidecars and their volume out of a patched pod,
+// removeInjection takes the sidecars and their volumes out of a patched pod,
 // where they are last.
-func removeInjection(t *testing.T, pod jsontree.Object) {
+func removeInjection(t *testing.T, pod jsontree.Object, wiredBy string) {
 	t.Helper()
 	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
-	for list, names := range map[string][]string{
+	injected := map[string][]string{
 		"initContainers": {patchset.InitContainer, patchset.ServerContainer},
 		"volumes":        {patchset.TokenVolume},
-	} {
+	}
+	if wiredBy == annotation.WiredByNodeAgent {
+		injected = map[string][]string{
+			"initContainers": {patchset.ServerContainer},
+			"volumes":        {patchset.TokenVolume, patchset.NodeVolume},
+		}
+	}
+	for list, names := range injected {
 		var all []string
 		for _, element := range jsontree.Lookup[[]any](pod, "spec", list) {
 			all = append(all, jsontree.Name(element))

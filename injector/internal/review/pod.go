@@ -44,13 +44,16 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 	port, why := reachedBy(request.metadata["annotations"], meant)
 	if !meant.ask() {
 		why = join(problems)
-	} else if jsontree.IndexOf(jsontree.Lookup[[]any](before, "spec", "volumes"), patchset.TokenVolume) >= 0 {
-		why = tokenVolumeProblem
+	}
+	for _, volume := range patchset.Volumes {
+		if why == "" && hasVolume(before, volume) {
+			why = fmt.Sprintf(volumeProblem, volume)
+		}
 	}
 	who := []any{"namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName()}
 	if why != "" {
 		r.log.Warn("pod not injected", append(who, "reason", why)...)
-		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: ""})
+		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: "", annotation.WiredBy: ""})
 		warnings = []string{"IMDS is not injected: " + why}
 	} else {
 		// The sidecars read a user's annotations: as they are meant, and as the operator's patches change them.
@@ -67,8 +70,12 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 			return Verdict{}, err
 		}
 		fitResources(before, after, false)
+		if r.patches.WiredBy == annotation.WiredByNodeAgent && jsontree.Lookup[any](before, "spec", "hostUsers") == false {
+			warnings = []string{"spec.hostUsers is false: the node agent leaves alone a pod with a user namespace of its own, so its guest finds no IMDS"}
+			problems = append(problems, warnings...)
+		}
 		annotate(after, map[string]string{
-			annotation.Injected: "true", annotation.VMName: vmName, annotation.VMIUID: vmiUID,
+			annotation.Injected: "true", annotation.WiredBy: r.patches.WiredBy, annotation.VMName: vmName, annotation.VMIUID: vmiUID,
 			annotation.Warnings: join(problems), annotation.NotInjected: "",
 		})
 		r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
@@ -119,14 +126,20 @@ func annotate(object jsontree.Object, values map[string]string) {
 	}
 }
 
-// hasSidecars goes by the names: other webhooks rewrite the rest. Who forges them gets nothing by that.
+// hasSidecars goes by the names of either way of wiring: other webhooks rewrite the rest, and in a roll-out the
+// one that injected the pod has other patches. Who forges them gets nothing by that.
 func hasSidecars(pod jsontree.Object) bool {
 	containers := containersOf(pod)
-	return jsontree.IndexOf(containers, patchset.InitContainer) >= 0 && jsontree.IndexOf(containers, patchset.ServerContainer) >= 0
+	return jsontree.IndexOf(containers, patchset.ServerContainer) >= 0 &&
+		(jsontree.IndexOf(containers, patchset.InitContainer) >= 0 || hasVolume(pod, patchset.NodeVolume))
 }
 
-// tokenVolumeProblem is a VM's too: KubeVirt gives the pod's volume the name that it has in the VM.
-const tokenVolumeProblem = "the volume name " + patchset.TokenVolume + " is reserved for the IMDS sidecars: rename the VM's volume"
+func hasVolume(pod jsontree.Object, name string) bool {
+	return jsontree.IndexOf(jsontree.Lookup[[]any](pod, "spec", "volumes"), name) >= 0
+}
+
+// volumeProblem is a VM's too: KubeVirt gives the pod's volume the name that it has in the VM.
+const volumeProblem = "the volume name %s is reserved for the IMDS sidecars: rename the VM's volume"
 
 // maxObjectName is the longest name of an object, in bytes (DNS subdomain, RFC 1123).
 const maxObjectName = 253
@@ -141,7 +154,7 @@ func forbidden(pod jsontree.Object, isInjected bool) string {
 			}
 		}
 	}
-	// imds-init would wire the node, or other containers reach the token by /proc.
+	// The node would be wired, or other containers reach the token by /proc.
 	for _, field := range []string{"hostNetwork", "hostPID", "shareProcessNamespace"} {
 		if jsontree.Lookup[bool](pod, "spec", field) {
 			return fmt.Sprintf("spec.%s is true: IMDS needs a pod with namespaces of its own", field)

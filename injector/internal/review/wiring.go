@@ -113,8 +113,8 @@ func (s subject) wiring() (w wiring) {
 		return w
 	}
 	for volume := range s.spec.Get("volumes").Elements() {
-		if jsontree.Name(volume) == patchset.TokenVolume {
-			w.problems.add(tokenVolumeProblem)
+		if name := jsontree.Name(volume); slices.Contains(patchset.Volumes, name) {
+			w.problems.add(volumeProblem, name)
 			break
 		}
 	}

@@ -13,9 +13,9 @@ import (
 // section 5).
 const leastMTUOfIPv6 = 1280
 
-// metricOfKernel is that of the routes that the kernel makes with an address
-// (IP6_RT_PRIO_ADDRCONF in include/uapi/linux/ipv6_route.h).
-const metricOfKernel = 256
+// metric tells our route from those of the same prefix by other devices: a route of one
+// metric replaces another of the same, whatever its device.
+const metric = 1690
 
 // EnsureIPv6 makes sure of the endpoint's IPv6 address and of the way back for its
 // answers. It says whether the endpoint has them: not on a kernel without IPv6, not in
@@ -49,7 +49,7 @@ func ensureAddressIPv6(device netlink.Link) (changed bool, err error) {
 func ensureRouteIPv6(device netlink.Link) (changed bool, err error) {
 	want := &netlink.Route{
 		LinkIndex: device.Attrs().Index, Table: unix.RT_TABLE_MAIN, Dst: ipNet(wiring.AddressIPv6.Masked()),
-		Gw: wiring.GatewayIPv6.AsSlice(), Priority: metricOfKernel, Flags: int(netlink.FLAG_ONLINK),
+		Gw: wiring.GatewayIPv6.AsSlice(), Priority: metric, Flags: int(netlink.FLAG_ONLINK),
 	}
 	have, err := netlink.RouteListFiltered(netlink.FAMILY_V6, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
 	if err != nil {

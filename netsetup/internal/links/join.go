@@ -2,6 +2,7 @@ package links
 
 import (
 	"fmt"
+	"net"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -32,7 +33,7 @@ func EnsureJoined(inv Inventory, w wiring.Wiring) (changed bool, err error) {
 		func() (bool, error) { return ensureIsolated(inv, ports, w.OtherUplinks, false) },
 		func() (bool, error) { return ensureMTU(inv, w.MTU) },
 		func() (bool, error) { return enslave(port, ports, w.Bridge) },
-		func() (bool, error) { return false, pinMAC(port) },
+		func() (bool, error) { return false, pinMACs(inv, w) },
 	)
 }
 
@@ -107,17 +108,30 @@ func enslave(port netlink.Link, ports map[int]bridgePort, bridge wiring.Link) (c
 	return true, setPort(port, have, true)
 }
 
-// pinMAC tells the bridge where the endpoint's MAC is. Without the entry the
-// first question would be flooded to all ports, and the bridge would believe
-// whoever sends from that MAC next. It replaces what is there, and causes no
-// event that we wait for.
-func pinMAC(port netlink.Link) error {
-	err := netlink.NeighSet(&netlink.Neigh{
-		LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER,
-		State: netlink.NUD_NOARP, HardwareAddr: wiring.DeviceMAC,
-	})
-	if err != nil {
-		return fmt.Errorf("pin the MAC %s to bridge port %s: %w", wiring.DeviceMAC, wiring.Port, err)
+// pinMACs tells the bridge where the endpoint's MAC is, and where the guests': without
+// the entries a frame would be flooded to all ports, and the bridge would believe whoever
+// sends from those MACs next, even by a frame that no rule sees, to a link-local group
+// (IEEE 802.1D). It replaces what is there, and causes no event that we wait for.
+func pinMACs(inv Inventory, w wiring.Wiring) error {
+	at := map[string]net.HardwareAddr{wiring.Port: wiring.DeviceMAC}
+	if len(w.Guests) == 1 { // of several nobody knows at which
+		at[w.Guests[0].Name] = wiring.GuestsMAC
+	}
+	for name, mac := range at {
+		port, err := inv.find(name)
+		if err != nil {
+			return err
+		}
+		err = netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER | ntfSticky,
+			State: netlink.NUD_NOARP, HardwareAddr: mac,
+		})
+		if err != nil {
+			return fmt.Errorf("pin the MAC %s to bridge port %s: %w", mac, name, err)
+		}
 	}
 	return nil
 }
+
+// ntfSticky is NTF_STICKY of include/uapi/linux/neighbour.h: the entry does not move.
+const ntfSticky = 0x40

@@ -19,8 +19,8 @@ import (
 // otherwise drop it (rp_filter) where the pod has no route to the guest's
 // address: on a secondary network, or with the address changed by the guest.
 const (
-	answersTable    = 0xa9fea9fe // 169.254.169.254 as a number
-	answersPriority = 169
+	answersTable    = 0xa9fea9fd // 169.254.169.253 as a number
+	answersPriority = 170
 )
 
 // ensureRoutes makes sure of the table's two routes. All answers have the gateway that

@@ -81,7 +81,12 @@ func (b *batch) addMapping(m mapping) {
 		flags |= timeout
 		attributes = append(attributes, nl.NewRtAttr(unix.NFTA_SET_TIMEOUT, binary.BigEndian.AppendUint64(nil, uint64(m.timeout.Milliseconds()))))
 	}
-	b.add(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, m.family, append(attributes, number(unix.NFTA_SET_FLAGS, flags))...)
+	// So nft(8) knows in which byte order an interface's index is.
+	order := func(kind byte, t setType) []byte {
+		return append([]byte{kind, 4}, map[bool]byte{true: 1, false: 2}[t == ifaceIndex], 0, 0, 0)
+	}
+	attributes = append(attributes, number(unix.NFTA_SET_FLAGS, flags), nl.NewRtAttr(unix.NFTA_SET_USERDATA, append(order(0, m.key), order(1, m.data)...)))
+	b.add(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, m.family, attributes...)
 }
 
 func (b *batch) nextSet() uint32 {

@@ -13,32 +13,37 @@ import (
 // The maps of the bridge family. An answer leaves the pod's own stack for
 // [wiring.GuestsMAC] whoever asked, so that the kernel keeps no neighbour for a
 // sender: it has one table for all pods of the node. On its way out of the bridge
-// the frame gets the MAC that the question came from, or, where no room was left to
+// the frame gets the MAC that the connection came from, or, where no room was left to
 // remember it, the MAC of the guest's NIC: that is the first that spoke on the tap.
 // So whatever else is on the guest's side, the guest itself always has its place.
 const (
 	nics       = "nics"
 	askersIPv4 = "askers-ipv4"
 	askersIPv6 = "askers-ipv6"
-	// Those whose default route leaves by a NIC on another bridge.
+	// Who looks for the endpoint by ARP, and from which address: the kernel gets the
+	// request as a probe, which has none, and the reply is for that address again.
+	lookers = "lookers"
+	// Connections of those whose default route leaves by a NIC on another bridge.
 	ledMACs = "led-macs"
 	ledNICs = "led-nics"
-	// The NICs whose network has the address itself.
-	elsewhere = "elsewhere"
 )
 
-// askersLimit bounds what a hostile guest can have the kernel remember.
-const askersLimit = 1024
+// A place of a connection is free again a while after its last packet. The limit bounds
+// what a hostile guest can have the kernel remember.
+const (
+	askersLimit  = 4096
+	askersMemory = 30 * time.Second
+)
 
-// A place in the askers' maps is free again a minute after its sender's last packet.
 func mappings(w wiring.Wiring) []mapping {
 	if w.Redirected() {
 		return nil
 	}
 	return []mapping{
-		{familyBridge, nics, ifaceName, etherAddr, 16, 0},
-		{familyBridge, askersIPv4, ipv4Addr, etherAddr, askersLimit, time.Minute},
-		{familyBridge, askersIPv6, ipv6Addr, etherAddr, askersLimit, time.Minute},
+		{familyBridge, nics, ifaceIndex, etherAddr, 64, 0},
+		{familyBridge, askersIPv4, ipv4Sender, etherAddr, askersLimit, askersMemory},
+		{familyBridge, askersIPv6, ipv6Sender, etherAddr, askersLimit, askersMemory},
+		{familyBridge, lookers, etherAddr, ipv4Addr, askersLimit, 10 * time.Second},
 	}
 }
 
@@ -50,10 +55,11 @@ func bridged(w wiring.Wiring, node Node) []chain {
 		{familyBridge, "filter", "input", bridgeInput, filter, "", intoBridge},
 		{familyBridge, "filter", "postrouting", bridgePostrouting, filter, "", toPorts(w)},
 		{familyIPv4, "filter", "prerouting", unix.NF_INET_PRE_ROUTING, beforeTracking, "", slices.Concat(onlyTheService, untracked)},
-		{familyIPv4, "filter", "input", unix.NF_INET_LOCAL_IN, filter, "", toListeners},
+		{familyIPv4, "filter", "input", unix.NF_INET_LOCAL_IN, filter, "", slices.Concat(toListeners, onlyTheServer(node))},
 		{familyIPv4, "filter", "forward", unix.NF_INET_FORWARD, filter, "", throughPod},
 		{familyIPv4, "filter", "output", unix.NF_INET_LOCAL_OUT, beforeTracking, "", slices.Concat(untracked, outOfPod, notToPod)},
 		{familyIPv6, "filter", "prerouting", unix.NF_INET_PRE_ROUTING, beforeTracking, "", intoPodIPv6},
+		{familyIPv6, "filter", "input", unix.NF_INET_LOCAL_IN, filter, "", onlyTheServer(node)},
 		{familyIPv6, "filter", "output", unix.NF_INET_LOCAL_OUT, beforeTracking, "", outOfPodIPv6},
 		{familyARP, "filter", "input", arpInput, filter, "", arpIntoPod},
 		{familyARP, "filter", "output", arpOutput, filter, "", arpOutOfPod},
@@ -70,7 +76,15 @@ func fromPorts(w wiring.Wiring, node Node) []rule {
 		return []rule{to("drop all from the endpoint: no bridge is joined", iif(wiring.Port), drop)}
 	}
 	guest := iif(wiring.Names(w.Guests)...)
-	rules := otherBridges(iif, w.OtherPorts)
+	var rules []rule
+	if len(w.OtherGuests) > 0 {
+		others := iif(wiring.Names(w.OtherGuests)...)
+		rules = append(rules, to("drop answers that a guest routes to another network", others, ipSource(address), tcpFrom(guestPort), notUsualTTL, drop))
+		if !w.Exclusive && !node.Leads {
+			rules = append(rules, to("drop questions that cannot be led to the endpoint", others, ipTarget(address), tcpTo(guestPort), drop))
+		}
+	}
+	rules = append(rules, otherBridges(iif, w.OtherPorts)...)
 	rules = append(rules,
 		to("accept the endpoint's IPv4 answers", iif(wiring.Port), ipSource(address), accept),
 		to("accept the endpoint's ARP replies", iif(wiring.Port), arpOperation(arpReply), arpSender(address), accept),
@@ -82,8 +96,9 @@ func fromPorts(w wiring.Wiring, node Node) []rule {
 		to("drop frames with one of our MACs as source", etherSource(ours...), drop),
 		to("drop a VLAN tag behind a priority tag", tagBehindPriorityTag, drop),
 		to("drop VLAN frames to our MACs", inVLAN, etherTarget(ours...), drop),
+		to("drop answers that a guest routes to a VLAN", guest, inVLAN, ipSource(address), tcpFrom(guestPort), notUsualTTL, drop),
 		to("accept VLAN frames: other networks", inVLAN, accept),
-		to("remember the MAC of the guest's NIC", guest, remember(nics, byName, itsMAC)),
+		to("remember the MAC of the guest's NIC", guest, remember(nics, byNIC, itsMAC)),
 
 		to("drop packets from our IPv4 address", ipSource(address), drop),
 		to("drop ARP from our IPv4 address", arpSender(address), drop),
@@ -99,17 +114,18 @@ func fromPorts(w wiring.Wiring, node Node) []rule {
 		what, whatIPv6 = join(what, tcpTo(guestPort)), join(whatIPv6, ip6Next(unix.IPPROTO_TCP), tcpTo(guestPort))
 	}
 	rules = append(rules,
-		to("forget the sender's MAC at a new connection", guest, ipTarget(address), tcpOpens, forget(askersIPv4, bySource, itsMAC)),
-		to("remember the sender's MAC", guest, ipTarget(address), keep(askersIPv4, bySource, itsMAC)),
+		to("remember the MAC of the connection", guest, ipTarget(address), tcpTo(guestPort), keepSender(askersIPv4, sender, sendersMAC)),
 		to("lead the guest's IPv4 packets to the endpoint", guest, what, setEtherTarget(wiring.DeviceMAC), accept),
+		to("forget the address of who looks for the endpoint", guest, arpOperation(arpRequest), arpTarget(address), forget(lookers, byARPMAC, itsAddress)),
+		to("remember the address of who looks for the endpoint", guest, arpOperation(arpRequest), arpTarget(address), keep(lookers, byARPMAC, itsAddress)),
 		to("lead the guest's ARP requests to the endpoint, as probes", guest, arpOperation(arpRequest), arpTarget(address),
 			set(network, arpSenderAt, []byte{0, 0, 0, 0}), setEtherTarget(wiring.DeviceMAC), accept),
-		to("hide the sender's MAC in a solicitation", guest, fromLinkLocal, discovery(neighbourSolicitation, addressIPv6), sourceOption, hideSourceOption),
+		to("hide the sender's MAC in a solicitation", guest, fromLinkLocal, discovery(neighbourSolicitation, addressIPv6), sourceOption(discoveryOptionAt), hideSourceOption(discoveryOptionAt)),
+		to("hide it behind another option", guest, fromLinkLocal, discovery(neighbourSolicitation, addressIPv6), sourceOption(discoveryOptionAt+8), hideSourceOption(discoveryOptionAt+8)),
 		to("lead the guest's solicitations to the endpoint, as probes", guest, fromLinkLocal, discovery(neighbourSolicitation, addressIPv6),
 			setIP6(ip6SourceAt, unspecified), setIP6(ip6TargetAt, solicitedNode), setEtherTarget(wiring.DeviceMAC), accept),
 		to("drop advertisements and other ICMPv6 to the endpoint", ip6Target(addressIPv6), ip6Next(unix.IPPROTO_ICMPV6), compare(expr.CmpOpNeq, network, ip6Length, []byte{echoRequest}), drop),
-		to("forget the sender's MAC at a new connection over IPv6", guest, fromLinkLocal, ip6Target(addressIPv6), tcpOpens, forget(askersIPv6, byIP6, itsMAC)),
-		to("remember the sender's MAC over IPv6", guest, fromLinkLocal, ip6Target(addressIPv6), keep(askersIPv6, byIP6, itsMAC)),
+		to("remember the MAC of the connection over IPv6", guest, fromLinkLocal, ip6Target(addressIPv6), ip6Next(unix.IPPROTO_TCP), tcpTo(guestPort), keepSender(askersIPv6, senderIPv6, sendersMAC)),
 		to("lead the guest's IPv6 packets to the endpoint", guest, whatIPv6, setEtherTarget(wiring.DeviceMAC), accept),
 	)
 	return append(rules, toNobody...)
@@ -158,9 +174,10 @@ func toPorts(w wiring.Wiring) []rule {
 		to("accept solicitations of the endpoint", oif(wiring.Port), ip6Source(unspecified), discovery(neighbourSolicitation, addressIPv6), accept),
 		to("drop all else to the endpoint", oif(wiring.Port), drop),
 
-		to("answer the MAC that asked", guest, etherTarget(wiring.GuestsMAC), ipSource(address), etherTargetFrom(askersIPv4, byTarget)),
-		to("answer the MAC that asked over IPv6", guest, etherTarget(wiring.GuestsMAC), ip6Source(addressIPv6), etherTargetFrom(askersIPv6, toIP6)),
-		to("answer the guest's NIC where the MAC is not known", guest, etherTarget(wiring.GuestsMAC), etherTargetFrom(nics, byOutName)),
+		to("answer the MAC that asked", guest, etherTarget(wiring.GuestsMAC), ipSource(address), tcpFrom(guestPort), etherTargetFrom(askersIPv4, asker...)),
+		to("answer the MAC that asked over IPv6", guest, etherTarget(wiring.GuestsMAC), ip6Source(addressIPv6), ip6Next(unix.IPPROTO_TCP), tcpFrom(guestPort), etherTargetFrom(askersIPv6, askerIPv6...)),
+		to("answer the guest's NIC where the MAC is not known", guest, etherTarget(wiring.GuestsMAC), etherTargetFrom(nics, toNIC)),
+		to("answer the address that looked for the endpoint", guest, etherSource(wiring.DeviceMAC), arpOperation(arpReply), arpTargetFrom(lookers, toARPMAC)),
 		to("accept the endpoint's frames to a guest", guest, etherSource(wiring.DeviceMAC), accept),
 		to("drop the endpoint's frames to others", etherSource(wiring.DeviceMAC), drop),
 
@@ -176,6 +193,7 @@ func toPorts(w wiring.Wiring) []rule {
 // listens in the pod.
 var onlyTheService = []rule{
 	to("drop what the endpoint gets for other addresses", iif(wiring.Device), notIPTarget(address), drop),
+	to("accept ICMP errors about answers", iif(wiring.Device), icmpUnreachable, accept),
 	to("drop what the endpoint gets for other ports", iif(wiring.Device), tcpNotTo(guestPort), drop),
 	to("drop what the endpoint gets besides TCP", iif(wiring.Device), layer4(expr.CmpOpNeq, unix.IPPROTO_TCP), drop),
 }
@@ -192,6 +210,15 @@ var untracked = []rule{
 // kernel would accept on any of them.
 var toListeners = []rule{
 	to("drop questions by other interfaces", notIif(wiring.Device), notIif("lo"), ipTarget(address), drop),
+}
+
+// onlyTheServer keeps questions from a listener on every address, which would get them
+// while imds-server does not listen.
+func onlyTheServer(node Node) []rule {
+	if !node.Sockets {
+		return nil
+	}
+	return []rule{to("drop what another listener of the pod would get", iif(wiring.Device), tcpTo(guestPort), otherListener, drop)}
 }
 
 // throughPod keeps the pod from forwarding a question that found no endpoint:

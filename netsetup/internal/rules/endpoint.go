@@ -1,8 +1,6 @@
 package rules
 
 import (
-	"time"
-
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -23,9 +21,9 @@ func devices(w wiring.Wiring, node Node, port int) (chains []chain) {
 	if node.Refuses {
 		at(wiring.Device, refuse(node))
 	}
-	if node.Leads && len(w.OtherGuests) > 0 {
+	if leads(w, node) {
 		at(wiring.Port, []rule{
-			to("answer by the NIC that asked", ipSource(address), etherTargetFrom(ledMACs, byTarget), forwardBy(ledNICs, byTarget)),
+			to("answer by the NIC that asked", ipSource(address), tcpFrom(guestPort), etherTargetFrom(ledMACs, asker...), forwardBy(ledNICs, asker...)),
 		})
 		for _, tap := range w.OtherGuests {
 			at(tap.Name, lead(port))
@@ -38,14 +36,19 @@ func devices(w wiring.Wiring, node Node, port int) (chains []chain) {
 const netdevIngress = 0
 
 func deviceMappings(w wiring.Wiring, node Node) []mapping {
-	if w.Redirected() || !w.Joined() || !node.Leads || len(w.OtherGuests) == 0 {
+	if !leads(w, node) {
 		return nil
 	}
 	return []mapping{
-		{familyNetdev, ledMACs, ipv4Addr, etherAddr, askersLimit, time.Minute},
-		{familyNetdev, ledNICs, ipv4Addr, ifaceIndex, askersLimit, time.Minute},
-		{familyNetdev, elsewhere, ifaceName, setType{}, 16, 0},
+		{familyNetdev, ledMACs, ipv4Sender, etherAddr, askersLimit, askersMemory},
+		{familyNetdev, ledNICs, ipv4Sender, ifaceIndex, askersLimit, askersMemory},
 	}
+}
+
+// leads says whether questions that come by other taps are led to the endpoint: not
+// where the user has named the network that is served.
+func leads(w wiring.Wiring, node Node) bool {
+	return w.Joined() && node.Leads && !w.Exclusive && len(w.OtherGuests) > 0
 }
 
 // refuse tells a guest at once that what it asks for is not here. The reply goes to
@@ -53,6 +56,7 @@ func deviceMappings(w wiring.Wiring, node Node) []mapping {
 func refuse(node Node) []rule {
 	rules := []rule{
 		to("refuse connections to other ports", ipTarget(address), tcpNotTo(guestPort), refuseByReset),
+		to("accept ICMP errors about answers", ipTarget(address), icmpUnreachable, accept),
 		to("refuse other protocols", ipTarget(address), layer4(expr.CmpOpNeq, unix.IPPROTO_TCP), refuseByUnreachable),
 	}
 	if node.IPv6 {
@@ -65,16 +69,17 @@ func refuse(node Node) []rule {
 }
 
 // lead takes the questions of a guest whose default route leaves by a NIC on another
-// bridge to the endpoint, past that bridge. A guest that looks for the address on
-// the NIC itself means its network's own.
+// bridge to the endpoint, past that bridge. There is no other answer for what finds no
+// room than none: on that network anybody could give one.
 func lead(port int) []rule {
+	question := join(ipTarget(address), tcpTo(guestPort))
 	return []rule{
-		to("remember that the guest looks for the address here", arpOperation(arpRequest), arpTarget(address), addTo(elsewhere, byName)),
-		to("accept questions to the address on this network", ipTarget(address), isIn(elsewhere, byName), accept),
-		to("drop fragments of questions", ipTarget(address), ipFragment, drop),
-		to("drop questions with IPv4 options", ipTarget(address), ipOptions, drop),
-		to("forget the sender at a new connection", ipTarget(address), tcpTo(guestPort), tcpOpens, forget(ledMACs, bySource, itsMAC), forget(ledNICs, bySource, itsNIC)),
-		to("lead questions to the endpoint", ipTarget(address), tcpTo(guestPort),
-			keep(ledMACs, bySource, itsMAC), keep(ledNICs, bySource, itsNIC), setEtherTarget(wiring.DeviceMAC), forward(uint32(port))),
+		to("accept VLAN frames: other networks", inVLAN, accept),
+		to("drop questions in fragments", ipTarget(address), ipFragment, drop),
+		to("drop questions with IPv4 options", question, ipOptions, drop),
+		to("drop questions from our IPv4 address", question, ipSource(address), drop),
+		to("lead questions to the endpoint", question,
+			keepSender(ledMACs, sender, sendersMAC), keepSender(ledNICs, sender, sendersNIC), setEtherTarget(wiring.DeviceMAC), forward(uint32(port))),
+		to("drop questions for which there is no room", question, drop),
 	}
 }

@@ -39,17 +39,27 @@ type setType struct{ length, number uint32 }
 
 var (
 	ipv4Addr   = setType{4, 7}
-	ipv6Addr   = setType{16, 8}
 	etherAddr  = setType{6, 9}
 	etherType  = setType{2, 10}
 	ifaceIndex = setType{4, 20}
 	ifaceName  = setType{unix.IFNAMSIZ, 41}
+	byteValue  = setType{1, 5}
+
+	// An address and a port, each in 32-bit registers of their own.
+	ipv4Sender = setType{4 + 4, 7<<6 | 13}
+	ipv6Sender = setType{16 + 4, 8<<6 | 13}
 )
 
 // The registers, of 16 bytes each, of which the first may hold a verdict only.
 const (
 	register  = unix.NFT_REG_1
 	register2 = unix.NFT_REG_2
+	// The same as registers of 4 bytes each, for keys of several parts and the values
+	// behind them.
+	word0 = unix.NFT_REG32_00
+	word1 = unix.NFT_REG32_01
+	word4 = unix.NFT_REG32_04
+	word8 = unix.NFT_REG32_08
 )
 
 // The headers that a payload is counted from.
@@ -72,9 +82,11 @@ const (
 	arpOperationAt = 6
 	arpSenderMACAt = 8
 	arpSenderAt    = 14
+	arpTargetMACAt = 18
 	arpTargetAt    = 24
 
 	ipFragmentAt = 6
+	ipTTLAt      = 8
 	ipSourceAt   = 12
 	ipTargetAt   = 16
 
@@ -87,6 +99,7 @@ const (
 	discoveryTargetAt = ip6Length + 8
 	discoveryOptionAt = ip6Length + 24
 
+	tcpSourcePortAt = 0
 	tcpTargetPortAt = 2
 	tcpFlagsAt      = 13
 )
@@ -255,7 +268,22 @@ var (
 	ipOptions = join(protocol(unix.ETH_P_IP), compare(expr.CmpOpNeq, network, 0, []byte{0x45}))
 )
 
+// notUsualTTL matches a TTL that no system begins with: the packet has been routed.
+var notUsualTTL = join(protocol(unix.ETH_P_IP), part{load(register, network, ipTTLAt, 1), oneOf{byteValue, [][]byte{{64}, {128}, {255}}, true}})
+
+// icmpUnreachable matches an ICMP error about a packet of ours, such as one that was too
+// long for a link beyond the guest (RFC 1191).
+var icmpUnreachable = join(protocol(unix.ETH_P_IP), layer4(expr.CmpOpEq, unix.IPPROTO_ICMP), equal(transport, 0, []byte{3}))
+
+// otherListener matches what a socket gets that listens on every address: not the
+// server's, which is bound to its own.
+var otherListener = part{raw{"socket", []*nl.RtAttr{number(1, 2), number(2, register)}}, &expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{1}}}
+
 // TCP.
+func tcpFrom(port uint16) part {
+	return join(layer4(expr.CmpOpEq, unix.IPPROTO_TCP), equal(transport, tcpSourcePortAt, binary.BigEndian.AppendUint16(nil, port)))
+}
+
 func tcpTo(port uint16) part {
 	return join(layer4(expr.CmpOpEq, unix.IPPROTO_TCP), equal(transport, tcpTargetPortAt, binary.BigEndian.AppendUint16(nil, port)))
 }
@@ -301,10 +329,11 @@ var (
 	// fromLinkLocal matches a source in fe80::/64. Whoever speaks with a link-local
 	// address has one (RFC 4862), and no other is behind the endpoint's device.
 	fromLinkLocal = join(ip6, equal(network, ip6SourceAt, []byte{0xfe, 0x80, 0, 0, 0, 0, 0, 0}))
-	// sourceOption matches a message of neighbour discovery whose first option tells
-	// its sender's MAC.
-	sourceOption = equal(network, discoveryOptionAt, []byte{1, 1})
 )
+
+// sourceOption matches a message of neighbour discovery with an option at the offset that
+// tells its sender's MAC.
+func sourceOption(at uint32) part { return equal(network, at, []byte{1, 1}) }
 
 // discovery matches a message of neighbour discovery about an address, directly
 // behind the IPv6 header.
@@ -345,10 +374,12 @@ func setIP6(offset uint32, a netip.Addr) part {
 
 // hideSourceOption makes the option that [sourceOption] matches one that nobody
 // knows (253 is for experiments, RFC 4727).
-var hideSourceOption = part{&expr.Immediate{Register: register, Data: []byte{253, 1}}, &expr.Payload{
-	OperationType: expr.PayloadWrite, SourceRegister: register, Base: network, Offset: discoveryOptionAt, Len: 2,
-	CsumType: expr.CsumTypeInet, CsumOffset: icmp6ChecksumAt,
-}}
+func hideSourceOption(at uint32) part {
+	return part{&expr.Immediate{Register: register, Data: []byte{253, 1}}, &expr.Payload{
+		OperationType: expr.PayloadWrite, SourceRegister: register, Base: network, Offset: at, Len: 2,
+		CsumType: expr.CsumTypeInet, CsumOffset: icmp6ChecksumAt,
+	}}
+}
 
 // toPort changes the port that a connection goes to, and not its address.
 func toPort(port uint16) part {
@@ -379,20 +410,22 @@ func forget(m string, key, value expression) part {
 // dynsetDelete is NFT_DYNSET_OP_DELETE of include/uapi/linux/netfilter/nf_tables.h.
 const dynsetDelete = 2
 
-// addTo adds the key to a set, where there is room for it.
-func addTo(s string, key expression) part {
-	return part{key, &expr.Dynset{SrcRegKey: register, SetName: s, Operation: unix.NFT_DYNSET_OP_ADD}}
-}
-
-// isIn matches where a set has the key.
-func isIn(s string, key expression) part {
-	return part{key, &expr.Lookup{SourceRegister: register, SetName: s}}
+// keepSender begins the time anew of a sender's value in a map, or adds it where there is
+// room.
+func keepSender(m string, sender part, value expression) part {
+	return append(join(sender, part{value}), &expr.Dynset{SrcRegKey: word0, SrcRegData: word8, SetName: m, Operation: unix.NFT_DYNSET_OP_UPDATE})
 }
 
 // etherTargetFrom sets the frame's target to what the map has under the key, and
 // fails to match where it has nothing.
-func etherTargetFrom(m string, key expression) part {
-	return part{key, &expr.Lookup{SourceRegister: register, DestRegister: register, IsDestRegSet: true, SetName: m}, store(ether, etherTargetAt, 6)}
+func etherTargetFrom(m string, key ...expression) part {
+	return append(part(key), &expr.Lookup{SourceRegister: word0, DestRegister: register, IsDestRegSet: true, SetName: m}, store(ether, etherTargetAt, 6))
+}
+
+// arpTargetFrom sets the protocol address that an ARP packet is for to what the map has
+// under the key.
+func arpTargetFrom(m string, key expression) part {
+	return part{key, &expr.Lookup{SourceRegister: register, DestRegister: register, IsDestRegSet: true, SetName: m}, store(network, arpTargetAt, 4)}
 }
 
 // forward sends the frame out by an interface, past the bridge.
@@ -401,8 +434,8 @@ func forward(index uint32) part {
 }
 
 // forwardBy is forward to the interface that the map has under the key.
-func forwardBy(m string, key expression) part {
-	return part{key, &expr.Lookup{SourceRegister: register, DestRegister: register, IsDestRegSet: true, SetName: m}, sendOut}
+func forwardBy(m string, key ...expression) part {
+	return append(part(key), &expr.Lookup{SourceRegister: word0, DestRegister: register, IsDestRegSet: true, SetName: m}, sendOut)
 }
 
 // sendOut is the statement fwd, with NFTA_FWD_SREG_DEV of
@@ -411,14 +444,19 @@ var sendOut = raw{"fwd", []*nl.RtAttr{number(1, register)}}
 
 // What keys and values of maps are made of.
 var (
-	byName    = &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: register}
-	byOutName = &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: register}
-	bySource  = load(register, network, ipSourceAt, 4)
-	byTarget  = load(register, network, ipTargetAt, 4)
-	byIP6     = load(register, network, ip6SourceAt, 16)
-	toIP6     = load(register, network, ip6TargetAt, 16)
-	itsMAC    = load(register2, ether, etherSourceAt, 6)
-	itsNIC    = &expr.Meta{Key: expr.MetaKeyIIF, Register: register2}
+	byNIC      = &expr.Meta{Key: expr.MetaKeyIIF, Register: register}
+	toNIC      = &expr.Meta{Key: expr.MetaKeyOIF, Register: register}
+	byARPMAC   = load(register, network, arpSenderMACAt, 6)
+	toARPMAC   = load(register, network, arpTargetMACAt, 6)
+	itsMAC     = load(register2, ether, etherSourceAt, 6)
+	itsAddress = load(register2, network, arpSenderAt, 4)
+
+	sender     = part{load(word0, network, ipSourceAt, 4), load(word1, transport, tcpSourcePortAt, 2)}
+	asker      = part{load(word0, network, ipTargetAt, 4), load(word1, transport, tcpTargetPortAt, 2)}
+	senderIPv6 = part{load(register, network, ip6SourceAt, 16), load(word4, transport, tcpSourcePortAt, 2)}
+	askerIPv6  = part{load(register, network, ip6TargetAt, 16), load(word4, transport, tcpTargetPortAt, 2)}
+	sendersMAC = load(word8, ether, etherSourceAt, 6)
+	sendersNIC = &expr.Meta{Key: expr.MetaKeyIIF, Register: word8}
 )
 
 func join(parts ...part) (all part) {

@@ -15,6 +15,9 @@ type Node struct {
 	IPv6    bool // the rules of the ip6 family, without which the endpoint has no IPv6 address
 	Refuses bool // refuse at once what is not ours to answer
 	Leads   bool // lead questions to the endpoint that come by another NIC's tap
+	Sockets bool // tell the server's socket from others of the pod
+
+	Missing []error // what else the kernel lacks, each a MissingError
 }
 
 // MissingError tells what the kernel lacks without which the endpoint cannot be kept
@@ -26,10 +29,28 @@ type MissingError struct {
 
 func (e MissingError) Error() string {
 	why := strings.TrimPrefix(e.Err.Error(), "nf_tables: ")
+	lost := "so nobody could be kept from the endpoint"
+	if !e.Piece.Needed && !e.Piece.NeededForPasst {
+		lost = "which is for " + e.Piece.For
+	}
+	if !lacks(e.Err) && !errors.Is(e.Err, fs.ErrPermission) {
+		return fmt.Sprintf("%s cannot be used now: %s", e.Piece.Name, why)
+	}
 	if errors.Is(e.Err, fs.ErrPermission) {
 		return fmt.Sprintf("%s: %s: imds-init lacks NET_ADMIN, or SELinux or another security module forbids it (container_t may not open a netfilter socket)", e.Piece.Name, why)
 	}
-	return fmt.Sprintf("the node's kernel lacks %s (%s), so nobody could be kept from the endpoint; on the node: %s", e.Piece.Name, why, e.Piece.Remedy)
+	return fmt.Sprintf("the node's kernel lacks %s (%s), %s; on the node: %s", e.Piece.Name, why, lost, e.Piece.Remedy)
+}
+
+// lacks tells the kernel's ways of saying that it has no such family, hook or expression
+// from other troubles.
+func lacks(err error) bool {
+	for _, missing := range []error{unix.EAFNOSUPPORT, unix.EOPNOTSUPP, unix.ENOENT, unix.EPROTONOSUPPORT, unix.EINVAL} {
+		if errors.Is(err, missing) {
+			return true
+		}
+	}
+	return false
 }
 
 func (e MissingError) Unwrap() error { return e.Err }
@@ -61,6 +82,7 @@ var Pieces = []Piece{
 	{"refusals of nf_tables in the ip family", "guests of passt", "modprobe nft_reject_ipv4 (CONFIG_NFT_REJECT_IPV4)", false, true, try(familyIPv4, unix.NF_INET_LOCAL_OUT, refuseByReset), nil},
 	{"nf_tables of the ip6 family", "IPv6", "enable CONFIG_NF_TABLES_IPV6", false, false, try(familyIPv6, unix.NF_INET_LOCAL_IN, accept), func(n *Node) *bool { return &n.IPv6 }},
 	{"refusals of nf_tables in the netdev family", "telling a guest at once that a port is not served", "modprobe nft_reject_netdev (CONFIG_NFT_REJECT_NETDEV), a kernel of 5.11 or newer", false, false, tryDevice(refuseByReset), func(n *Node) *bool { return &n.Refuses }},
+	{"sockets in nf_tables", "keeping questions from other listeners of the pod while imds-server starts", "modprobe nft_socket (CONFIG_NFT_SOCKET), a kernel of 5.14 or newer", false, false, try(familyIPv4, unix.NF_INET_LOCAL_IN, join(otherListener, accept)), func(n *Node) *bool { return &n.Sockets }},
 	{"forwarding of nf_tables in the netdev family", "guests whose default route leaves by another NIC", "modprobe nft_fwd_netdev (CONFIG_NFT_FWD_NETDEV)", false, false, tryDevice(forward(1)), func(n *Node) *bool { return &n.Leads }},
 }
 
@@ -69,7 +91,7 @@ var Pieces = []Piece{
 // has all pieces it tells so at once.
 func Probe(passt bool) (node Node, err error) {
 	if trial(Pieces...) == nil {
-		return Node{true, true, true}, nil
+		return Node{IPv6: true, Refuses: true, Leads: true, Sockets: true}, nil
 	}
 	for _, piece := range Pieces {
 		needed := piece.Needed
@@ -85,6 +107,9 @@ func Probe(passt bool) (node Node, err error) {
 		}
 		if piece.has != nil {
 			*piece.has(&node) = err == nil
+		}
+		if err != nil {
+			node.Missing = append(node.Missing, MissingError{piece, err})
 		}
 	}
 	return node, nil
@@ -124,9 +149,9 @@ func tryChain(c chain) func(*batch, string) {
 
 func tryMap(b *batch, name string) {
 	b.addTable(familyBridge)
-	b.addMapping(mapping{familyBridge, name, ipv4Addr, etherAddr, 2, time.Second})
+	b.addMapping(mapping{familyBridge, name, etherAddr, ipv4Addr, 2, time.Second})
 	b.addChain(chain{family: familyBridge, kind: "filter", name: name, hook: bridgePrerouting, rules: []rule{
-		to("", keep(name, bySource, itsMAC)), to("", forget(name, bySource, itsMAC)), to("", etherTargetFrom(name, byTarget)),
+		to("", keep(name, byARPMAC, itsAddress)), to("", forget(name, byARPMAC, itsAddress)), to("", arpTargetFrom(name, toARPMAC)),
 	}})
 }
 

@@ -24,10 +24,12 @@ const beforeMeshes = -101
 func passt(w wiring.Wiring) []chain {
 	return []chain{
 		{familyIPv4, "filter", "prerouting", unix.NF_INET_PRE_ROUTING, beforeTracking, "", []rule{
-			to("drop questions from outside the pod", notIif("lo"), ipTarget(address), drop),
+			// Frames on a bridge of another network pass here too.
+			to("drop questions from outside the pod", notIif("lo"), notIifKind("bridge"), ipTarget(address), drop),
 			to("drop what the endpoint gets for other addresses", iif(wiring.Device), drop),
 		}},
 		{familyIPv4, "filter", "input", unix.NF_INET_LOCAL_IN, filter, "", []rule{
+			to("drop questions by a bridge", notIif("lo"), ipTarget(address), drop),
 			// Here the sender hears of it; what is refused on its way out fails for the
 			// sender as if it might not send.
 			to("refuse UDP", ipTarget(address), layer4(expr.CmpOpEq, unix.IPPROTO_UDP), refuseByICMP),

@@ -32,13 +32,12 @@ type installed struct {
 	chains     []chain
 	state      []string
 	generation uint32 // of nf_tables when the state was read, 0 for unknown
-	guests     string // whose state the maps hold
 }
 
 // Install makes the rules those of the wiring, in one transaction, and says whether
 // it had to change anything. They stand before the endpoint does.
 func (t *Table) Install(w wiring.Wiring) (changed bool, err error) {
-	return t.base.install(ruleset(w, t.Node), mappings(w), families(w, t.Node), guestsOf(w))
+	return t.base.install(ruleset(w, t.Node), mappings(w), families(w, t.Node))
 }
 
 // InstallDevices does the same for the rules that hang on the endpoint's interfaces,
@@ -47,21 +46,17 @@ func (t *Table) InstallDevices(w wiring.Wiring, port int) (changed bool, err err
 	if !t.Node.Refuses && !t.Node.Leads {
 		return false, nil
 	}
-	return t.devices.install(devices(w, t.Node, port), deviceMappings(w, t.Node), []byte{familyNetdev}, guestsOf(w))
+	return t.devices.install(devices(w, t.Node, port), deviceMappings(w, t.Node), []byte{familyNetdev})
 }
-
-// guestsOf tells one guest's NICs from another's: a NIC that was plugged anew has
-// another tap.
-func guestsOf(w wiring.Wiring) string { return fmt.Sprint(w.Guests, w.OtherGuests) }
 
 // install compares and replaces. The kernel counts the changes to nf_tables in the
 // namespace: as long as the count is the same nobody has touched the rules.
-func (i *installed) install(chains []chain, maps []mapping, families []byte, guests string) (changed bool, err error) {
+func (i *installed) install(chains []chain, maps []mapping, families []byte) (changed bool, err error) {
 	now, err := generation()
 	if err != nil {
 		return false, err
 	}
-	if i.generation != 0 && i.guests == guests && sameChains(i.chains, chains) {
+	if i.generation != 0 && sameChains(i.chains, chains) {
 		if now == i.generation {
 			return false, nil
 		}
@@ -71,8 +66,7 @@ func (i *installed) install(chains []chain, maps []mapping, families []byte, gue
 			return false, nil
 		}
 	}
-	kept := i.guests == guests || i.guests == ""
-	*i = installed{guests: guests}
+	*i = installed{}
 	for range attemptsBesideOthers {
 		state, was, err := readState(families)
 		if err != nil {
@@ -82,9 +76,9 @@ func (i *installed) install(chains []chain, maps []mapping, families []byte, gue
 			i.chains, i.state, i.generation = nil, nil, was
 			return changed, nil
 		}
-		// The maps stay where the guest is the same, so that no answer is lost. What
-		// does not fit to what is there is replaced whole.
-		if !kept || len(chains) == 0 || change(chains, maps, families, state).commit() != nil {
+		// The maps stay, so that no answer is lost. What does not fit to what is there is
+		// replaced whole.
+		if len(chains) == 0 || change(chains, maps, families, state).commit() != nil {
 			if err := replacement(chains, maps, families).commit(); err != nil {
 				return changed, err
 			}

@@ -24,6 +24,10 @@ type Wiring struct {
 	MTU     int      // of the endpoint, in bytes: the least of the bridge's ports'
 	Waiting string   // without a bridge: what is missing
 
+	// Exclusive: the user has named the network that is served, so that questions by
+	// others are theirs.
+	Exclusive bool
+
 	OtherPorts   []string // names of the ports of the pod's other bridges, sorted
 	OtherGuests  []Link   // those of them that lead to a guest, by name
 	OtherUplinks []string // those of them that lead out of the pod, sorted
@@ -62,7 +66,7 @@ func Plan(links []Link, bridgeName, preferred string) Wiring {
 	}
 	if len(joinable) == 0 {
 		slices.Sort(guestless)
-		return Wiring{Waiting: missing(bridgeName, guestless)}
+		return Wiring{Waiting: missing(bridgeName, guestless, links)}
 	}
 	joined := 0
 	if i := slices.IndexFunc(links, func(l Link) bool { return l.Name == Port }); i >= 0 {
@@ -155,12 +159,21 @@ func onPodNetwork(w Wiring) bool {
 	return slices.ContainsFunc(w.Guests, func(l Link) bool { return l.Name == podNetworkTap })
 }
 
-func missing(bridgeName string, guestless []string) string {
+func missing(bridgeName string, guestless []string, links []Link) string {
 	if len(guestless) > 0 {
 		return fmt.Sprintf("a guest's tap on bridge %s", strings.Join(guestless, ", "))
 	}
-	if bridgeName != "" {
-		return fmt.Sprintf("a bridge named %s", bridgeName)
+	if bridgeName == "" {
+		return fmt.Sprintf("a bridge named %s*", bridgePrefix)
 	}
-	return fmt.Sprintf("a bridge named %s*", bridgePrefix)
+	var others []string
+	for _, link := range links {
+		if link.isVMBridge("") {
+			others = append(others, link.Name)
+		}
+	}
+	if slices.Sort(others); len(others) > 0 {
+		return fmt.Sprintf("a bridge named %s, as the VM's annotation has it; there are %s", bridgeName, strings.Join(others, ", "))
+	}
+	return fmt.Sprintf("a bridge named %s", bridgeName)
 }

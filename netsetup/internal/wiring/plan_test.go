@@ -52,7 +52,7 @@ func TestPlan(t *testing.T) {
 			"", Wiring{Bridge: Link{Index: 30, Name: "k6t-ovn-udn1", Kind: "bridge"}, MTU: 1500, Guests: []Link{{Index: 31, Name: "tap0", Kind: "tun", Master: 30, MTU: 1500}}}},
 		{"bridge named by the user, another one first", []Link{k6t, tap0, second, secondTap, secondNIC}, "k6t-16477688c0e",
 			Wiring{Bridge: second, MTU: 9000, Guests: []Link{secondTap}, Uplinks: []string{"16477688c0e-nic"}}},
-		{"bridge named by the user, not there yet", masquerade, "k6t-net1", Wiring{Waiting: "a bridge named k6t-net1"}},
+		{"bridge named by the user, not there yet", masquerade, "k6t-net1", Wiring{Waiting: "a bridge named k6t-net1, as the VM's annotation has it; there are k6t-eth0"}},
 		{"bridge named by the user, without a tap", []Link{k6t, tap0, second}, "k6t-16477688c0e", Wiring{Waiting: "a guest's tap on bridge k6t-16477688c0e"}},
 		{"network attachment that is a tap, named like a guest's", []Link{k6t, tap0, {Index: 13, Name: "tap1-nic", Kind: "tun", Master: 10, MTU: 1500}}, "",
 			Wiring{Bridge: k6t, MTU: 1400, Guests: []Link{tap0}, Uplinks: []string{"tap1-nic"}}},

@@ -46,6 +46,7 @@ type Node struct {
 	Socket          string
 	BridgeName      string
 	PreferredBridge string
+	Network         string
 }
 
 // Identity is what Kubernetes calls the VM. VMIUID and NodeName may be empty.
@@ -137,6 +138,7 @@ func FromEnvironment(lookup Lookup) (Config, error) {
 			Socket:          e.text("IMDS_NODE_SOCKET", ""),
 			BridgeName:      e.text("IMDS_BRIDGE_NAME", ""),
 			PreferredBridge: e.text("IMDS_PREFERRED_BRIDGE", ""),
+			Network:         e.text("IMDS_NETWORK", ""),
 		},
 	}
 	return config, errors.Join(e.problems...)

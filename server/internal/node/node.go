@@ -24,6 +24,7 @@ import (
 type Pod struct {
 	BridgeName      string `json:"bridgeName"`
 	PreferredBridge string `json:"preferredBridge"`
+	Network         string `json:"network"`
 	RedirectPort    uint16 `json:"redirectPort"`
 	Namespace       string `json:"namespace"`
 	PodName         string `json:"pod"`

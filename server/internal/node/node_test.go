@@ -88,7 +88,7 @@ func receive(t *testing.T, conn *net.UnixConn) (message string, network *os.File
 func TestHandsOverTheNetworkNamespace(t *testing.T) {
 	_, path, _ := serving(t)
 	message, network := receive(t, connect(t, path))
-	const want = `{"version":1,"bridgeName":"k6t-eth0","preferredBridge":"","redirectPort":60080,"namespace":"tenant","pod":"virt-launcher-vm","vm":"vm"}` + "\n"
+	const want = `{"version":1,"bridgeName":"k6t-eth0","preferredBridge":"","network":"","redirectPort":60080,"namespace":"tenant","pod":"virt-launcher-vm","vm":"vm"}` + "\n"
 	if message != want {
 		t.Errorf("the message is %q, want %q", message, want)
 	}

@@ -6,12 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
-	"github.com/example/kubevirt-imds/tools/e2e/suite"
 )
 
 // Names of what the webhook adds to a VM's pod.
@@ -33,9 +33,9 @@ func (s *site) launcherFolder() string {
 }
 
 // launcherPod reads the virt-launcher pod of a case.
-func launcherPod(t *suite.T, s *site, name string) *corev1.Pod {
+func launcherPod(t *testing.T, s *site, name string) *corev1.Pod {
 	pod, err := s.readPod(name)
-	t.Check(err)
+	check(t, err)
 	return pod
 }
 

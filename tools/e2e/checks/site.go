@@ -3,16 +3,22 @@ package checks
 import (
 	"bytes"
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
@@ -78,11 +84,16 @@ func openForeignSite(ctx context.Context, command commander, dial dialer) (*site
 
 // open connects to the API, finds the repository and copies its manifests.
 func (s *site) open(ctx context.Context, dial dialer) error {
-	config, err := s.kubectl(ctx, "config", "view", "--raw", "--minify", "--flatten", "--output=json")
+	kubeconfig, err := s.kubectl(ctx, "config", "view", "--raw", "--minify", "--flatten")
 	if err != nil {
 		return err
 	}
-	if s.api, err = kube.Open([]byte(config), dial); err != nil {
+	config, err := clientcmd.RESTConfigFromKubeConfig([]byte(kubeconfig))
+	if err != nil {
+		return err
+	}
+	config.Dial = dial
+	if s.api, err = kube.New(config); err != nil {
 		return err
 	}
 	if s.repository, err = cluster.Repository(ctx); err != nil {
@@ -145,4 +156,133 @@ func (s *site) kubectlWith(ctx context.Context, input string, args ...string) (s
 		return output.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(complaint.Bytes()))
 	}
 	return output.String(), nil
+}
+
+// check ends a test if there is an error.
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+//go:embed kinds.yaml
+var kinds string
+
+// makeKinds gives the API the kinds of KubeVirt and cert-manager.
+func (s *site) makeKinds(ctx context.Context) error {
+	if _, err := s.kubectlWith(ctx, kinds, "apply", "--filename=-"); err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, "wait", "--for=condition=Established", "--timeout="+patience.String(), "crd", "--all"); err != nil {
+		return err
+	}
+	// A kind is established a moment before its objects can be listed, and nothing tells when they can.
+	return kube.Poll(ctx, patience, func(ctx context.Context) (string, error) {
+		if _, err := s.takeSnapshot(ctx); err != nil {
+			return err.Error(), nil
+		}
+		return "", nil
+	})
+}
+
+// images are those of the Containerfile, by the names that the overlays have for them.
+var images = []struct {
+	name, entrypoint string
+	programs         map[string]string // the package of each
+}{
+	{"kubevirt-imds-server", "/imds-server", map[string]string{"imds-server": "./server", "imds-init": "./netsetup"}},
+	{"kubevirt-imds-webhook", "/imds-webhook", map[string]string{"imds-webhook": "./injector"}},
+}
+
+// loadImages builds the images of a repository and gives them to the node, with a tag.
+func (s *site) loadImages(ctx context.Context, out io.Writer, repository, tag string) error {
+	begin := time.Now()
+	for _, made := range images {
+		fmt.Fprintf(out, "building the image %s:%s\n", made.name, tag)
+		root := filepath.Join(s.folder, "images", tag, made.name)
+		for program, folder := range made.programs {
+			err := cluster.RunGo(ctx, repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w",
+				"-o", filepath.Join(root, program), folder)
+			if err != nil {
+				return err
+			}
+		}
+		// What a container runtime takes a name without registry for; one without a tag is latest.
+		err := s.cluster.LoadImage(ctx, cluster.Image{
+			Name: "docker.io/library/" + made.name + ":" + tag, User: "65532:65532", Entrypoint: made.entrypoint, Root: os.DirFS(root),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(out, "the images are on the node after %.1f s\n", time.Since(begin).Seconds())
+	return nil
+}
+
+// snapshot is the objects in the cluster, as collection/namespace/name.
+type snapshot map[string]bool
+
+// passing are objects that come and go by themselves.
+var passing = []string{"events", "leases"}
+
+// takeSnapshot lists all objects or, in a cluster that others use meanwhile, those of the product and of the checks.
+func (s *site) takeSnapshot(ctx context.Context) (snapshot, error) {
+	collections, err := listCollections(ctx, s.api)
+	if err != nil {
+		return nil, err
+	}
+	all := snapshot{}
+	for _, collection := range collections {
+		list, err := kube.Get[metav1.PartialObjectMetadataList](ctx, s.api, collection)
+		if err != nil {
+			return nil, err
+		}
+		for _, item := range list.Items {
+			if s.cluster != nil || isOurs(item) {
+				all[collection+" "+item.Namespace+"/"+item.Name] = true
+			}
+		}
+	}
+	return all, nil
+}
+
+func isOurs(item metav1.PartialObjectMetadata) bool {
+	return item.Namespace == namespace || item.Namespace == tenant || item.Labels["app.kubernetes.io/part-of"] == "kubevirt-imds"
+}
+
+// less returns what is in s and not in other, sorted.
+func (s snapshot) less(other snapshot) []string {
+	var more []string
+	for _, object := range slices.Sorted(maps.Keys(s)) {
+		if !other[object] {
+			more = append(more, object)
+		}
+	}
+	return more
+}
+
+// listCollections returns the path of every collection of the API that can be listed, in one version each.
+func listCollections(ctx context.Context, api *kube.Client) ([]string, error) {
+	groups, err := kube.Get[metav1.APIGroupList](ctx, api, "/apis")
+	if err != nil {
+		return nil, err
+	}
+	versions := []string{"/api/v1"}
+	for _, group := range groups.Groups {
+		versions = append(versions, "/apis/"+group.PreferredVersion.GroupVersion)
+	}
+	var collections []string
+	for _, version := range versions {
+		resources, err := kube.Get[metav1.APIResourceList](ctx, api, version)
+		if err != nil {
+			return nil, err
+		}
+		for _, resource := range resources.APIResources {
+			if slices.Contains(resource.Verbs, "list") && !strings.Contains(resource.Name, "/") && !slices.Contains(passing, resource.Name) {
+				collections = append(collections, version+"/"+resource.Name)
+			}
+		}
+	}
+	return collections, nil
 }

@@ -3,16 +3,19 @@ package checks
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"strings"
+	"testing"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
-	"github.com/example/kubevirt-imds/tools/e2e/suite"
 )
 
 // Names that the manifests give to the webhook's objects, and where the API has them.
@@ -96,7 +99,7 @@ func (in *installation) awaitService(ctx context.Context) error {
 
 // isUnreached says whether an error is the API server's that it did not reach a webhook.
 func isUnreached(err error) bool {
-	var refused *kube.Error
+	var refused *kube.Refusal
 	return errors.As(err, &refused) && strings.Contains(refused.Status.Message, "failed calling webhook")
 }
 
@@ -121,30 +124,67 @@ func (in *installation) scale(ctx context.Context, replicas int) error {
 	return in.api.Patch(ctx, deployments+"/"+webhook, kube.MergePatch, patch)
 }
 
-// explained makes each check say more about the webhook when it fails.
-func (in *installation) explained(checks ...suite.Check) []suite.Check {
-	for i := range checks {
-		run := checks[i].Run
-		checks[i].Run = func(t *suite.T) {
-			t.Cleanup(func() {
-				if t.Failed() {
-					in.explain(t)
-				}
-			})
-			run(t)
-		}
-	}
-	return checks
-}
-
 // explain shows what the webhook's pods are doing and the end of their logs.
-func (in *installation) explain(t *suite.T) {
+func (in *installation) explain(t *testing.T) {
 	for _, args := range [][]string{
 		{"get", "pods", "--namespace=" + namespace, "--output=wide"},
 		{"get", "events", "--namespace=" + namespace, "--field-selector=type=Warning"},
 		{"logs", "--namespace=" + namespace, "--selector=app.kubernetes.io/name=" + webhook, "--prefix", "--tail=15"},
 	} {
-		output, _ := in.command(t.Context(), "kubectl", args...).CombinedOutput()
+		output, _ := in.command(context.Background(), "kubectl", args...).CombinedOutput()
 		t.Logf("kubectl %s:\n%s", strings.Join(args, " "), bytes.TrimSpace(output))
 	}
+}
+
+// servedCertificate connects to a pod of the webhook as the API server does, and returns the serial number of
+// the certificate that it shows. One that the API server would not trust is an error.
+func (in *installation) servedCertificate(ctx context.Context, pod corev1.Pod) (serial string, err error) {
+	stored, err := kube.Get[admissionregistrationv1.MutatingWebhookConfiguration](ctx, in.api, configurations+"/"+webhook)
+	if err != nil {
+		return "", err
+	}
+	config := stored.Webhooks[0].ClientConfig
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(config.CABundle) {
+		return "", errors.New("the caBundle of the MutatingWebhookConfiguration holds no certificate")
+	}
+	raw, err := in.cluster.DialContext(ctx, "tcp", net.JoinHostPort(pod.Status.PodIP, "8443"))
+	if err != nil {
+		return "", err
+	}
+	defer raw.Close()
+	conn := tls.Client(raw, &tls.Config{RootCAs: roots, ServerName: config.Service.Name + "." + config.Service.Namespace + ".svc"})
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return "", fmt.Errorf("pod %s: %w", pod.Name, err)
+	}
+	return conn.ConnectionState().PeerCertificates[0].SerialNumber.String(), nil
+}
+
+// servedCertificates returns the serial number that each pod shows, by the pod's name.
+func (in *installation) servedCertificates(ctx context.Context, pods []corev1.Pod) (map[string]string, error) {
+	serials := map[string]string{}
+	for _, pod := range pods {
+		serial, err := in.servedCertificate(ctx, pod)
+		if err != nil {
+			return nil, err
+		}
+		serials[pod.Name] = serial
+	}
+	return serials, nil
+}
+
+// awaitOtherCertificates returns when no pod shows the certificate that it showed before.
+func (in *installation) awaitOtherCertificates(ctx context.Context, pods []corev1.Pod, before map[string]string) error {
+	return kube.Poll(ctx, patience, func(ctx context.Context) (string, error) {
+		now, err := in.servedCertificates(ctx, pods)
+		if err != nil {
+			return "", err
+		}
+		for name, serial := range now {
+			if serial == before[name] {
+				return "pod " + name + " still serves the old certificate", nil
+			}
+		}
+		return "", nil
+	})
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -8,16 +9,18 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 
-	"github.com/example/kubevirt-imds/tools/e2e/image"
+	"golang.org/x/sys/unix"
 )
 
 const (
 	cacheName  = "kubevirt-imds-e2e"
 	pauseImage = "localhost/pause:1"
-	pauseFile  = "pause.tar"
+	pauseRoot  = "pause-image" // the folder with its files
 )
 
 // components are the names under which the one binary of Kubernetes is called.
@@ -30,7 +33,7 @@ var components = []string{
 var sources = []string{
 	"kubernetes/go.mod", "kubernetes/go.sum", "kubernetes/main.go",
 	"runtime/go.mod", "runtime/go.sum",
-	"pause/main.go", "image/image.go", "cluster/build.go", "cluster/gocommand.go",
+	"pause/main.go", "cluster/build.go",
 }
 
 // Programs is a finished build: a folder with every program that a cluster needs and that can be had as a Go
@@ -59,7 +62,7 @@ func Build(ctx context.Context, messages io.Writer) (Programs, error) {
 	}
 	b := &build{source: source, folder: filepath.Join(cache, key+".unfinished"), progress: newProgress(messages)}
 
-	unlock, err := b.lock(ctx, filepath.Join(cache, "lock"))
+	unlock, err := LockCache(ctx, "lock", b.progress.say)
 	if err != nil {
 		return Programs{}, err
 	}
@@ -148,37 +151,17 @@ func (b *build) runtime(ctx context.Context) error {
 		"-tags", "no_btrfs no_devmapper no_zfs", "-ldflags", flags, "-o", b.folder+"/", "tool")
 }
 
-// pause builds the image that holds a pod's namespaces.
+// pause builds what is in the image that holds a pod's namespaces.
 func (b *build) pause(ctx context.Context) error {
-	root, err := os.MkdirTemp("", "pause-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(root)
-	if err := b.compile(ctx, "pause image", ".", "-o", filepath.Join(root, "pause"), modulePath+"/pause"); err != nil {
-		return err
-	}
-	file, err := os.Create(filepath.Join(b.folder, pauseFile))
-	if err != nil {
-		return err
-	}
-	_, err = image.Write(file, pauseImage, image.Config{Entrypoint: []string{"/pause"}}, os.DirFS(root))
-	return errors.Join(err, file.Close())
+	return b.compile(ctx, "pause image", ".", "-o", filepath.Join(b.folder, pauseRoot, "pause"), modulePath+"/pause")
 }
 
 // compile runs go build in a folder of this module. Without cgo: the programs are static, and no C compiler
 // is needed.
 func (b *build) compile(ctx context.Context, what, folder string, args ...string) error {
 	b.progress.say("building %s", what)
-	output := new(buildOutput)
-	defer b.progress.during(func() string { return fmt.Sprintf("building %s: %s", what, output.status()) })()
-
-	command := goCommand(ctx, filepath.Join(b.source, folder), append([]string{"build", "-v", "-buildvcs=false"}, args...)...)
-	command.Stderr = output
-	if err := command.Run(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", what, err, output.errors())
-	}
-	return nil
+	defer b.progress.during("still building " + what)()
+	return RunGo(ctx, filepath.Join(b.source, folder), append([]string{"build", "-buildvcs=false"}, args...)...)
 }
 
 func (b *build) moduleVersion(ctx context.Context, folder, module string) (string, error) {
@@ -211,4 +194,100 @@ func splitVersion(version string) (major, minor string, err error) {
 		return "", "", fmt.Errorf("version %q is not like v1.37.2", version)
 	}
 	return parts[0], parts[1], nil
+}
+
+// CacheFolder makes, in the user's cache folder, the one for what is made once, and returns it.
+func CacheFolder() (string, error) {
+	caches, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	folder := filepath.Join(caches, cacheName)
+	return folder, os.MkdirAll(folder, 0o755)
+}
+
+// LockCache has one process at a time make something in the cache folder, by a file there. It tells if it has to wait.
+func LockCache(ctx context.Context, name string, tell func(format string, args ...any)) (unlock func(), err error) {
+	cache, err := CacheFolder()
+	if err != nil {
+		return nil, err
+	}
+	return lock(ctx, filepath.Join(cache, name), tell)
+}
+
+func lock(ctx context.Context, path string, tell func(format string, args ...any)) (unlock func(), err error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		tell("another process is making the same; waiting for it")
+		taken := make(chan error, 1)
+		go func() { taken <- unix.Flock(int(file.Fd()), unix.LOCK_EX) }()
+		select {
+		case err = <-taken:
+		case <-ctx.Done():
+			go func() {
+				<-taken
+				file.Close()
+			}()
+			return nil, context.Cause(ctx)
+		}
+	}
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return func() { file.Close() }, nil
+}
+
+const modulePath = "github.com/example/kubevirt-imds/tools/e2e"
+
+// sourceFolder finds this module's folder from wherever the go command finds the module.
+func sourceFolder(ctx context.Context) (string, error) {
+	folder, err := goOutput(ctx, "", "list", "-m", "-f", "{{.Dir}}", modulePath)
+	if err != nil {
+		return "", fmt.Errorf("the source of this program is needed (run it in its module's folder, tools/e2e): %w", err)
+	}
+	return folder, nil
+}
+
+// goCommand is a call of the go command that depends on the module in its folder alone.
+func goCommand(ctx context.Context, folder string, args ...string) *exec.Cmd {
+	command := exec.CommandContext(ctx, "go", args...)
+	command.Dir = folder
+	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	// An interrupted build ends its compilers too: they are its process group.
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	command.Cancel = func() error { return syscall.Kill(-command.Process.Pid, syscall.SIGTERM) }
+	return command
+}
+
+func goOutput(ctx context.Context, folder string, args ...string) (string, error) {
+	var errorText bytes.Buffer
+	command := goCommand(ctx, folder, args...)
+	command.Stderr = &errorText
+	output, err := command.Output()
+	if err != nil {
+		return "", fmt.Errorf("go %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errorText.String()))
+	}
+	return strings.TrimSpace(string(output)), nil
+}
+
+// Repository is the folder of the module whose tests this module is: the one two folders up.
+func Repository(ctx context.Context) (string, error) {
+	source, err := sourceFolder(ctx)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(source, "../.."), nil
+}
+
+// RunGo calls the go command in a folder, as Compile does, and returns what it said when it fails.
+func RunGo(ctx context.Context, folder string, args ...string) error {
+	if output, err := goCommand(ctx, folder, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, output)
+	}
+	return nil
 }

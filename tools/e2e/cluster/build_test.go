@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,54 +41,36 @@ func TestBuildKeyFollowsEverySource(t *testing.T) {
 	}
 }
 
-func TestSecondBuildWaitsForTheFirst(t *testing.T) {
+func TestWhoIsSecondWaits(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
-	first := &build{progress: newProgress(io.Discard)}
-	unlock, err := first.lock(t.Context(), path)
+	unlock, err := lock(t.Context(), path, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
-
-	messages, said := io.Pipe()
-	second := &build{progress: newProgress(said)}
-	locked := make(chan error, 1)
+	said, locked := make(chan string, 1), make(chan error, 1)
 	go func() {
-		unlock, err := second.lock(t.Context(), path)
+		unlock, err := lock(t.Context(), path, func(format string, _ ...any) { said <- format })
 		if err == nil {
 			unlock()
 		}
 		locked <- err
 	}()
-	buffer := make([]byte, 1000)
-	n, err := messages.Read(buffer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := string(buffer[:n]); !strings.Contains(got, "waiting") {
+	if got := <-said; !strings.Contains(got, "waiting") {
 		t.Errorf("message %q, want one that says that it is waiting", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := lock(ctx, path, t.Logf); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: error %v, want %v", err, context.Canceled)
 	}
 	select {
 	case err := <-locked:
-		t.Fatalf("the second build did not wait (error %v)", err)
+		t.Fatalf("the second did not wait (error %v)", err)
 	default:
 	}
 	unlock()
 	if err := <-locked; err != nil {
 		t.Error(err)
-	}
-}
-
-func TestWaitingForAnotherBuildCanBeInterrupted(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "lock")
-	unlock, err := (&build{progress: newProgress(io.Discard)}).lock(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unlock()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := (&build{progress: newProgress(io.Discard)}).lock(ctx, path); !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v, want %v", err, context.Canceled)
 	}
 }
 
@@ -117,7 +98,7 @@ func TestCompileMakesAStaticProgram(t *testing.T) {
 
 func TestFailedCompilationShowsTheCompilersError(t *testing.T) {
 	output := filepath.Join(t.TempDir(), "none")
-	err := Compile(t.Context(), modulePath+"/no-such-package", output)
+	err := Compile(t.Context(), "./no-such-package", output)
 	if err == nil || !strings.Contains(err.Error(), "no-such-package") || !strings.Contains(err.Error(), "build") {
 		t.Errorf("error %v, want one with the go command's own words", err)
 	}

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/example/kubevirt-imds/tools/e2e/kube"
 	"github.com/example/kubevirt-imds/tools/e2e/sandbox"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
@@ -43,7 +44,8 @@ type Cluster struct {
 	sandbox  *sandbox.Sandbox
 	network  *podnet.Namespace // the node's
 	client   *http.Client
-	api      *component // the API server
+	objects  *kube.Client // of the API
+	api      *component   // the API server
 	stopping atomic.Bool
 }
 
@@ -79,6 +81,29 @@ func Start(ctx context.Context, options Options) (*Cluster, error) {
 	return c, nil
 }
 
+// Up builds what a cluster needs, and starts one.
+func Up(ctx context.Context, messages io.Writer) (*Cluster, error) {
+	// Before a build that takes minutes.
+	if _, err := checkMachine(); err != nil {
+		return nil, err
+	}
+	programs, err := Build(ctx, messages)
+	if err != nil {
+		return nil, err
+	}
+	return Start(ctx, Options{Programs: programs, Progress: messages})
+}
+
+// Down stops the cluster. Its run folder, with the logs, stays if something has failed.
+func (c *Cluster) Down(failed bool) error {
+	err := c.Stop()
+	if failed || err != nil {
+		c.progress.say("the logs of the cluster are kept in %s", c.folder)
+		return err
+	}
+	return os.RemoveAll(c.folder)
+}
+
 // start brings up the components, side by side as far as one does not need the other.
 func (c *Cluster) start(ctx context.Context) error {
 	if err := c.writeCredentials(); err != nil {
@@ -90,7 +115,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	base, baseCtx := errgroup.WithContext(ctx)
 	base.Go(inOrder(baseCtx, c.startEtcd, c.startAPIServer))
 	base.Go(inOrder(baseCtx, c.startContainerd, func(ctx context.Context) error {
-		return c.LoadImage(ctx, c.programs.path(pauseFile))
+		return c.LoadImage(ctx, Image{Name: pauseImage, Entrypoint: "/pause", Root: os.DirFS(c.programs.path(pauseRoot))})
 	}))
 	if err := base.Wait(); err != nil {
 		return err
@@ -152,22 +177,6 @@ func (c *Cluster) environment() []string {
 // ShellCommand is what a person types, as root, to get a shell in which kubectl and ctr reach the cluster.
 func (c *Cluster) ShellCommand() string {
 	return fmt.Sprintf("nsenter --target %d --mount --net --pid env %s sh", c.sandbox.Pid(), strings.Join(c.environment(), " "))
-}
-
-// LoadImage gives the node an image: an OCI image layout or a docker archive in a tar file, named as its
-// annotations say.
-func (c *Cluster) LoadImage(ctx context.Context, archive string) error {
-	file, err := os.Open(archive)
-	if err != nil {
-		return fmt.Errorf("load image: %w", err)
-	}
-	defer file.Close()
-	command := c.Command(ctx, "ctr", "images", "import", "-")
-	command.Stdin = file
-	if output, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("load image %s: %w: %s", archive, err, output)
-	}
-	return nil
 }
 
 // Stop ends the cluster with all that runs in it, and waits until nothing of it is left but the run folder.

@@ -1,4 +1,4 @@
-// Package dhcp plays KubeVirt's DHCP server: one for each of the VM's networks, in the pod, that knows one client
+// Package dhcp has the DHCP server that KubeVirt runs: one for each of the VM's networks, in the pod, that knows one client
 // and gives it for ever what the CNI plugin gave to the pod (KubeVirt: pkg/network/dhcp).
 package dhcp
 

@@ -1,6 +1,4 @@
-// Package pki makes the certificates that the parts of a Kubernetes cluster show each other.
-//
-// Everything is valid for one day and lives in memory; who needs a file writes it.
+// Package pki makes the certificates that the parts of a Kubernetes cluster show each other. They live in memory.
 package pki
 
 import (
@@ -12,9 +10,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fmt"
 	"net"
 	"time"
+
+	"k8s.io/client-go/util/cert"
+	"k8s.io/client-go/util/keyutil"
 )
 
 const (
@@ -23,7 +23,7 @@ const (
 	backdate = 5 * time.Minute
 )
 
-// Pair is a certificate and its private key (PKCS #8), both PEM.
+// Pair is a certificate and its private key, both PEM.
 type Pair struct {
 	Certificate, Key []byte
 }
@@ -38,25 +38,14 @@ type Authority struct {
 func NewAuthority(commonName string) (*Authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("key of authority %q: %w", commonName, err)
+		return nil, err
 	}
-	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: commonName},
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	certificate, err := sign(template, template, key.Public(), key)
-	if err != nil {
-		return nil, fmt.Errorf("certificate of authority %q: %w", commonName, err)
-	}
-	return &Authority{certificate: certificate, key: key}, nil
+	certificate, err := cert.NewSelfSignedCACert(cert.Config{CommonName: commonName, NotBefore: time.Now().Add(-backdate)}, key)
+	return &Authority{certificate, key}, err
 }
 
 // Certificate is the authority's own certificate, PEM.
-func (a *Authority) Certificate() []byte {
-	return encodeCertificate(a.certificate)
-}
+func (a *Authority) Certificate() []byte { return encode(a.certificate.Raw, cert.CertificateBlockType) }
 
 // Server makes the certificate of a server that is reached at hosts: DNS names or IP addresses.
 func (a *Authority) Server(subject pkix.Name, hosts ...string) (Pair, error) {
@@ -80,15 +69,16 @@ func (a *Authority) Client(subject pkix.Name) (Pair, error) {
 func (a *Authority) issue(template *x509.Certificate) (Pair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return Pair{}, fmt.Errorf("key of %q: %w", template.Subject.CommonName, err)
+		return Pair{}, err
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
-	certificate, err := sign(template, a.certificate, key.Public(), a.key)
+	template.NotBefore, template.NotAfter = time.Now().Add(-backdate), time.Now().Add(lifetime)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
 	if err != nil {
-		return Pair{}, fmt.Errorf("certificate of %q: %w", template.Subject.CommonName, err)
+		return Pair{}, err
 	}
-	encoded, err := encodeKey(key)
-	return Pair{Certificate: encodeCertificate(certificate), Key: encoded}, err
+	encodedKey, err := keyutil.MarshalPrivateKeyToPEM(key)
+	return Pair{encode(der, cert.CertificateBlockType), encodedKey}, err
 }
 
 // NewServiceAccountKey makes the key pair that signs and checks ServiceAccount tokens, both PEM. It is RSA,
@@ -96,39 +86,16 @@ func (a *Authority) issue(template *x509.Certificate) (Pair, error) {
 func NewServiceAccountKey() (private, public []byte, err error) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
-		return nil, nil, fmt.Errorf("service account key: %w", err)
-	}
-	private, err = encodeKey(key)
-	if err != nil {
 		return nil, nil, err
 	}
 	der, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
-		return nil, nil, fmt.Errorf("service account public key: %w", err)
+		return nil, nil, err
 	}
-	return private, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
+	private, err = keyutil.MarshalPrivateKeyToPEM(key)
+	return private, encode(der, keyutil.PublicKeyBlockType), err
 }
 
-// sign completes template with the lifetime and has x509 choose a random serial number.
-func sign(template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.Signer) (*x509.Certificate, error) {
-	now := time.Now()
-	template.NotBefore = now.Add(-backdate)
-	template.NotAfter = now.Add(lifetime)
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
-	if err != nil {
-		return nil, err
-	}
-	return x509.ParseCertificate(der)
-}
-
-func encodeCertificate(certificate *x509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Raw})
-}
-
-func encodeKey(key crypto.Signer) ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("private key: %w", err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+func encode(der []byte, kind string) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }

@@ -13,13 +13,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/example/kubevirt-imds/tools/e2e/guestimage"
-	"github.com/example/kubevirt-imds/tools/e2e/hand"
-	"github.com/example/kubevirt-imds/tools/e2e/process"
+	"github.com/example/kubevirt-imds/tools/e2e/guestagent"
+	"github.com/example/kubevirt-imds/tools/e2e/qemu/qmp"
+	"github.com/example/kubevirt-imds/tools/e2e/rootfs"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -33,7 +34,7 @@ const (
 
 // Options say what a guest is.
 type Options struct {
-	Image guestimage.Image
+	Image rootfs.Image
 	// Namespace is where QEMU runs: the pod's.
 	Namespace *podnet.Namespace
 	// NICs are the guest's eth0, eth1, ...
@@ -55,15 +56,16 @@ type NIC struct {
 
 // Guest is a running QEMU with the guest in it.
 type Guest struct {
-	// Hand acts in the guest. After a migration the target's is the one to use.
-	Hand *hand.Client
+	// Agent is the program in the guest. After a migration the target's is the one to use.
+	Agent guestagent.Client
 
-	monitor *monitor
-	console string   // a file: what the guest's kernel and its first process have said
-	folder  string   // of the console
-	port    net.Conn // of the hand, until there is a client
-	process *process.Process
-	said    bytes.Buffer // by QEMU; complete when the process has ended
+	monitor *qmp.Conn
+	console string       // a file: what the guest's kernel and its first process have said
+	folder  string       // of the console
+	port    net.Conn     // of the agent, until there is a client
+	said    bytes.Buffer // by QEMU; complete when it has ended
+	ended   chan struct{}
+	err     error // of its end; valid when ended is closed
 	kill    context.CancelFunc
 	closing sync.Once
 	nics    int // so far, for their names
@@ -79,16 +81,16 @@ func Available() error {
 	return nil
 }
 
-// Boot starts a guest and returns when its hand answers. The guest ends with ctx.
+// Boot starts a guest and returns when its agent answers. The guest lives until Close, or until this process ends.
 func Boot(ctx context.Context, options Options) (*Guest, error) {
 	g, err := launch(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("booting a guest: %w", err)
 	}
-	g.Hand = hand.NewClient(g.port)
+	g.Agent = guestagent.Client{Conn: qmp.New(g.port)}
 	limited, cancel := context.WithTimeoutCause(ctx, bootLimit, fmt.Errorf("it has not booted within %s", bootLimit))
 	defer cancel()
-	if err := g.during(limited, func(ctx context.Context) error { return g.Hand.AwaitBoot(ctx, 0) }); err != nil {
+	if err := g.during(limited, func(ctx context.Context) error { return g.Agent.AwaitBoot(ctx, 0) }); err != nil {
 		err = fmt.Errorf("booting a guest: %w; its console:\n%s", err, g.Console())
 		return nil, errors.Join(err, g.Close())
 	}
@@ -111,7 +113,7 @@ func launch(ctx context.Context, options Options, more ...string) (*Guest, error
 	return g, nil
 }
 
-// arguments are those of QEMU. The file descriptors 3 and 4 are the monitor's and the hand's.
+// arguments are those of QEMU. The file descriptors 3 and 4 are the monitor's and the agent's.
 func (g *Guest) arguments() []string {
 	memory := g.options.Memory
 	if memory == 0 {
@@ -124,7 +126,7 @@ func (g *Guest) arguments() []string {
 		"-chardev", "file,id=console,path=" + g.console, "-serial", "chardev:console",
 		"-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
 		"-device", "virtio-serial-pci,id=ports",
-		"-chardev", "socket,id=hand,fd=4", "-device", "virtserialport,chardev=hand,name=" + hand.Port,
+		"-chardev", "socket,id=agent,fd=4", "-device", "virtserialport,chardev=agent,name=" + guestagent.Port,
 	}
 	for _, nic := range g.options.NICs {
 		id := g.nextNIC()
@@ -140,34 +142,43 @@ func (g *Guest) arguments() []string {
 const kernelCommandLine = "console=ttyS0 quiet panic=-1 reboot=k mitigations=off random.trust_cpu=on " +
 	"no_timer_check clocksource=hpet cryptomgr.notests nokaslr net.ifnames=0"
 
-// start starts the process, which ends with ctx.
+// start starts the process.
 func (g *Guest) start(ctx context.Context, more []string) error {
 	monitorSocket, monitorEnd, err := socketPair()
 	if err != nil {
 		return err
 	}
 	defer monitorEnd.Close()
-	handSocket, handEnd, err := socketPair()
+	agentSocket, agentEnd, err := socketPair()
 	if err != nil {
 		return err
 	}
-	defer handEnd.Close()
-	g.port = handSocket
+	defer agentEnd.Close()
+	g.port = agentSocket
 
-	ctx, g.kill = context.WithCancel(ctx)
-	command := exec.CommandContext(ctx, program, append(g.arguments(), more...)...)
-	command.ExtraFiles = []*os.File{monitorEnd, handEnd}
+	running, kill := context.WithCancel(context.WithoutCancel(ctx))
+	g.kill = kill
+	command := exec.CommandContext(running, program, append(g.arguments(), more...)...)
+	command.ExtraFiles = []*os.File{monitorEnd, agentEnd}
 	command.Stdout, command.Stderr = &g.said, &g.said
-	if g.process, err = process.Start(g.options.Namespace, command); err != nil {
-		return errors.Join(err, monitorSocket.Close(), handSocket.Close())
+	// What the terminal sends at Ctrl-C is for this process alone.
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := g.options.Namespace.Start(command); err != nil {
+		return errors.Join(err, monitorSocket.Close(), agentSocket.Close())
 	}
+	g.ended = make(chan struct{})
+	go func() {
+		g.err = command.Wait()
+		close(g.ended)
+	}()
 	err = g.during(ctx, func(ctx context.Context) (err error) {
-		g.monitor, err = openMonitor(ctx, monitorSocket)
+		g.monitor = qmp.New(monitorSocket)
+		_, err = g.monitor.Execute(ctx, "qmp_capabilities", nil)
 		return err
 	})
 	if err != nil {
 		g.kill()
-		<-g.process.Ended()
+		<-g.ended
 		return err
 	}
 	return nil
@@ -175,8 +186,8 @@ func (g *Guest) start(ctx context.Context, more []string) error {
 
 // end is why QEMU is not there any more.
 func (g *Guest) end() error {
-	if err := g.process.Err(); err != nil {
-		return fmt.Errorf("QEMU: %w: %s", err, strings.TrimSpace(g.said.String()))
+	if g.err != nil {
+		return fmt.Errorf("QEMU: %w: %s", g.err, strings.TrimSpace(g.said.String()))
 	}
 	return errors.New("QEMU has ended by itself")
 }
@@ -205,7 +216,7 @@ func (g *Guest) during(ctx context.Context, f func(context.Context) error) error
 	defer close(over)
 	go func() {
 		select {
-		case <-g.process.Ended():
+		case <-g.ended:
 			cancel(g.end())
 		case <-over:
 		}
@@ -227,10 +238,10 @@ func (g *Guest) Close() error {
 	var err error
 	g.closing.Do(func() {
 		g.kill()
-		<-g.process.Ended()
-		g.monitor.close()
-		if g.Hand != nil {
-			g.Hand.Close()
+		<-g.ended
+		g.monitor.Close()
+		if g.Agent.Conn != nil {
+			g.Agent.Close()
 		} else {
 			g.port.Close()
 		}

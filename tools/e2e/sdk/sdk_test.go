@@ -26,7 +26,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
-	"github.com/example/kubevirt-imds/tools/e2e/process"
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
@@ -262,11 +261,10 @@ func serve(t *testing.T, pod *podnet.Namespace, token string) {
 		"IMDS_NAMESPACE=tenant", "IMDS_POD_NAME=virt-launcher-vm", "IMDS_VM_NAME=vm", "IMDS_SA_NAME=default"}
 	log, err := server.StderrPipe()
 	must(t, err)
-	running, err := process.Start(pod, server)
-	must(t, err)
+	must(t, pod.Start(server))
 	t.Cleanup(func() {
-		running.Signal(unix.SIGKILL)
-		<-running.Ended()
+		server.Process.Kill()
+		server.Wait()
 	})
 	lines := bufio.NewScanner(log)
 	for lines.Scan() {
@@ -301,18 +299,15 @@ func (g *guest) run(t *testing.T, command *exec.Cmd) outcome {
 	const patience = 15 * time.Second
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
-	running, err := process.Start(g.Namespace, command)
-	must(t, err)
-	select {
-	case <-running.Ended():
-	case <-time.After(patience):
-		running.Signal(unix.SIGKILL)
-		<-running.Ended()
+	must(t, g.Start(command))
+	limit := time.AfterFunc(patience, func() { command.Process.Kill() })
+	err := command.Wait()
+	if !limit.Stop() {
 		t.Fatalf("it did not end within %s", patience)
 	}
 	var o outcome
-	if err := json.Unmarshal(stdout.Bytes(), &o); err != nil {
-		t.Fatalf("the lookup ended with %v and printed %q and %q", running.Err(), &stdout, &stderr)
+	if json.Unmarshal(stdout.Bytes(), &o) != nil {
+		t.Fatalf("the lookup ended with %v and printed %q and %q", err, &stdout, &stderr)
 	}
 	return o
 }

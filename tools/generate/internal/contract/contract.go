@@ -13,6 +13,9 @@ const (
 	Webhook = "imds-webhook"
 	// PatchesConfigMap holds the change to a VM's pod, one file a key.
 	PatchesConfigMap = "imds-sidecar"
+	// NodeAgent names the DaemonSet and its ServiceAccount, which are in NodeNamespace.
+	NodeAgent     = "imds-node-agent"
+	NodeNamespace = Namespace + "-node"
 	// ServicePort is where the API server finds the webhook.
 	ServicePort = 443
 )
@@ -43,6 +46,13 @@ type Resources struct{ CPU, Memory string }
 var (
 	Init   = Sidecar{Name: "imds-init", UID: 0, Requests: Resources{"5m", "8Mi"}, Limits: Resources{"200m", "16Mi"}}
 	Server = Sidecar{Name: "imds-server", UID: 65532, Requests: Resources{"5m", "8Mi"}, Limits: Resources{"200m", "32Mi"}}
+)
+
+// Where imds-server listens for the node agent, and by which volume that finds it.
+const (
+	NodeVolume       = "imds-node"
+	NodeSocketFolder = "/run/imds-node"
+	NodeSocket       = "imds.sock"
 )
 
 // Where imds-server finds its token, and where it listens.

@@ -58,6 +58,7 @@ func All(options Options) ([]File, error) {
 		path.Join(Package, "base/mutatingwebhookconfiguration.yaml"),
 		path.Join(Package, "sidecar/10-imds-init.yaml"),
 		path.Join(Package, "sidecar/20-imds-server.yaml"),
+		path.Join(Package, "components/node-agent/25-node-agent.yaml"),
 		path.Join(Package, "components/regular-containers/30-regular-containers.yaml"))
 }
 

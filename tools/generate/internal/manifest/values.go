@@ -41,8 +41,13 @@ func values(options Options) map[string]any {
 		"UserAnnotations":    annotation.ByUser(),
 		"VerdictAnnotations": annotation.Verdict(),
 
-		"Init":         contract.Init,
-		"Server":       contract.Server,
+		"Init":   contract.Init,
+		"Server": contract.Server,
+
+		"NodeVolume":       contract.NodeVolume,
+		"NodeSocketFolder": contract.NodeSocketFolder,
+		"NodeSocket":       contract.NodeSocket,
+
 		"TokenVolume":  contract.TokenVolume,
 		"TokenFolder":  contract.TokenFolder,
 		"TokenFile":    contract.TokenFile,

@@ -82,6 +82,19 @@ func (t *Tree) Write(name string, content []byte) error {
 	return t.files.WriteFile(path.Join(clone, name), content)
 }
 
+// BuildWith renders the kustomization in folder with components.
+func (t *Tree) BuildWith(folder string, components ...string) ([]byte, error) {
+	const with = "with-components"
+	kustomization := "resources: [../" + folder + "]\ncomponents:\n"
+	for _, component := range components {
+		kustomization += "- ../" + manifest.Package + "/components/" + component + "\n"
+	}
+	if err := t.Write(with+"/kustomization.yaml", []byte(kustomization)); err != nil {
+		return nil, err
+	}
+	return t.Build(with)
+}
+
 // Build renders the kustomization in folder, in the order in which kubectl
 // applies it.
 func (t *Tree) Build(folder string) ([]byte, error) {
