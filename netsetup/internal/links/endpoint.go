@@ -23,9 +23,7 @@ func EnsureEndpoint(inv Inventory) (changed bool, err error) {
 		return true, err
 	}
 	return all(made,
-		func() (bool, error) { return ensureNoOwnIPv6(device) },
-		func() (bool, error) { return ensureNoOwnIPv6(port) },
-		func() (bool, error) { return ensureOnly(port, netlink.FAMILY_V6, nil) },
+		func() (bool, error) { return ensureNoOwnAddress(device, port) },
 		func() (bool, error) { return ensureConf(device) },
 		func() (bool, error) { return ensureAddress(device) },
 		func() (bool, error) { return ensureUp(port) },
@@ -33,6 +31,16 @@ func EnsureEndpoint(inv Inventory) (changed bool, err error) {
 		func() (bool, error) { return ensureRoutes(device) },
 		ensureRule,
 		func() (bool, error) { return ensureGateway(device, wiring.Gateway) },
+	)
+}
+
+// ensureNoOwnAddress keeps the kernel from giving either end an IPv6 address of its own
+// making, and takes what it has given.
+func ensureNoOwnAddress(device, port netlink.Link) (changed bool, err error) {
+	return all(false,
+		func() (bool, error) { return ensureNoOwnIPv6(device) },
+		func() (bool, error) { return ensureNoOwnIPv6(port) },
+		func() (bool, error) { return ensureOnly(port, netlink.FAMILY_V6, nil) },
 	)
 }
 

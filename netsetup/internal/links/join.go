@@ -23,6 +23,10 @@ func EnsureJoined(inv Inventory, w wiring.Wiring) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	device, err := inv.find(wiring.Device)
+	if err != nil {
+		return false, err
+	}
 	ports, err := readPorts()
 	if err != nil {
 		return false, err
@@ -32,6 +36,8 @@ func EnsureJoined(inv Inventory, w wiring.Wiring) (changed bool, err error) {
 		// Where the endpoint has been before it leaves nothing behind.
 		func() (bool, error) { return ensureIsolated(inv, ports, w.OtherUplinks, false) },
 		func() (bool, error) { return ensureMTU(inv, w.MTU) },
+		// A link that IPv6 can be on again has an address of its own.
+		func() (bool, error) { return ensureNoOwnAddress(device, port) },
 		func() (bool, error) { return enslave(port, ports, w.Bridge) },
 		func() (bool, error) { return false, pinMACs(inv, w) },
 	)
