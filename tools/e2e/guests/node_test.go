@@ -437,7 +437,7 @@ func loadPieces(t *testing.T) *lacking {
 		n.load(piece)
 	}
 	begin := time.Now()
-	for seen.served.Status != http.StatusOK && time.Since(begin) < vmtest.Patience {
+	for seen.served.Status != http.StatusOK && time.Since(begin) < nodeHealLimit {
 		seen.served = n.get("guest", "/healthz", 500*time.Millisecond)
 	}
 	seen.healed = time.Since(begin)
