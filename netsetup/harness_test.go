@@ -140,6 +140,12 @@ func (p *imdsInit) kill() { p.Kill() }
 // waitFor returns the next line of the log that holds the text.
 func (p logLines) waitFor(t *testing.T, text string) string {
 	t.Helper()
+	return p.waitForEither(t, text, text)
+}
+
+// waitForEither returns the next line of the log that holds one of two texts.
+func (p logLines) waitForEither(t *testing.T, text, other string) string {
+	t.Helper()
 	var seen []string
 	deadline := time.After(10 * time.Second)
 	for {
@@ -148,7 +154,7 @@ func (p logLines) waitFor(t *testing.T, text string) string {
 			if !open {
 				t.Fatalf("imds-init ended before it said %q:\n%s", text, strings.Join(seen, "\n"))
 			}
-			if strings.Contains(line, text) {
+			if strings.Contains(line, text) || strings.Contains(line, other) {
 				return line
 			}
 			seen = append(seen, line)

@@ -45,8 +45,10 @@ func keep(ctx context.Context, to target, tell func(outcome) (owed bool), hold f
 		}
 		// What came meanwhile may be the end of the failure, as when a link goes that
 		// was being changed: that is not worth a line.
-		for again := 0; result.err != nil && again < 3 && drained(changes); again++ {
+		for again := 0; (result.err != nil || result.lesser != nil) && again < 3 && drained(changes); again++ {
+			changed := result.changed
 			result = reconciler.reconcile()
+			result.changed = result.changed || changed
 		}
 		owed := tell(result)
 		var retry <-chan time.Time
