@@ -1,18 +1,25 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/packet"
 )
 
 // What the guest asks for besides TCP port 80 of our addresses is refused at once, and
@@ -177,5 +184,82 @@ func TestNoOtherListenerAnswersForTheServer(t *testing.T) {
 				t.Errorf("it answers nobody (%q, %v), so this proves nothing", answer, err)
 			}
 		})
+	}
+}
+
+// Frames of another network with the same address pass a pod of passt, also where the
+// node hands those of a bridge to the rules of the ip family.
+func TestPasstLeavesOtherNetworksAlone(t *testing.T) {
+	on := true
+	pod, _ := passtPod(t, podnet.Options{Binding: podnet.Passt, BridgeNetfilter: &on})
+	left, right := netlink.NewVeth(netlink.LinkAttrs{Name: "left"}), netlink.NewVeth(netlink.LinkAttrs{Name: "right"})
+	left.PeerName, right.PeerName = "left0", "right0"
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "k6t-other"}}
+	handle := pod.Pod.Netlink()
+	for _, l := range []netlink.Link{left, right, bridge} {
+		must(t, handle.LinkAdd(l))
+	}
+	for _, name := range []string{"left0", "right0"} {
+		must(t, handle.LinkSetMaster(link(t, pod, name), link(t, pod, "k6t-other")))
+	}
+	for _, name := range []string{"left", "right", "left0", "right0", "k6t-other"} {
+		must(t, handle.LinkSetUp(link(t, pod, name)))
+	}
+	heard, err := podnet.Capture(pod.Pod, "right")
+	must(t, err)
+	from, to := mac(t, pod.Pod, "left"), mac(t, pod.Pod, "right")
+	frame := udp(from, to, []byte{198, 18, 0, 1}, podnet.MetadataAddr.AsSlice(), 0)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	for { // a port forwards some time after it came up, of which no event tells
+		must(t, pod.Pod.SendFrame("left", frame))
+		short, end := context.WithTimeout(ctx, 100*time.Millisecond)
+		err := heard.Wait(short, func(f podnet.Frame) bool { return !f.Outgoing && bytes.HasPrefix(f.Data, frame) })
+		end()
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal("the frame does not pass")
+		}
+	}
+}
+
+// An ICMP error that says how long a packet may be on the way to a container is heard.
+func TestICMPErrorsAboutAnswersAreHeard(t *testing.T) {
+	pod, _ := servedPod(t, podnet.Options{Binding: podnet.Bridge})
+	guest := mac(t, pod.Guest, "eth0")
+	about := slices.Concat([]byte{0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0}, podnet.MetadataAddr.AsSlice(), podnet.PodAddr.AsSlice(), []byte{0, 80, 0x9c, 0x40, 0, 0, 0, 1})
+	message := slices.Concat([]byte{3, 4, 0, 0, 0, 0, 0x05, 0x00}, about) // fragmentation needed, 1280 (RFC 1191)
+	binary.BigEndian.PutUint16(message[2:], checksum(message))
+	const rule = "ip prerouting, accept ICMP errors about answers"
+	before := counters(t, pod)[rule]
+	sendFrames(t, pod.Guest, "eth0", ipv4(guest, wiring.DeviceMAC, unix.IPPROTO_ICMP, podnet.PodAddr.AsSlice(), podnet.MetadataAddr.AsSlice(), 0, message))
+	mustServe(t, pod, guestAddress(podnet.Bridge))
+	if after := counters(t, pod)[rule]; after == before {
+		t.Error("it was not")
+	}
+}
+
+// A solicitation is answered whether the sender's MAC is its first option or its second.
+func TestSolicitationWithMoreOptions(t *testing.T) {
+	requireIPv6(t)
+	pod, _ := servedPod(t, podnet.Options{Binding: podnet.Bridge})
+	l := newLink(t, pod)
+	nonce, source := []byte{14, 1, 1, 2, 3, 4, 5, 6}, slices.Concat([]byte{1, 1}, l.guestMAC)
+	for _, options := range [][]byte{slices.Concat(nonce, source), slices.Concat(source, nonce), source, nonce} {
+		message := slices.Concat([]byte{solicitation, 0, 0, 0, 0, 0, 0, 0}, ours.AsSlice(), options)
+		heard, err := podnet.Capture(pod.Guest, "eth0")
+		must(t, err)
+		must(t, pod.Guest.SendFrame("eth0", packet.ICMPv6(l.guestMAC, groupMAC, l.guestAddr, group, message)))
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		err = heard.Wait(ctx, func(f podnet.Frame) bool {
+			return !f.Outgoing && len(f.Data) > 54 && bytes.Equal(f.Data[6:12], wiring.DeviceMAC) && f.Data[54] == advertisement
+		})
+		cancel()
+		if err != nil {
+			t.Errorf("options % x: no advertisement: %v", options, err)
+		}
+		heard.Stop()
 	}
 }

@@ -49,3 +49,25 @@ func TestServedInPartIsTold(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 }
+
+// After a network that flapped, the last line is of the state that is.
+func TestLastLineIsTrue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		r := reporter{log: slog.New(slog.NewTextHandler(&log, nil)), now: time.Now}
+		served, waiting := outcome{wiring: wiring.Wiring{Bridge: wiring.Link{Name: "k6t-eth0"}}}, outcome{wiring: wiring.Wiring{Waiting: "a bridge"}}
+		owed := false
+		for range 2 * linesAtOnce {
+			r.tell(served)
+			owed = r.tell(waiting)
+		}
+		if !owed {
+			t.Fatal("the last state was told, so this proves nothing")
+		}
+		time.Sleep(lineEvery)
+		log.Reset()
+		if r.tell(waiting) || !strings.Contains(log.String(), "nobody to serve yet") {
+			t.Errorf("it is not told later: %q", &log)
+		}
+	})
+}
