@@ -366,3 +366,26 @@ func TestForeignRoutesStay(t *testing.T) {
 		t.Errorf("before %q\nafter  %q", before, after)
 	}
 }
+
+// While no bridge is joined, because it is still to be made or is made anew, a guest's
+// question leaves by none: the bridge may come before its event does.
+func TestQuestionsStayWhileNoBridgeIsJoined(t *testing.T) {
+	pod, p := servedPod(t, podnet.Options{Binding: podnet.Bridge})
+	must(t, pod.RemoveBridge())
+	p.waitFor(t, "nobody to serve yet")
+	p.kill() // so that the bridge comes long before its event
+	uplink, err := podnet.Capture(pod.Neighbour, podnet.NeighbourInterface)
+	must(t, err)
+	must(t, pod.RestoreBridge())
+	wantRefused(t, pod.Guest, "tcp", net.JoinHostPort(podnet.NeighbourAddr.String(), "9"))
+	if answer, err := ask(pod); err == nil {
+		t.Errorf("the guest is answered %q", answer)
+	}
+	frames, err := uplink.Stop()
+	must(t, err)
+	for _, frame := range frames {
+		if frame.ConcernsMetadata() {
+			t.Fatalf("on the uplink: %v", frame)
+		}
+	}
+}

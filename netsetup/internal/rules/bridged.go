@@ -47,8 +47,8 @@ func mappings(w wiring.Wiring) []mapping {
 	}
 }
 
-// bridged is the rules for guests on a bridge. Without a bridge that is joined, no
-// bridge is ruled.
+// bridged is the rules for guests on a bridge. Without a bridge that is joined, all are
+// closed to our addresses.
 func bridged(w wiring.Wiring, node Node) []chain {
 	chains := []chain{
 		{familyBridge, "filter", "prerouting", bridgePrerouting, bridgeEarly, "", fromPorts(w, node)},
@@ -73,7 +73,9 @@ func bridged(w wiring.Wiring, node Node) []chain {
 // isolation of the ports: no single mistake opens the endpoint.
 func fromPorts(w wiring.Wiring, node Node) []rule {
 	if !w.Joined() {
-		return []rule{to("drop all from the endpoint: no bridge is joined", iif(wiring.Port), drop)}
+		// Until one is, no guest's question leaves by any, and nobody answers it: the
+		// bridge may come before its event does.
+		return slices.Concat([]rule{to("drop all from the endpoint: no bridge is joined", iif(wiring.Port), drop)}, fromNobody, toNobody)
 	}
 	guest := iif(wiring.Names(w.Guests)...)
 	var rules []rule
@@ -100,11 +102,10 @@ func fromPorts(w wiring.Wiring, node Node) []rule {
 		to("accept VLAN frames: other networks", inVLAN, accept),
 		to("remember the MAC of the guest's NIC", guest, remember(nics, byNIC, itsMAC)),
 
-		to("drop packets from our IPv4 address", ipSource(address), drop),
-		to("drop ARP from our IPv4 address", arpSender(address), drop),
 		to("drop ARP that tells one of our MACs", arpSenderMAC(ours...), drop),
-		to("drop packets from our IPv6 address", ip6Source(addressIPv6), drop),
-		to("drop advertisements of our IPv6 address", discoveryAnywhere(neighbourAdvertisement, addressIPv6), drop),
+	)
+	rules = append(rules, fromNobody...)
+	rules = append(rules,
 		to("drop fragments to our IPv4 address", ipTarget(address), ipFragment, drop),
 		to("drop IPv4 options to our IPv4 address", ipTarget(address), ipOptions, drop),
 	)
@@ -138,6 +139,15 @@ func otherBridges(by func(...string) part, ports []string) []rule {
 		return nil
 	}
 	return []rule{to("accept all on other bridges", by(ports...), accept)}
+}
+
+// fromNobody drops what is from our addresses, where what the endpoint says has been
+// accepted.
+var fromNobody = []rule{
+	to("drop packets from our IPv4 address", ipSource(address), drop),
+	to("drop ARP from our IPv4 address", arpSender(address), drop),
+	to("drop packets from our IPv6 address", ip6Source(addressIPv6), drop),
+	to("drop advertisements of our IPv6 address", discoveryAnywhere(neighbourAdvertisement, addressIPv6), drop),
 }
 
 // toNobody drops what is for our addresses and MACs, where what may pass has been
@@ -180,13 +190,8 @@ func toPorts(w wiring.Wiring) []rule {
 		to("answer the address that looked for the endpoint", guest, etherSource(wiring.DeviceMAC), arpOperation(arpReply), arpTargetFrom(lookers, toARPMAC)),
 		to("accept the endpoint's frames to a guest", guest, etherSource(wiring.DeviceMAC), accept),
 		to("drop the endpoint's frames to others", etherSource(wiring.DeviceMAC), drop),
-
-		to("drop packets from our IPv4 address", ipSource(address), drop),
-		to("drop ARP from our IPv4 address", arpSender(address), drop),
-		to("drop packets from our IPv6 address", ip6Source(addressIPv6), drop),
-		to("drop advertisements of our IPv6 address", discoveryAnywhere(neighbourAdvertisement, addressIPv6), drop),
 	)
-	return append(rules, toNobody...)
+	return slices.Concat(rules, fromNobody, toNobody)
 }
 
 // onlyTheService keeps the endpoint's device for its address and its port, whatever
