@@ -35,9 +35,15 @@ func EnsureJoined(inv Inventory, w wiring.Wiring) (changed bool, err error) {
 		func() (bool, error) { return ensureIsolated(inv, ports, w.Uplinks, true) },
 		// Where the endpoint has been before it leaves nothing behind.
 		func() (bool, error) { return ensureIsolated(inv, ports, w.OtherUplinks, false) },
-		func() (bool, error) { return ensureMTU(inv, w.MTU) },
-		// A link that IPv6 can be on again has an address of its own.
-		func() (bool, error) { return ensureNoOwnAddress(device, port) },
+		func() (bool, error) {
+			resized, err := ensureMTU(inv, w.MTU)
+			if err != nil || !resized {
+				return resized, err
+			}
+			// A link that IPv6 can be on again has an address of its own.
+			_, err = ensureNoOwnAddress(device, port)
+			return true, err
+		},
 		func() (bool, error) { return enslave(port, ports, w.Bridge) },
 		func() (bool, error) { return false, pinMACs(inv, w) },
 	)

@@ -59,23 +59,20 @@ func (b *batch) deleteChains(family byte, names []string) {
 	}
 }
 
-// addMapping adds a map, or a set where there is no data.
+// addMapping adds a map.
 func (b *batch) addMapping(m mapping) {
 	const (
 		isMap   = 0x8 // NFT_SET_MAP, NFT_SET_TIMEOUT and NFT_SET_EVAL of
 		timeout = 0x10
 		dynamic = 0x20 // include/uapi/linux/netfilter/nf_tables.h
 	)
-	flags := uint32(dynamic)
+	flags := uint32(isMap | dynamic)
 	attributes := []*nl.RtAttr{
 		text(unix.NFTA_SET_TABLE, tableName), text(unix.NFTA_SET_NAME, m.name),
 		number(unix.NFTA_SET_ID, b.nextSet()),
 		number(unix.NFTA_SET_KEY_TYPE, m.key.number), number(unix.NFTA_SET_KEY_LEN, m.key.length),
+		number(unix.NFTA_SET_DATA_TYPE, m.data.number), number(unix.NFTA_SET_DATA_LEN, m.data.length),
 		nested(unix.NFTA_SET_DESC, number(unix.NFTA_SET_DESC_SIZE, m.size)),
-	}
-	if m.data.length > 0 {
-		flags |= isMap
-		attributes = append(attributes, number(unix.NFTA_SET_DATA_TYPE, m.data.number), number(unix.NFTA_SET_DATA_LEN, m.data.length))
 	}
 	if m.timeout > 0 {
 		flags |= timeout
