@@ -92,7 +92,7 @@ func newInit(t *testing.T, pod *podnet.Pod, kernel string, env ...string) *imdsI
 	t.Helper()
 	must(t, image.build())
 	p := &imdsInit{logLines: newLogLines()}
-	launcher, err := kubelet.LauncherPod("../kustomize/sidecar", "imds", metav1.ObjectMeta{Name: "virt-launcher-vm", Namespace: "tenant"}, "vm")
+	launcher, err := kubelet.LauncherPod("imds", metav1.ObjectMeta{Name: "virt-launcher-vm", Namespace: "tenant"}, "vm", "../kustomize/sidecar")
 	must(t, err)
 	node := &kubelet.Node{
 		Images: map[string]string{"imds": image.folder},

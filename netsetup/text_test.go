@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,7 +16,8 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/*.nft anew")
 
-// The rules of each kind of wiring as nft(8) shows them, to be read in a review.
+// The rules of each kind of wiring as nft(8) shows them, to be read in a review. They
+// are the same whether imds-init is in the pod or the agent of its node.
 func TestRulesAsText(t *testing.T) {
 	requireProgram(t, "nft")
 	requireIPv6(t)
@@ -34,9 +36,9 @@ func TestRulesAsText(t *testing.T) {
 		{"two-networks", podnet.Options{Binding: podnet.Bridge}, true, nil, "led=" + secondTap},
 		{"passt", podnet.Options{Binding: podnet.Passt}, false, []string{redirectTo}, "msg=wired"},
 	} {
-		t.Run(c.file, func(t *testing.T) {
+		test := func(t *testing.T, startOn func(*testing.T, *podnet.Pod) logLines) {
 			pod := newPod(t, c.options)
-			p := start(t, pod, onThisKernel, c.env...)
+			p := startOn(t, pod)
 			if c.says != "endpoint ready" && c.env == nil {
 				must(t, pod.Wire())
 			}
@@ -45,6 +47,20 @@ func TestRulesAsText(t *testing.T) {
 			}
 			p.waitFor(t, c.says)
 			compareText(t, filepath.Join("testdata", c.file+".nft"), ourTables(t, pod), string(version))
+		}
+		t.Run(c.file, func(t *testing.T) {
+			test(t, func(t *testing.T, pod *podnet.Pod) logLines { return start(t, pod, onThisKernel, c.env...).logLines })
+		})
+		t.Run(c.file+" by the agent", func(t *testing.T) {
+			test(t, func(t *testing.T, pod *podnet.Pod) logLines {
+				n := runningNode(t)
+				message := honest
+				if c.env != nil {
+					message = strings.Replace(honest, `"redirectPort":0`, `"redirectPort":60080`, 1)
+				}
+				speak(t, n.addPod(t, "uid"), func(conn *net.UnixConn) error { return say(conn, message, pod.Pod.FD()) })
+				return n.logLines
+			})
 		})
 	}
 }

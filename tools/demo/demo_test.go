@@ -139,7 +139,7 @@ func checkPatch(t *testing.T, p *podDocument) {
 // declaredSysctls are those of the declared patches.
 func declaredSysctls(t *testing.T) string {
 	t.Helper()
-	pod, err := kubelet.LauncherPod("../../kustomize/sidecar", serverImage, metav1.ObjectMeta{}, "")
+	pod, err := kubelet.LauncherPod(serverImage, metav1.ObjectMeta{}, "", "../../kustomize/sidecar")
 	if err != nil {
 		t.Fatal(err)
 	}

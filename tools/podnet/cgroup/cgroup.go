@@ -38,7 +38,7 @@ func IsUnified() bool {
 func (g *Group) unified() bool { return g.memory == g.cpu }
 
 // New makes a group of that name with limits: thousandths of a CPU, and bytes of
-// memory. It takes root.
+// memory; 0: none. It takes root.
 func New(name string, cpu, memory int64) (*Group, error) {
 	g, err := newGroup(name, cpu*cpuPeriod/1000, memory)
 	if err != nil {
@@ -53,18 +53,26 @@ func newGroup(name string, quota, memory int64) (*Group, error) {
 		return &Group{folder, folder}, errors.Join(
 			write(filepath.Join(Mount, "cgroup.subtree_control"), "+cpu +memory"),
 			os.Mkdir(folder, 0o755),
-			write(filepath.Join(folder, "memory.max"), memory),
-			write(filepath.Join(folder, "cpu.max"), quota, cpuPeriod),
+			write(filepath.Join(folder, "memory.max"), orNone(memory, "max")),
+			write(filepath.Join(folder, "cpu.max"), orNone(quota, "max"), cpuPeriod),
 		)
 	}
 	g := &Group{filepath.Join(Mount, "memory", name), filepath.Join(Mount, "cpu", name)}
 	return g, errors.Join(
 		os.Mkdir(g.memory, 0o755),
 		os.Mkdir(g.cpu, 0o755),
-		write(filepath.Join(g.memory, "memory.limit_in_bytes"), memory),
+		write(filepath.Join(g.memory, "memory.limit_in_bytes"), orNone(memory, -1)),
 		write(filepath.Join(g.cpu, "cpu.cfs_period_us"), cpuPeriod),
-		write(filepath.Join(g.cpu, "cpu.cfs_quota_us"), quota),
+		write(filepath.Join(g.cpu, "cpu.cfs_quota_us"), orNone(quota, -1)),
 	)
+}
+
+// orNone is a limit, or the kernel's word for there being none.
+func orNone(limit int64, none any) any {
+	if limit == 0 {
+		return none
+	}
+	return limit
 }
 
 func write(file string, words ...any) error {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
@@ -17,16 +18,16 @@ import (
 // volumes.
 const launcherID = int64(107)
 
-// LauncherPod returns a virt-launcher pod with the sidecars that the patches in a
-// folder declare (kustomize/sidecar): what the webhook makes of a pod for which it
-// has nothing to compute. The VM's own containers are left out.
-func LauncherPod(patches, image string, meta metav1.ObjectMeta, account string) (*corev1.Pod, error) {
+// LauncherPod returns a virt-launcher pod with the sidecars that patches declare, by
+// their folders (kustomize/sidecar) or files: what the webhook makes of a pod for which
+// it has nothing to compute. The VM's own containers are left out.
+func LauncherPod(image string, meta metav1.ObjectMeta, account string, patches ...string) (*corev1.Pod, error) {
 	id, nonRoot := launcherID, true
 	pod := &corev1.Pod{ObjectMeta: meta, Spec: corev1.PodSpec{
 		ServiceAccountName: account,
 		SecurityContext:    &corev1.PodSecurityContext{RunAsUser: &id, RunAsGroup: &id, RunAsNonRoot: &nonRoot, FSGroup: &id},
 	}}
-	files, err := Patches(patches)
+	files, err := Patches(patches...)
 	if err != nil {
 		return nil, err
 	}
@@ -79,25 +80,46 @@ func (p Patch) apply(pod *corev1.Pod) (*corev1.Pod, error) {
 	return patched, nil
 }
 
-// Patches reads the patches in a folder, in the order in which they are applied.
-func Patches(folder string) ([]Patch, error) {
-	paths, err := filepath.Glob(filepath.Join(folder, "*.yaml")) // sorted
+// Patches reads the patches in folders, in the order in which they are applied, and
+// those in files.
+func Patches(places ...string) ([]Patch, error) {
+	var patches []Patch
+	for _, place := range places {
+		paths := []string{place}
+		if filepath.Ext(place) == "" {
+			var err error
+			if paths, err = filepath.Glob(filepath.Join(place, "*.yaml")); err != nil { // sorted
+				return nil, err
+			}
+		}
+		for _, path := range paths {
+			if filepath.Base(path) == "kustomization.yaml" {
+				continue
+			}
+			content, err := os.ReadFile(path)
+			if err != nil {
+				return nil, err
+			}
+			patches = append(patches, Patch{filepath.Base(path), content})
+		}
+	}
+	if patches == nil {
+		return nil, fmt.Errorf("no patch in %s", places)
+	}
+	return patches, nil
+}
+
+// DaemonSetPod returns a pod of the DaemonSet that a manifest declares.
+func DaemonSetPod(manifest string) (*corev1.Pod, error) {
+	content, err := os.ReadFile(manifest)
 	if err != nil {
 		return nil, err
 	}
-	var patches []Patch
-	for _, path := range paths {
-		if filepath.Base(path) == "kustomization.yaml" {
-			continue
-		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return nil, err
-		}
-		patches = append(patches, Patch{filepath.Base(path), content})
+	var set appsv1.DaemonSet
+	if err := yaml.UnmarshalStrict(content, &set); err != nil {
+		return nil, fmt.Errorf("%s: %w", manifest, err)
 	}
-	if patches == nil {
-		return nil, fmt.Errorf("no patch in %s", folder)
-	}
-	return patches, nil
+	pod := &corev1.Pod{ObjectMeta: set.Spec.Template.ObjectMeta, Spec: set.Spec.Template.Spec}
+	pod.Name, pod.Namespace = set.Name, set.Namespace
+	return pod, nil
 }

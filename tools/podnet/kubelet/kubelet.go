@@ -24,9 +24,11 @@ type Node struct {
 	// Images are the node's images: their names, and the folders with their
 	// files.
 	Images map[string]string
-	// Folder is where volumes and containers' roots are kept. Tokens are in
-	// there.
+	// Folder is the kubelet's folder of the pods: their volumes, tokens among them,
+	// and the roots of their containers.
 	Folder string
+	// HostPaths are the folders of the node that pods may mount: where they are here.
+	HostPaths map[string]string
 	// Token asks the API server for a pod's token.
 	Token func(pod *corev1.Pod, audience string, lifetime time.Duration) (string, error)
 	// Log opens what else gets the lines that a container writes. It is closed when

@@ -156,7 +156,7 @@ func TestTokensAreRefreshed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pod.Stop()
-	file := filepath.Join(pod.folder, "volumes", "token", "file")
+	file := filepath.Join(pod.folder, "volumes", "kubernetes.io~projected", "token", "file")
 	for _, serial := range []string{"1", "2"} {
 		if content, err := os.ReadFile(file); err != nil || !strings.HasSuffix(string(content), serial) {
 			t.Errorf("%q, %v: want token %s", content, err, serial)
@@ -201,7 +201,7 @@ func TestPodsThatAreNotSupported(t *testing.T) {
 			}
 		})
 	}
-	if _, err := startPod(t, node, twoSidecars, "third"); err == nil || !strings.Contains(err.Error(), "no init container third") {
+	if _, err := startPod(t, node, twoSidecars, "third"); err == nil || !strings.Contains(err.Error(), "no container third") {
 		t.Error(err)
 	}
 }
@@ -357,7 +357,7 @@ func TestPodOfTheDeclaredPatches(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	pod, err := LauncherPod(folder, "given", metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm")
+	pod, err := LauncherPod("given", metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm", folder)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,13 +374,13 @@ func TestPodOfTheDeclaredPatches(t *testing.T) {
 	if pod.Name != "virt-launcher-vm" || pod.Spec.ServiceAccountName != "vm" || len(pod.Spec.Volumes) != 1 {
 		t.Errorf("pod %s of %s, volumes %v", pod.Name, pod.Spec.ServiceAccountName, pod.Spec.Volumes)
 	}
-	if _, err := LauncherPod(t.TempDir(), "", metav1.ObjectMeta{}, ""); err == nil {
+	if _, err := LauncherPod("", metav1.ObjectMeta{}, "", t.TempDir()); err == nil {
 		t.Error("a folder without a patch is taken")
 	}
 	if err := os.WriteFile(filepath.Join(folder, "30-c.yaml"), []byte("["), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LauncherPod(folder, "", metav1.ObjectMeta{}, ""); err == nil || !strings.Contains(err.Error(), "30-c.yaml") {
+	if _, err := LauncherPod("", metav1.ObjectMeta{}, "", folder); err == nil || !strings.Contains(err.Error(), "30-c.yaml") {
 		t.Errorf("%v, want it to name the file", err)
 	}
 }

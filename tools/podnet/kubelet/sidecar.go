@@ -18,7 +18,8 @@ import (
 	"github.com/example/kubevirt-imds/tools/podnet/container"
 )
 
-// Sidecar is a native sidecar of a pod. It is not safe for concurrent use, but
+// Sidecar is a native sidecar of a pod, or a container of one that is restarted
+// always. It is not safe for concurrent use, but
 // for its log.
 type Sidecar struct {
 	// Name is the container's.
@@ -37,29 +38,32 @@ type Sidecar struct {
 }
 
 // Sidecar finds a native sidecar of the pod, an init container that is always
-// restarted, and gets it ready to start. env is added to what the pod declares.
+// restarted, or another container of that name, and gets it ready to start. env is
+// added to what the pod declares.
 func (p *Pod) Sidecar(name string, env ...string) (*Sidecar, error) {
-	at := slices.IndexFunc(p.pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
-	if at < 0 {
-		return nil, fmt.Errorf("the pod has no init container %s", name)
+	of, isInit := find(p.pod.Spec.InitContainers, name)
+	if of == nil {
+		of, _ = find(p.pod.Spec.Containers, name)
 	}
-	of := p.pod.Spec.InitContainers[at]
-	if of.RestartPolicy == nil || *of.RestartPolicy != corev1.ContainerRestartPolicyAlways {
+	if of == nil {
+		return nil, fmt.Errorf("the pod has no container %s", name)
+	}
+	if isInit && (of.RestartPolicy == nil || *of.RestartPolicy != corev1.ContainerRestartPolicyAlways) {
 		return nil, fmt.Errorf("init container %s is no native sidecar: it has no restartPolicy Always", name)
 	}
 	if of.StartupProbe != nil {
 		return nil, fmt.Errorf("sidecar %s has a startup probe: the VM's own container would wait for it", name)
 	}
-	of.Env = slices.Clone(of.Env)
+	of = of.DeepCopy()
 	for _, variable := range env {
 		name, value, _ := strings.Cut(variable, "=")
 		of.Env = append(of.Env, corev1.EnvVar{Name: name, Value: value})
 	}
-	mounts, err := p.mounts(of)
+	mounts, err := p.mounts(*of)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", name, err)
 	}
-	c := &Sidecar{Name: name, pod: p, of: of, mounts: mounts}
+	c := &Sidecar{Name: name, pod: p, of: *of, mounts: mounts}
 	if p.node.Limits {
 		if c.Group, err = cgroup.New(filepath.Base(p.folder)+"-"+name, of.Resources.Limits.Cpu().MilliValue(), of.Resources.Limits.Memory().Value()); err != nil {
 			return nil, fmt.Errorf("container %s: %w", name, err)
@@ -67,6 +71,14 @@ func (p *Pod) Sidecar(name string, env ...string) (*Sidecar, error) {
 	}
 	p.sidecars = append(p.sidecars, c)
 	return c, nil
+}
+
+func find(containers []corev1.Container, name string) (*corev1.Container, bool) {
+	at := slices.IndexFunc(containers, func(c corev1.Container) bool { return c.Name == name })
+	if at < 0 {
+		return nil, false
+	}
+	return &containers[at], true
 }
 
 // Command is the container's program with its arguments.

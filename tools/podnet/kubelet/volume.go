@@ -33,11 +33,19 @@ func (p *Pod) volume(name string) (folder string, err error) {
 	if at < 0 {
 		return "", fmt.Errorf("the pod has none of that name")
 	}
-	folder = filepath.Join(p.folder, "volumes", name)
+	v := p.pod.Spec.Volumes[at]
+	if v.HostPath != nil {
+		folder, here := p.node.HostPaths[v.HostPath.Path]
+		if !here {
+			return "", fmt.Errorf("the node has no %s", v.HostPath.Path)
+		}
+		return folder, nil
+	}
+	folder = p.volumeFolder(v)
 	if _, err := os.Stat(folder); err == nil {
 		return folder, nil
 	}
-	switch v := p.pod.Spec.Volumes[at]; {
+	switch {
 	case v.EmptyDir != nil:
 		return folder, p.makeVolume(folder, 0o777)
 	case v.Projected != nil:
@@ -46,7 +54,17 @@ func (p *Pod) volume(name string) (folder string, err error) {
 		}
 		return folder, p.project(folder, v.Projected)
 	}
-	return "", fmt.Errorf("only emptyDir and projected volumes are supported here")
+	return "", fmt.Errorf("only emptyDir, hostPath and projected volumes are supported here")
+}
+
+// volumeFolder is where the kubelet has a volume of its own (k8s.io/kubernetes,
+// pkg/kubelet/kubelet_getters.go: getPodVolumeDir).
+func (p *Pod) volumeFolder(v corev1.Volume) string {
+	plugin := "kubernetes.io~empty-dir"
+	if v.Projected != nil {
+		plugin = "kubernetes.io~projected"
+	}
+	return filepath.Join(p.folder, "volumes", plugin, v.Name)
 }
 
 // makeVolume makes the folder of a volume. Its group is the pod's fsGroup.
@@ -65,7 +83,7 @@ func (p *Pod) makeVolume(folder string, mode os.FileMode) error {
 // when 80 % of a token's lifetime have passed.
 func (p *Pod) Refresh() error {
 	for _, v := range p.pod.Spec.Volumes {
-		folder := filepath.Join(p.folder, "volumes", v.Name)
+		folder := p.volumeFolder(v)
 		if _, err := os.Stat(folder); err != nil || v.Projected == nil {
 			continue // no sidecar mounts it
 		}
