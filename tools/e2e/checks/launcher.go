@@ -124,3 +124,11 @@ func sidecars(pod *corev1.Pod) []corev1.Container {
 	}
 	return found
 }
+
+func names(containers []corev1.Container) []string {
+	var all []string
+	for _, container := range containers {
+		all = append(all, container.Name)
+	}
+	return all
+}

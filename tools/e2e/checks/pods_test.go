@@ -256,14 +256,6 @@ func (in *installation) isInvalidAnyhow(ctx context.Context, pod *corev1.Pod) bo
 	return isInvalid(err)
 }
 
-func names(containers []corev1.Container) []string {
-	var all []string
-	for _, container := range containers {
-		all = append(all, container.Name)
-	}
-	return all
-}
-
 // testLimits is about namespaces whose administrator bounds what containers ask for. They are done once: the patch is
 // the same in all overlays.
 func (in *installation) testLimits(t *testing.T) {

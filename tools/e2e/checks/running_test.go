@@ -23,30 +23,32 @@ func (in *installation) testRunningPod(t *testing.T) {
 	if !in.once {
 		return
 	}
-	onVM := func(name, proves string, run func(*testing.T, *VM)) {
-		in.check(t, name, proves, func(t *testing.T) {
-			v, err := in.vm()
-			check(t, err)
-			t.Cleanup(func() {
-				if t.Failed() {
-					v.Explain(t)
-				}
-			})
-			run(t, v)
+	in.onVM(t, "running/order", "in a pod that runs, the sidecars start in order, before compute", startsInOrder(initContainer, serverContainer))
+	in.onVM(t, "running/privileges", "imds-init has NET_ADMIN alone, imds-server nothing; seccomp, read-only roots", hasNoPrivilege)
+	in.onVM(t, "running/guaranteed", "the kubelet keeps the pod Guaranteed, with the sidecars' limits in force", isGuaranteed)
+	in.onVM(t, "running/inside", "the endpoint is there before the VM's network is", answersInside)
+	in.onVM(t, "running/guest", "a guest is served once its bridge and tap are there", servesGuest)
+	in.onVM(t, "running/identity", "the guest learns who it is", tellsIdentity)
+	in.onVM(t, "running/token", "its token is accepted by a TokenReview, as its ServiceAccount's, bound to its pod", givesToken)
+	in.onVM(t, "running/audience", "its token for another audience is accepted for that one alone", givesAudienceToken)
+	in.onVM(t, "running/flood", "under a flood from the guest the liveness probe succeeds, and memory stays in its limit", survivesFlood)
+	in.onVM(t, "running/killed-server", "imds-server, killed, is restarted and answers", survivesKillOfServer)
+	in.onVM(t, "running/killed-init", "imds-init, killed, is restarted; the guest is served all the while", survivesKillOfInit)
+	in.onVM(t, "running/end", "when compute ends, the pod completes", completes)
+}
+
+// onVM runs a check of the VM whose pod runs.
+func (in *installation) onVM(t *testing.T, name, proves string, run func(*testing.T, *VM)) {
+	in.check(t, name, proves, func(t *testing.T) {
+		v, err := in.vm()
+		check(t, err)
+		t.Cleanup(func() {
+			if t.Failed() {
+				v.Explain(t)
+			}
 		})
-	}
-	onVM("running/order", "in a pod that runs, the sidecars start in order, before compute", startsInOrder)
-	onVM("running/privileges", "imds-init has NET_ADMIN alone, imds-server nothing; seccomp, read-only roots", hasNoPrivilege)
-	onVM("running/guaranteed", "the kubelet keeps the pod Guaranteed, with the sidecars' limits in force", isGuaranteed)
-	onVM("running/inside", "the endpoint is there before the VM's network is", answersInside)
-	onVM("running/guest", "a guest is served once its bridge and tap are there", servesGuest)
-	onVM("running/identity", "the guest learns who it is", tellsIdentity)
-	onVM("running/token", "its token is accepted by a TokenReview, as its ServiceAccount's, bound to its pod", givesToken)
-	onVM("running/audience", "its token for another audience is accepted for that one alone", givesAudienceToken)
-	onVM("running/flood", "under a flood from the guest the liveness probe succeeds, and memory stays in its limit", survivesFlood)
-	onVM("running/killed-server", "imds-server, killed, is restarted and answers", survivesKill(serverContainer))
-	onVM("running/killed-init", "imds-init, killed, is restarted; the guest is served all the while", survivesKill(initContainer))
-	onVM("running/end", "when compute ends, the pod completes", completes)
+		run(t, v)
+	})
 }
 
 func answersInside(t *testing.T, v *VM) {
@@ -66,22 +68,29 @@ func servesGuest(t *testing.T, v *VM) {
 	t.Logf("first answer %d ms after bridge, NAT and tap (which took %d ms)", took.Milliseconds(), booted.Milliseconds())
 }
 
-// survivesKill kills a sidecar as the kernel does when memory is short.
-func survivesKill(name string) func(*testing.T, *VM) {
-	return func(t *testing.T, v *VM) {
-		check(t, v.boot())
-		begin := time.Now()
-		check(t, v.Kill(t.Context(), name, func() error {
-			if name == serverContainer {
-				return nil
-			}
-			_, err := v.Ask(t.Context(), "/healthz")
-			return err
-		}))
-		_, err := v.fromGuest().awaitAnswer(t.Context())
-		check(t, err)
-		t.Logf("restarted and answering after %.1f s", time.Since(begin).Seconds())
-	}
+// A sidecar is killed as the kernel does when memory is short.
+
+func survivesKillOfServer(t *testing.T, v *VM) {
+	check(t, v.boot())
+	begin := time.Now()
+	check(t, v.Kill(t.Context(), serverContainer, func() error { return nil }))
+	awaitAnswerSince(t, v, begin)
+}
+
+func survivesKillOfInit(t *testing.T, v *VM) {
+	check(t, v.boot())
+	begin := time.Now()
+	check(t, v.KillInit(t.Context(), func() error {
+		_, err := v.Ask(t.Context(), "/healthz")
+		return err
+	}))
+	awaitAnswerSince(t, v, begin)
+}
+
+func awaitAnswerSince(t *testing.T, v *VM, begin time.Time) {
+	_, err := v.fromGuest().awaitAnswer(t.Context())
+	check(t, err)
+	t.Logf("restarted and answering after %.1f s", time.Since(begin).Seconds())
 }
 
 // completes ends compute as virt-launcher ends when its guest has powered off.
@@ -101,64 +110,76 @@ func completes(t *testing.T, v *VM) {
 }
 
 // startsInOrder compares when the first processes of the containers began.
-func startsInOrder(t *testing.T, v *VM) {
-	order := append(names(v.pod.Spec.InitContainers), names(v.pod.Spec.Containers)...)
-	if want := []string{"guest-console-log", initContainer, serverContainer, "compute"}; !slices.Equal(order, want) {
-		t.Fatalf("the containers are %q, want %q", order, want)
-	}
-	var last time.Time
-	for _, name := range order {
-		pid, err := v.process(t.Context(), name)
-		check(t, err)
-		began, err := cluster.ProcessStart(pid)
-		check(t, err)
-		if began.Before(last) {
-			t.Errorf("%s began before the one ahead of it", name)
+func startsInOrder(ours ...string) func(*testing.T, *VM) {
+	return func(t *testing.T, v *VM) {
+		if want := slices.Concat([]string{"guest-console-log"}, ours, []string{"compute"}); !slices.Equal(v.Containers(), want) {
+			t.Fatalf("the containers are %q, want %q", v.Containers(), want)
 		}
-		last = began
+		var last time.Time
+		for _, name := range v.Containers() {
+			pid, err := v.process(t.Context(), name)
+			check(t, err)
+			began, err := cluster.ProcessStart(pid)
+			check(t, err)
+			if began.Before(last) {
+				t.Errorf("%s began before the one ahead of it", name)
+			}
+			last = began
+		}
 	}
 }
 
-// hasNoPrivilege reads what the kernel lets the processes do (proc_pid_status(5)).
+// Sets of capabilities, as the kernel shows them (proc_pid_status(5)).
+const (
+	noCapability        = "0000000000000000"
+	netAdmin            = "0000000000001000"
+	netAdminAndSysAdmin = "0000000000201000"
+)
+
 func hasNoPrivilege(t *testing.T, v *VM) {
-	const none, netAdmin = "0000000000000000", "0000000000001000"
 	for _, want := range []struct{ container, uids, groups, capabilities string }{
 		{initContainer, "0 0 0 0", "0 107", netAdmin},
-		{serverContainer, "65532 65532 65532 65532", "107 65532", none},
+		{serverContainer, "65532 65532 65532 65532", "107 65532", noCapability},
 	} {
 		pid, err := v.process(t.Context(), want.container)
 		check(t, err)
-		status, err := cluster.ProcessStatus(pid)
-		check(t, err)
-		for name, value := range map[string]string{
-			"Uid": want.uids, "Groups": want.groups,
-			"CapBnd": want.capabilities, "CapPrm": want.capabilities, "CapEff": want.capabilities, "CapInh": none, "CapAmb": none,
-			"NoNewPrivs": "1", "Seccomp": "2",
-		} {
-			if status[name] != value {
-				t.Errorf("%s: %s is %q, want %q", want.container, name, status[name], value)
-			}
-		}
-		options, err := rootOptions(pid)
-		check(t, err)
-		if !slices.Contains(options, "ro") {
-			t.Errorf("%s: its root is mounted %s, want ro", want.container, options)
-		}
+		checkPrivileges(t, want.container, pid, want.uids, want.groups, want.capabilities)
 	}
 }
 
-// rootOptions are the mount options of a process's root folder (proc_pid_mountinfo(5)).
-func rootOptions(pid int) ([]string, error) {
+// checkPrivileges reads what the kernel lets a process do.
+func checkPrivileges(t *testing.T, name string, pid int, uids, groups, capabilities string) {
+	status, err := cluster.ProcessStatus(pid)
+	check(t, err)
+	for line, value := range map[string]string{
+		"Uid": uids, "Groups": groups,
+		"CapBnd": capabilities, "CapPrm": capabilities, "CapEff": capabilities, "CapInh": noCapability, "CapAmb": noCapability,
+		"NoNewPrivs": "1", "Seccomp": "2",
+	} {
+		if status[line] != value {
+			t.Errorf("%s: %s is %q, want %q", name, line, status[line], value)
+		}
+	}
+	all, err := mounts(pid)
+	check(t, err)
+	if !slices.Contains(all["/"], "ro") {
+		t.Errorf("%s: its root is mounted %s, want ro", name, all["/"])
+	}
+}
+
+// mounts are the options of a process's mounts, by their places (proc_pid_mountinfo(5)).
+func mounts(pid int) (map[string][]string, error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
 	if err != nil {
 		return nil, err
 	}
+	found := map[string][]string{}
 	for line := range strings.Lines(string(content)) {
-		if fields := strings.Fields(line); len(fields) > 5 && fields[4] == "/" {
-			return strings.Split(fields[5], ","), nil
+		if fields := strings.Fields(line); len(fields) > 5 {
+			found[fields[4]] = strings.Split(fields[5], ",")
 		}
 	}
-	return nil, fmt.Errorf("process %d has no root folder", pid)
+	return found, nil
 }
 
 func isGuaranteed(t *testing.T, v *VM) {

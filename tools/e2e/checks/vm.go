@@ -217,13 +217,18 @@ func (v *VM) boot() error {
 func (v *VM) fromPod() dialer   { return v.network.Pod.Dial }
 func (v *VM) fromGuest() dialer { return v.network.Guest.Dial }
 
-// StartVM installs the product in a cluster that is there for this check alone, and starts a VM's pod, whose network
-// is wired for masquerade binding. The guest is the caller's part, on the tap tap0 of that network.
-func StartVM(t *testing.T, c *cluster.Cluster, out io.Writer) *VM {
+// StartVM installs the product in a cluster that is there for this check alone, with the component node-agent or
+// without it, and starts a VM's pod, whose network is wired for masquerade binding. The guest is the caller's part, on
+// the tap tap0 of that network.
+func StartVM(t *testing.T, c *cluster.Cluster, withAgent bool, out io.Writer) *VM {
 	s, err := openSite(t.Context(), c, out)
 	check(t, err)
 	t.Cleanup(func() { check(t, s.close(context.WithoutCancel(t.Context()))) })
-	in := newInstallation(t.Context(), s, kind)
+	o := kind
+	if withAgent {
+		o = nodeAgent
+	}
+	in := newInstallation(t.Context(), s, o)
 	in.install(t)
 	v, err := in.vm()
 	check(t, err)
@@ -242,14 +247,15 @@ func (v *VM) Process(ctx context.Context, container string) (int, error) {
 	return v.process(ctx, container)
 }
 
-// Containers are the names of those that end in this order when the pod is deleted: the VM's own, and then the
-// sidecars, the last first.
-var Containers = []string{"compute", serverContainer, initContainer, "guest-console-log"}
+// Containers are the names of those in the pod, in the order in which they start: the VM's own is the last.
+func (v *VM) Containers() []string {
+	return append(names(v.pod.Spec.InitContainers), names(v.pod.Spec.Containers)...)
+}
 
 // Delete deletes the pod and returns when each of Containers had ended.
 func (v *VM) Delete(ctx context.Context) ([]time.Time, error) {
 	var processes []unix.PollFd
-	for _, name := range Containers {
+	for _, name := range v.Containers() {
 		pid, err := v.process(ctx, name)
 		if err != nil {
 			return nil, err
@@ -296,13 +302,37 @@ func awaitEnds(processes []unix.PollFd) ([]time.Time, error) {
 	return ends, nil
 }
 
-// Kill kills a container, does something at once, and returns when the kubelet has restarted it.
+// Kill kills a sidecar, does something at once, and returns when the kubelet has restarted it.
 func (v *VM) Kill(ctx context.Context, name string, atOnce func() error) error {
-	before, err := v.status(ctx, name)
+	return v.site.kill(ctx, podsPath, v.pod.Name, name, atOnce)
+}
+
+// KillInit does so with imds-init, in the pod or on its node.
+func (v *VM) KillInit(ctx context.Context, atOnce func() error) error {
+	if len(sidecars(v.pod)) == 2 {
+		return v.Kill(ctx, initContainer, atOnce)
+	}
+	agent, err := v.site.awaitAgent(ctx)
 	if err != nil {
 		return err
 	}
-	pid, err := v.process(ctx, name)
+	return v.site.kill(ctx, agentPods, agent.Name, agentName, atOnce)
+}
+
+func (s *site) kill(ctx context.Context, pods, pod, name string, atOnce func() error) error {
+	now, err := kube.Get[corev1.Pod](ctx, s.api, pods+"/"+pod)
+	if err != nil {
+		return err
+	}
+	before, err := statusOf(now, name)
+	if err != nil {
+		return err
+	}
+	container, err := s.cluster.Container(before.ContainerID)
+	if err != nil {
+		return err
+	}
+	pid, err := container.Pid()
 	if err != nil {
 		return err
 	}
@@ -312,7 +342,7 @@ func (v *VM) Kill(ctx context.Context, name string, atOnce func() error) error {
 	if err := atOnce(); err != nil {
 		return err
 	}
-	_, err = kube.Await(ctx, v.site.api, podsPath, v.pod.Name, patience, func(pod *corev1.Pod) string {
+	_, err = kube.Await(ctx, s.api, pods, pod, patience, func(pod *corev1.Pod) string {
 		status, err := statusOf(pod, name)
 		switch {
 		case err != nil:
@@ -328,7 +358,11 @@ func (v *VM) Kill(ctx context.Context, name string, atOnce func() error) error {
 // Explain shows the state of the pod and what its sidecars have logged.
 func (v *VM) Explain(t *testing.T) {
 	ctx := context.Background()
-	for _, name := range []string{initContainer, serverContainer} {
+	if output, err := v.site.kubectl(ctx, "logs", "--namespace="+agentNamespace, "daemonset/"+agentName); err == nil {
+		t.Logf("the node agent:\n%s", output)
+	}
+	for _, sidecar := range sidecars(v.pod) {
+		name := sidecar.Name
 		status, err := v.status(ctx, name)
 		t.Logf("%s: %d restarts, %+v (%v)", name, status.RestartCount, status.State, err)
 		log, err := v.log(ctx, name)

@@ -46,6 +46,7 @@ type Cluster struct {
 	client   *http.Client
 	objects  *kube.Client // of the API
 	api      *component   // the API server
+	kubelet  *component
 	stopping atomic.Bool
 }
 

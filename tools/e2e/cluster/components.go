@@ -75,6 +75,13 @@ func (c *Cluster) launch(name string, args ...string) (*component, error) {
 	return p, nil
 }
 
+// end ends the program, and returns when it has ended.
+func (p *component) end() {
+	p.asked.Store(true)
+	p.kill()
+	<-p.ended.Done()
+}
+
 // await returns once check finds the component ready. It fails when the component ends or takes too long,
 // and then shows the end of the component's log.
 func (c *Cluster) await(ctx context.Context, p *component, check func(context.Context) error) error {
@@ -203,12 +210,19 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 // WithoutAPIServer ends the API server as a crash does, does something, and returns when it has been started again.
 // All else runs on.
 func (c *Cluster) WithoutAPIServer(ctx context.Context, do func() error) error {
-	c.api.asked.Store(true)
-	c.api.kill()
-	<-c.api.ended.Done()
+	c.api.end()
 	c.client.CloseIdleConnections()
 	err := do()
 	return errors.Join(err, c.startAPIServer(ctx))
+}
+
+// RestartKubelet ends the kubelet as a crash does, and returns when it has been started again. The containers run on.
+func (c *Cluster) RestartKubelet(ctx context.Context) error {
+	c.kubelet.end()
+	if err := c.startKubelet(ctx); err != nil { // the node is still Ready from before
+		return err
+	}
+	return c.await(ctx, c.kubelet, c.answersOK("http://127.0.0.1:10248/healthz"))
 }
 
 // startControllerManager returns when the first ServiceAccount is there, without which there are no pods.
@@ -225,7 +239,7 @@ func (c *Cluster) startControllerManager(ctx context.Context) error {
 		"--kube-api-burst=1000",
 		"--service-account-private-key-file="+c.file("service-account.key"),
 		"--root-ca-file="+c.file("ca.crt"),
-		"--flex-volume-plugin-dir=/run/kubelet/volume-plugins")
+		"--flex-volume-plugin-dir="+kubeletFolder+"/volume-plugins")
 	if err != nil {
 		return err
 	}
@@ -260,6 +274,12 @@ func (c *Cluster) startContainerd(ctx context.Context) error {
 	return c.await(ctx, p, c.listens(containerdSocket))
 }
 
+// kubeletFolder is the kubelet's, and PodsFolder where it has its pods, as the node sees it.
+const (
+	kubeletFolder = "/run/kubelet"
+	PodsFolder    = kubeletFolder + "/pods"
+)
+
 // startKubelet returns when the node is Ready.
 func (c *Cluster) startKubelet(ctx context.Context) error {
 	p, err := c.launch("kubelet",
@@ -267,10 +287,11 @@ func (c *Cluster) startKubelet(ctx context.Context) error {
 		"--kubeconfig="+c.file("kubelet.kubeconfig"),
 		"--hostname-override="+nodeName,
 		"--node-ip="+nodeAddress,
-		"--root-dir=/run/kubelet")
+		"--root-dir="+kubeletFolder)
 	if err != nil {
 		return err
 	}
+	c.kubelet = p
 	return c.await(ctx, p, func(ctx context.Context) error {
 		_, err := kube.Await(ctx, c.objects, "/api/v1/nodes", nodeName, readyTime, func(node *corev1.Node) string {
 			for _, condition := range node.Status.Conditions {

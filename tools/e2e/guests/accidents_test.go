@@ -16,19 +16,28 @@ import (
 )
 
 // Whatever happens in a VM's pod is over in less than a second: the guest asks ten times a second all the while, and
-// counts. In each binding one accident after the other happens to one guest.
+// counts. In each binding one accident after the other happens to one guest. With the node agent one binding will do.
 func TestAccidents(t *testing.T) {
 	t.Parallel()
-	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
-		t.Run(string(binding), func(t *testing.T) {
+	for _, c := range []struct {
+		way     vmtest.WiredBy
+		binding podnet.Binding
+	}{
+		{vmtest.BySidecar, podnet.Masquerade},
+		{vmtest.BySidecar, podnet.Bridge},
+		{vmtest.ByNodeAgent, podnet.Bridge},
+	} {
+		t.Run(string(c.way)+"/"+string(c.binding), func(t *testing.T) {
 			t.Parallel()
-			subject := "accidents/" + string(binding)
+			subject := groupIn(c.way, "accidents") + "/" + string(c.binding)
 			var v *accidentVM
 			if !results.Skipping() {
 				useProcessors(t, 2)
-				v = startAccidentVM(t, vmtest.Options{Name: "accidents-" + string(binding), Network: podnet.Options{Binding: binding}})
+				v = startAccidentVM(t, vmtest.Options{
+					WiredBy: c.way, Name: "accidents-" + string(c.binding), Network: podnet.Options{Binding: c.binding},
+				})
 			}
-			for _, r := range accidentRows(binding) {
+			for _, r := range accidentRows(c.way, c.binding) {
 				t.Run(r.name, func(t *testing.T) {
 					var m *measured
 					if !results.Skipping() {
@@ -89,9 +98,9 @@ type accidentRow struct {
 	measure func(*accidentVM) *measured
 }
 
-func accidentRows(binding podnet.Binding) []accidentRow {
+func accidentRows(way vmtest.WiredBy, binding podnet.Binding) []accidentRow {
 	var rows []accidentRow
-	for _, a := range accidentsIn(binding) {
+	for _, a := range accidentsIn(way, binding) {
 		rows = append(rows, accidentRow{a.name, func(v *accidentVM) *measured { return v.measure(a) }})
 	}
 	rows = append(rows, reboots...)
@@ -117,8 +126,8 @@ type accident struct {
 	ends bool
 }
 
-// accidentsIn are those that can happen in a binding.
-func accidentsIn(binding podnet.Binding) []accident {
+// accidentsIn are those that can happen in a binding, and to who wires it.
+func accidentsIn(way vmtest.WiredBy, binding podnet.Binding) []accident {
 	all := []accident{
 		{name: "server-killed", happen: func(v *accidentVM) error { return restart(v.Server) }, listensAnew: true, ends: true},
 		{name: "init-killed", happen: func(v *accidentVM) error { return restart(v.Init) }, initAnew: true, ends: true},
@@ -138,6 +147,11 @@ func accidentsIn(binding podnet.Binding) []accident {
 		{name: "routes-deleted", happen: inPod("ip route flush table $(ip rule | sed -n 's/.*from 169.254.169.254 lookup //p')")},
 		{name: "ipv6-route-deleted", happen: inPod("ip -6 route del fe80::/64 dev veth-imds"), ipv6: true},
 		{name: "port-isolation-ended", happen: inPod("bridge link set dev veth-imds-br isolated off")},
+	}
+	if way == vmtest.ByNodeAgent {
+		all = append(all,
+			accident{name: "agent-upgraded", happen: upgradeAgent, initAnew: true, ends: true},
+			accident{name: "agent-away", happen: loseWithoutAgent, mend: startInit, initAnew: true, ends: true})
 	}
 	if binding == podnet.Bridge {
 		all = append(all, accident{name: "uplink-isolation-ended", happen: inPod("bridge link set dev eth0-nic isolated off")})
@@ -164,6 +178,19 @@ func killBoth(v *accidentVM) error {
 	v.Server.Kill()
 	return errors.Join(v.Init.Start(), v.Server.Start())
 }
+
+// upgradeAgent does what a roll-out of the DaemonSet does: the old agent ends, and then the new one begins.
+func upgradeAgent(v *accidentVM) error { return errors.Join(v.Init.Stop(), v.Init.Start()) }
+
+// loseWithoutAgent has the pod lose its link while nobody can repair it.
+func loseWithoutAgent(v *accidentVM) error {
+	if err := v.Init.Stop(); err != nil {
+		return err
+	}
+	return inPod("ip link set veth-imds-br nomaster")(v)
+}
+
+func startInit(v *accidentVM) error { return v.Init.Start() }
 
 func unplugNIC(v *accidentVM) error     { v.UnplugPrimary(); return nil }
 func plugTap(v *accidentVM) error       { return v.Net.PlugTap() }
@@ -224,7 +251,7 @@ const (
 func (v *accidentVM) measureMany() *measured {
 	m := &measured{}
 	order := rand.New(rand.NewPCG(1, manyAccidents))
-	all := accidentsIn(v.Binding())
+	all := accidentsIn(v.WiredBy(), v.Binding())
 	var excuses windows
 	var history strings.Builder
 	before := v.sizes()

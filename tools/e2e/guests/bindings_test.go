@@ -35,38 +35,49 @@ import (
 // Each row is a VM with one guest, which boots once. Its checks are done in their order.
 func TestBindings(t *testing.T) {
 	t.Parallel()
-	for _, r := range bindings {
-		t.Run(r.name, func(t *testing.T) {
-			t.Parallel()
-			b := &bindingTest{binding: r.complete()}
-			if !results.Skipping() {
-				useProcessors(t, 1)
-				b.boot(t)
+	for _, way := range ways {
+		t.Run(string(way), func(t *testing.T) {
+			for _, r := range bindings {
+				if way == vmtest.BySidecar || r.bothWays {
+					t.Run(r.name, func(t *testing.T) { r.test(t, way) })
+				}
 			}
-			for _, c := range b.checks() {
-				results.Check(t, "bindings/"+r.name, c.name, c.proves, func(t *testing.T) {
-					b.In(t)
-					t.Cleanup(func() {
-						if t.Failed() {
-							t.Log(b.Describe())
-						}
-					})
-					c.run(t)
-				})
-			}
-			results.Check(t, "bindings/"+r.name, "uplink",
-				"no frame of the project's is on the pod's uplinks, from before the wiring to the end; frames captured",
-				func(t *testing.T) {
-					b.In(t).End()
-					results.Figure(t, "%d frames", b.Frames)
-				})
 		})
 	}
+}
+
+func (r binding) test(t *testing.T, way vmtest.WiredBy) {
+	t.Parallel()
+	b := &bindingTest{binding: r.complete()}
+	if !results.Skipping() {
+		useProcessors(t, 1)
+		b.boot(t, way)
+	}
+	subject := groupIn(way, "bindings") + "/" + r.name
+	for _, c := range b.checks() {
+		results.Check(t, subject, c.name, c.proves, func(t *testing.T) {
+			b.In(t)
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Log(b.Describe())
+				}
+			})
+			c.run(t)
+		})
+	}
+	results.Check(t, subject, "uplink",
+		"no frame of the project's is on the pod's uplinks, from before the wiring to the end; frames captured",
+		func(t *testing.T) {
+			b.In(t).End()
+			results.Figure(t, "%d frames", b.Frames)
+		})
 }
 
 // binding is a VM, and what its guest's administrator has done.
 type binding struct {
 	name string
+	// bothWays: it depends on what a pod says to the node agent, or on what is read of the pod's network namespace.
+	bothWays bool
 	// network is the pod's, before KubeVirt comes.
 	network podnet.Options
 	// second is the pod's interface of a second network, in bridge binding. Empty: there is none.
@@ -137,7 +148,7 @@ var (
 
 var bindings = []binding{
 	{
-		name:     "masquerade",
+		name: "masquerade", bothWays: true,
 		network:  podnet.Options{Binding: podnet.Masquerade},
 		shows:    []string{"default via 10.0.2.1 dev eth0"},
 		compared: true,
@@ -147,14 +158,14 @@ var bindings = []binding{
 		network:  podnet.Options{Binding: podnet.Masquerade, Ports: []uint16{22, 8080}},
 		unlisted: []uint16{80},
 	},
-	{name: "bridge", network: podnet.Options{Binding: podnet.Bridge}, compared: true},
+	{name: "bridge", bothWays: true, network: podnet.Options{Binding: podnet.Bridge}, compared: true},
 	{
 		name:      "managed tap",
 		network:   podnet.Options{Binding: podnet.ManagedTap},
 		configure: staticAddress("eth0", "10.244.1.5/24", "10.244.1.1"),
 	},
 	{
-		name:      "layer 2 alone",
+		name: "layer 2 alone", bothWays: true,
 		network:   layer2,
 		configure: staticAddress("eth0", "10.245.0.77/24", "10.245.0.1"),
 		neighbour: netip.MustParseAddr("10.245.0.1"),
@@ -182,13 +193,13 @@ var bindings = []binding{
 		second:  secondary,
 	},
 	{
-		name:    "two bridges, the first named",
+		name: "two bridges, the first named", bothWays: true,
 		network: podnet.Options{Binding: podnet.Masquerade},
 		second:  secondary,
 		named:   true,
 	},
 	{
-		name:       "two bridges, the second named",
+		name: "two bridges, the second named", bothWays: true,
 		network:    podnet.Options{Binding: podnet.Masquerade},
 		second:     secondary,
 		bridgeName: secondaryBridge,
@@ -198,7 +209,7 @@ var bindings = []binding{
 		guest:      netip.MustParseAddr("10.245.1.5"),
 	},
 	{
-		name:      "two bridges, default route by the second",
+		name: "two bridges, default route by the second", bothWays: true,
 		network:   podnet.Options{Binding: podnet.Masquerade},
 		second:    secondary,
 		nic:       "eth1",
@@ -208,7 +219,7 @@ var bindings = []binding{
 		guest:     netip.MustParseAddr("10.245.1.5"),
 	},
 	{
-		name:      "two secondary networks, the verdict's",
+		name: "two secondary networks, the verdict's", bothWays: true,
 		network:   layer2,
 		second:    "pod16477688c0e", // whose bridge is the first by name
 		preferred: secondaryBridge,
@@ -223,7 +234,7 @@ var bindings = []binding{
 	{name: "ovn-udn1, bridge", network: podnet.Options{Binding: podnet.Bridge, PrimaryInterface: "ovn-udn1"}},
 	{name: "MTU 1400, masquerade", network: podnet.Options{Binding: podnet.Masquerade, MTU: 1400}},
 	{
-		name:    "MTU 1400, bridge",
+		name: "MTU 1400, bridge", bothWays: true,
 		network: podnet.Options{Binding: podnet.Bridge, MTU: 1400, GuestMAC: bridgeGuestMAC},
 		shows:   []string{bridgeGuestMAC.String(), "mtu 1400", "10.244.1.5/24", "default via 10.244.1.1"},
 	},
@@ -232,21 +243,21 @@ var bindings = []binding{
 	{name: "bridge-nf-call 0, masquerade", network: podnet.Options{Binding: podnet.Masquerade, BridgeNetfilter: new(false)}},
 	{name: "bridge-nf-call 0, bridge", network: podnet.Options{Binding: podnet.Bridge, BridgeNetfilter: new(false)}},
 	{name: "bridge-nf-call 1, masquerade", network: podnet.Options{Binding: podnet.Masquerade, BridgeNetfilter: new(true)}},
-	{name: "bridge-nf-call 1, bridge", network: podnet.Options{Binding: podnet.Bridge, BridgeNetfilter: new(true)}},
-	{name: "rp_filter 1, masquerade", network: podnet.Options{Binding: podnet.Masquerade, RPFilter: 1}},
+	{name: "bridge-nf-call 1, bridge", bothWays: true, network: podnet.Options{Binding: podnet.Bridge, BridgeNetfilter: new(true)}},
+	{name: "rp_filter 1, masquerade", bothWays: true, network: podnet.Options{Binding: podnet.Masquerade, RPFilter: 1}},
 	{name: "rp_filter 1, bridge", network: podnet.Options{Binding: podnet.Bridge, RPFilter: 1}},
 	{name: "rp_filter 2, masquerade", network: podnet.Options{Binding: podnet.Masquerade, RPFilter: 2}},
 	{name: "rp_filter 2, bridge", network: podnet.Options{Binding: podnet.Bridge, RPFilter: 2}},
 	// To passt's guest the gateway's address is the pod itself, so that the neighbour has another.
 	{
-		name:          "passt",
+		name: "passt", bothWays: true,
 		network:       podnet.Options{Binding: podnet.Passt},
 		neighbour:     netip.MustParseAddr("10.244.1.9"),
 		neighbourLink: netip.MustParsePrefix("10.244.1.9/24"),
 	},
 	{name: "passt, Calico", network: podnet.Options{Binding: podnet.Passt, Network: podnet.Routed}},
 	{name: "pod without IPv6, masquerade", network: podnet.Options{Binding: podnet.Masquerade, WithoutIPv6: true}},
-	{name: "pod without IPv6, bridge", network: podnet.Options{Binding: podnet.Bridge, WithoutIPv6: true}},
+	{name: "pod without IPv6, bridge", bothWays: true, network: podnet.Options{Binding: podnet.Bridge, WithoutIPv6: true}},
 	{
 		name:        "guest without IPv4, masquerade",
 		network:     podnet.Options{Binding: podnet.Masquerade},
@@ -254,9 +265,9 @@ var bindings = []binding{
 		configure:   staticAddress("eth0", "fd10:0:2::2/120", "fd10:0:2::1"),
 	},
 	{name: "guest without IPv4, bridge", network: podnet.Options{Binding: podnet.Bridge}, withoutIPv4: true, configure: "ip link set eth0 up"},
-	{name: "guest without IPv4, layer 2", network: layer2, withoutIPv4: true, configure: "ip link set eth0 up"},
+	{name: "guest without IPv4, layer 2", bothWays: true, network: layer2, withoutIPv4: true, configure: "ip link set eth0 up"},
 	{name: "no nf_tables, masquerade", network: podnet.Options{Binding: podnet.Masquerade}, withoutNetfilter: true},
-	{name: "no nf_tables, bridge", network: podnet.Options{Binding: podnet.Bridge}, withoutNetfilter: true},
+	{name: "no nf_tables, bridge", bothWays: true, network: podnet.Options{Binding: podnet.Bridge}, withoutNetfilter: true},
 }
 
 // complete gives what it does not say its usual value.
@@ -283,8 +294,8 @@ func (r binding) complete() binding {
 func (r binding) passt() bool { return r.network.Binding == podnet.Passt }
 
 // options of its VM.
-func (r binding) options() vmtest.Options {
-	o := vmtest.Options{Name: vmName, Network: r.network, WithoutNetfilter: r.withoutNetfilter}
+func (r binding) options(way vmtest.WiredBy) vmtest.Options {
+	o := vmtest.Options{WiredBy: way, Name: vmName, Network: r.network, WithoutNetfilter: r.withoutNetfilter}
 	if r.bridgeName != "" {
 		o.Init = []string{"IMDS_BRIDGE_NAME=" + r.bridgeName}
 	}
@@ -360,8 +371,8 @@ func (b *bindingTest) checks() []bindingCheck {
 }
 
 // boot makes the VM and boots its guest.
-func (b *bindingTest) boot(t *testing.T) {
-	b.VM = env.New(t, b.options())
+func (b *bindingTest) boot(t *testing.T, way vmtest.WiredBy) {
+	b.VM = env.New(t, b.options(way))
 	if b.withoutNetfilter {
 		b.Expected = isGuestsOwn
 	}

@@ -31,38 +31,44 @@ type kubeletSeen struct {
 	identity, token          error
 	initKilled, serverKilled guestagent.Asked
 	withoutAPI               guestagent.Asked
-	tokenAfter               error       // of the token, once the API server was back
-	ends                     []time.Time // of checks.Containers
+	tokenAfter               error // of the token, once the API server was back
+	containers               []string
+	ends                     []time.Time // of the containers
 }
 
 // A real guest is in a pod that a real kubelet runs, with the sidecars that the webhook has given it.
 func TestKubelet(t *testing.T) {
 	t.Parallel()
-	var seen *kubeletSeen
-	if !results.Skipping() {
-		useProcessors(t, 2)
-		seen = underKubelet(t)
-	}
-	for _, c := range []struct {
-		name, proves string
-		judge        func(*testing.T, *kubeletSeen)
-	}{
-		{"identity", "the guest learns who it is", func(t *testing.T, v *kubeletSeen) { check(t, v.identity) }},
-		{"token", "its token is accepted by a TokenReview, bound to its pod", func(t *testing.T, v *kubeletSeen) { check(t, v.token) }},
-		{"init-killed", "imds-init, killed and restarted: requests lost, the longest gap", servedWithoutInit},
-		{"server-killed", "imds-server, killed and restarted: requests lost, the longest gap", servedAfterRestart},
-		{"api-server", "the API server is away for 20 s: requests lost, the longest gap", servedWithoutAPI},
-		{"deleted", "the pod is deleted: the sidecars end after compute, the last first", endsInOrder},
-	} {
-		results.Check(t, "kubelet/guest", c.name, c.proves, func(t *testing.T) { c.judge(t, seen) })
+	for _, way := range ways {
+		t.Run(string(way), func(t *testing.T) {
+			t.Parallel()
+			var seen *kubeletSeen
+			if !results.Skipping() {
+				useProcessors(t, 2)
+				seen = underKubelet(t, way)
+			}
+			for _, c := range []struct {
+				name, proves string
+				judge        func(*testing.T, *kubeletSeen)
+			}{
+				{"identity", "the guest learns who it is", func(t *testing.T, v *kubeletSeen) { check(t, v.identity) }},
+				{"token", "its token is accepted by a TokenReview, bound to its pod", func(t *testing.T, v *kubeletSeen) { check(t, v.token) }},
+				{"init-killed", "imds-init, killed and restarted: requests lost, the longest gap", servedWithoutInit},
+				{"server-killed", "imds-server, killed and restarted: requests lost, the longest gap", servedAfterRestart},
+				{"api-server", "the API server is away for 20 s: requests lost, the longest gap", servedWithoutAPI},
+				{"deleted", "the pod is deleted: the sidecars end after compute, the last first", endsInOrder},
+			} {
+				results.Check(t, groupIn(way, "kubelet")+"/guest", c.name, c.proves, func(t *testing.T) { c.judge(t, seen) })
+			}
+		})
 	}
 }
 
-func underKubelet(t *testing.T) *kubeletSeen {
+func underKubelet(t *testing.T, way vmtest.WiredBy) *kubeletSeen {
 	c, err := cluster.Up(t.Context(), os.Stderr)
 	check(t, err)
 	t.Cleanup(func() { check(t, c.Down(t.Failed())) })
-	vm := checks.StartVM(t, c, os.Stderr)
+	vm := checks.StartVM(t, c, way == vmtest.ByNodeAgent, os.Stderr)
 	guest := bootIn(t, vm)
 	vm.Ask = func(ctx context.Context, path string) ([]byte, error) {
 		got, err := guest.Agent.Get(ctx, guestagent.Get{URL: vmtest.MetadataURL + path})
@@ -85,7 +91,7 @@ func underKubelet(t *testing.T) *kubeletSeen {
 	nothing := func() error { return nil }
 	v := new(kubeletSeen)
 	v.identity, v.token = vm.CheckIdentity(ctx), vm.CheckToken(ctx)
-	v.initKilled = during(func() { check(t, vm.Kill(ctx, "imds-init", nothing)) })
+	v.initKilled = during(func() { check(t, vm.KillInit(ctx, nothing)) })
 	v.serverKilled = during(func() { check(t, vm.Kill(ctx, "imds-server", nothing)) })
 	v.withoutAPI = during(func() {
 		check(t, c.WithoutAPIServer(ctx, func() error {
@@ -97,6 +103,7 @@ func underKubelet(t *testing.T) *kubeletSeen {
 		}))
 	})
 	v.tokenAfter = vm.CheckToken(ctx)
+	v.containers = vm.Containers()
 	v.ends, err = vm.Delete(ctx)
 	check(t, err)
 	return v
@@ -178,13 +185,15 @@ func servedWithoutAPI(t *testing.T, v *kubeletSeen) {
 	}
 }
 
+// endsInOrder: the VM's own container ends first, and then the sidecars, the last first.
 func endsInOrder(t *testing.T, v *kubeletSeen) {
-	for i, end := range v.ends {
-		after := end.Sub(v.ends[0])
-		t.Logf("%s ended after %d ms", checks.Containers[i], after.Milliseconds())
-		if i > 0 && end.Before(v.ends[i-1]) {
-			t.Errorf("%s ended before %s", checks.Containers[i], checks.Containers[i-1])
+	last := len(v.ends) - 1
+	for i := last; i >= 0; i-- {
+		after := v.ends[i].Sub(v.ends[last])
+		t.Logf("%s ended after %d ms", v.containers[i], after.Milliseconds())
+		if i < last && v.ends[i].Before(v.ends[i+1]) {
+			t.Errorf("%s ended before %s", v.containers[i], v.containers[i+1])
 		}
 	}
-	results.Figure(t, "in order, %d ms", v.ends[2].Sub(v.ends[0]).Milliseconds())
+	results.Figure(t, "in order, %d ms", v.ends[1].Sub(v.ends[last]).Milliseconds())
 }

@@ -67,6 +67,18 @@ func useProcessors(t *testing.T, n int64) {
 	t.Cleanup(func() { processors.Release(n) })
 }
 
+// ways are those in which a guest can get its path. What depends on the way is shown in both; what does not, in the
+// first alone: both make the same rules, links, routes and addresses (TestRulesAsText in netsetup).
+var ways = []vmtest.WiredBy{vmtest.BySidecar, vmtest.ByNodeAgent}
+
+// groupIn is the name of a group of checks in one of the ways.
+func groupIn(way vmtest.WiredBy, group string) string {
+	if way == vmtest.BySidecar {
+		return group
+	}
+	return group + " by " + string(way)
+}
+
 func requireAnswer(t *testing.T, got guestagent.Got) {
 	t.Helper()
 	if got.Failure != "" || got.Status != 200 {

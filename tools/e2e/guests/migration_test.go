@@ -50,13 +50,20 @@ type migrations [2]migrated
 // the guest's MAC and, in bridge binding, its address in each.
 func TestMigration(t *testing.T) {
 	t.Parallel()
-	for _, binding := range []podnet.Binding{podnet.Masquerade, podnet.Bridge} {
-		t.Run(string(binding), func(t *testing.T) {
+	for _, way := range []struct {
+		way     vmtest.WiredBy
+		binding podnet.Binding
+	}{
+		{vmtest.BySidecar, podnet.Masquerade},
+		{vmtest.BySidecar, podnet.Bridge},
+		{vmtest.ByNodeAgent, podnet.Bridge},
+	} {
+		t.Run(string(way.way)+"/"+string(way.binding), func(t *testing.T) {
 			t.Parallel()
 			var m migrations
 			if !results.Skipping() {
 				useProcessors(t, 2)
-				m = migrate(t, binding)
+				m = migrate(t, way.way, way.binding)
 			}
 			for _, c := range []struct {
 				name, proves string
@@ -71,13 +78,13 @@ func TestMigration(t *testing.T) {
 				{"arp", "the ARP entry stays right, and is not asked for anew", keptARP},
 				{"unharmed", "the VM's routes and its way to its gateway are as before", keepsOwnNetwork},
 			} {
-				results.Check(t, "migration/"+string(binding), c.name, c.proves, func(t *testing.T) { c.judge(t, m) })
+				results.Check(t, groupIn(way.way, "migration")+"/"+string(way.binding), c.name, c.proves, func(t *testing.T) { c.judge(t, m) })
 			}
 		})
 	}
 }
 
-func migrate(t *testing.T, binding podnet.Binding) (seen migrations) {
+func migrate(t *testing.T, way vmtest.WiredBy, binding podnet.Binding) (seen migrations) {
 	lan, err := podnet.NewLAN()
 	check(t, err)
 	t.Cleanup(func() { check(t, lan.Close()) })
@@ -88,7 +95,7 @@ func migrate(t *testing.T, binding podnet.Binding) (seen migrations) {
 		if binding == podnet.Masquerade {
 			network.Address = netip.MustParseAddr(address)
 		}
-		v := env.New(t, vmtest.Options{Network: network, Pod: "virt-launcher-vm-" + name})
+		v := env.New(t, vmtest.Options{WiredBy: way, Network: network, Pod: "virt-launcher-vm-" + name})
 		check(t, lan.Attach(v.Net))
 		v.StartSidecars()
 		v.Wire()

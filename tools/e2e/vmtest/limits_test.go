@@ -18,7 +18,7 @@ func TestSidecarsAreLimited(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer network.Close()
-	pod, err := kubelet.LauncherPod("../../../kustomize/sidecar", sidecarImage, metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm")
+	pod, err := kubelet.LauncherPod(sidecarImage, metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm", "../../../kustomize/sidecar")
 	if err != nil {
 		t.Fatal(err)
 	}

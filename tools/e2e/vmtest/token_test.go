@@ -19,7 +19,7 @@ func TestTokenIsSwappedAsAWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer network.Close()
-	pod, err := kubelet.LauncherPod("../../../kustomize/sidecar", sidecarImage, metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm")
+	pod, err := kubelet.LauncherPod(sidecarImage, metav1.ObjectMeta{Name: "virt-launcher-vm"}, "vm", "../../../kustomize/sidecar")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestTokenIsSwappedAsAWhole(t *testing.T) {
 	if _, err := sandbox.Sidecar("imds-server"); err != nil {
 		t.Fatal(err)
 	}
-	files := filepath.Join(folder, "*", "volumes", "imds-token")
+	files := filepath.Join(folder, "*", "volumes", "*", "imds-token")
 	var seen []string
 	for range 3 {
 		if content := read(t, filepath.Join(files, "token")); content != v.current {

@@ -7,11 +7,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/example/kubevirt-imds/tools/e2e/dhcp"
@@ -34,6 +36,16 @@ var guestMAC = net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x34, 0x56}
 // Patience is how long a step may take that takes some seconds on an idle machine.
 const Patience = time.Minute
 
+// WiredBy is who gives the guest its path, in the words of the pod's annotation.
+type WiredBy string
+
+const (
+	// BySidecar: imds-init is a sidecar of the pod.
+	BySidecar WiredBy = "sidecar"
+	// ByNodeAgent: it is the agent of the pod's node, which has no other pod.
+	ByNodeAgent WiredBy = "node-agent"
+)
+
 // Options say what VM it is. The zero value is one in masquerade binding.
 type Options struct {
 	// Network is the pod's.
@@ -44,7 +56,12 @@ type Options struct {
 	Pod string
 	// Audiences are those of the tokens beside the default one.
 	Audiences []string
-	// Init and Server are more of the sidecars' environment, such as IMDS_REQUIRE_HEADER=true.
+	// WiredBy is who wires the pod. Empty: a sidecar.
+	WiredBy WiredBy
+	// Beside is a VM on whose node this one is, with the same agent. nil: it is the first VM of its node.
+	Beside *VM
+	// Init and Server are more of the environment by which imds-init wires, and of imds-server's, such as
+	// IMDS_REQUIRE_HEADER=true.
 	Init, Server []string
 	// WithoutNetfilter: to imds-init the kernel has no nf_tables.
 	WithoutNetfilter bool
@@ -59,7 +76,7 @@ type VM struct {
 	// Net is the pod's network, with the neighbour beyond it. Its namespace Guest is not used: the guest is a real
 	// one.
 	Net *podnet.Pod
-	// Init and Server are the sidecars.
+	// Init is imds-init, in the pod or on its node, and Server the other sidecar.
 	Init, Server *Sidecar
 	// Guest is QEMU with the guest in it, once it has booted.
 	Guest *qemu.Guest
@@ -76,6 +93,7 @@ type VM struct {
 	primary string // the name by which QEMU knows the pod network's NIC
 	// primaryDHCP starts the DHCP server of the pod network; nil: it has none.
 	primaryDHCP func()
+	node        *kubelet.Node
 	pod         *kubelet.Pod
 	tokens      *tokens
 	undo        []func() // what takes away what there is, the last first
@@ -104,6 +122,9 @@ func (e *Environment) Start(t *testing.T, options Options) *VM {
 
 // New makes a pod with its network and its tokens, in which nothing runs yet.
 func (e *Environment) New(t *testing.T, options Options) *VM {
+	if options.WiredBy == "" {
+		options.WiredBy = BySidecar
+	}
 	if options.Name == "" {
 		options.Name = "vm"
 	}
@@ -122,26 +143,80 @@ func (e *Environment) New(t *testing.T, options Options) *VM {
 	v.later(func() { v.clean(v.Net.Close()) })
 	v.Watch(podnet.NeighbourInterface)
 
-	folder, err := os.MkdirTemp(e.folder, "node-")
-	Check(t, err)
-	// The users of the sidecars find their volumes in it.
-	Check(t, os.Chmod(folder, 0o755))
-	pod, err := kubelet.LauncherPod(filepath.Join(e.repository, "kustomize", "sidecar"), sidecarImage, metav1.ObjectMeta{
-		Namespace: "tenant", Name: options.Pod, Annotations: map[string]string{"imds.kubevirt.io/vm-name": options.Name},
-	}, options.Name)
-	Check(t, err)
-	addAudiences(pod, options.Audiences)
-	node := &kubelet.Node{Images: map[string]string{sidecarImage: e.sidecars()}, Folder: folder, Token: v.tokens.issue, Limits: options.Limited}
-	v.pod, err = node.Sandbox(pod, v.Net.Pod)
-	Check(t, err)
-	v.later(func() { v.clean(v.pod.Stop()) })
-	v.Init, err = v.pod.Sidecar("imds-init", options.Init...)
-	Check(t, err)
-	v.Init.WithoutNetfilter = options.WithoutNetfilter
-	v.Server, err = v.pod.Sidecar("imds-server", options.Server...)
-	Check(t, err)
+	v.runOnNode(e)
 	return v
 }
+
+// runOnNode makes the pod's sandbox on its node, and gets the sidecars ready.
+func (v *VM) runOnNode(e *Environment) {
+	manifests := filepath.Join(e.repository, "kustomize")
+	patches := []string{filepath.Join(manifests, "sidecar")}
+	agent := filepath.Join(manifests, "components", "node-agent")
+	withAgent := v.options.WiredBy == ByNodeAgent
+	if withAgent {
+		patches = append(patches, filepath.Join(agent, "25-node-agent.yaml"))
+	}
+	pod, err := kubelet.LauncherPod(sidecarImage, metav1.ObjectMeta{
+		Namespace: "tenant", Name: v.options.Pod, Annotations: map[string]string{"imds.kubevirt.io/vm-name": v.options.Name},
+	}, v.options.Name, patches...)
+	Check(v.t, err)
+	addAudiences(pod, v.options.Audiences)
+	if beside := v.options.Beside; beside != nil {
+		v.node, v.tokens, v.Init = beside.node, beside.tokens, beside.Init
+	} else {
+		v.node = v.newNode(e)
+	}
+	v.pod = v.sandbox(pod, v.Net.Pod)
+	server := v.options.Server
+	if withAgent {
+		server = slices.Concat(server, v.options.Init)
+	}
+	switch {
+	case v.Init != nil:
+	case withAgent:
+		v.Init = v.agentOn(filepath.Join(agent, "daemonset.yaml"))
+	default:
+		v.Init, err = v.pod.Sidecar("imds-init", v.options.Init...)
+		Check(v.t, err)
+	}
+	v.Init.WithoutNetfilter = v.options.WithoutNetfilter
+	v.Server, err = v.pod.Sidecar("imds-server", server...)
+	Check(v.t, err)
+}
+
+// newNode makes a node, with the folder in which its kubelet has its pods.
+func (v *VM) newNode(e *Environment) *kubelet.Node {
+	folder, err := os.MkdirTemp(e.folder, "node-")
+	Check(v.t, err)
+	// The users of the sidecars find their volumes in it.
+	Check(v.t, os.Chmod(folder, 0o755))
+	return &kubelet.Node{
+		Images: map[string]string{sidecarImage: e.sidecars(), "kubevirt-imds-server": e.sidecars()}, Folder: folder,
+		HostPaths: map[string]string{"/var/lib/kubelet/pods": folder}, Token: v.tokens.issue, Limits: v.options.Limited,
+	}
+}
+
+func (v *VM) sandbox(pod *corev1.Pod, network *podnet.Namespace) *kubelet.Pod {
+	sandbox, err := v.node.Sandbox(pod, network)
+	Check(v.t, err)
+	v.later(func() { v.clean(sandbox.Stop()) })
+	return sandbox
+}
+
+// agentOn makes the pod that the DaemonSet has on the node.
+func (v *VM) agentOn(manifest string) *Sidecar {
+	network, err := podnet.NewNamespace("node")
+	Check(v.t, err)
+	v.later(func() { v.clean(network.Close()) })
+	pod, err := kubelet.DaemonSetPod(manifest)
+	Check(v.t, err)
+	agent, err := v.sandbox(pod, network).Sidecar("imds-node-agent")
+	Check(v.t, err)
+	return agent
+}
+
+// WiredBy is who wires the pod.
+func (v *VM) WiredBy() WiredBy { return v.options.WiredBy }
 
 // Binding is that of the pod's network.
 func (v *VM) Binding() podnet.Binding {
@@ -193,10 +268,13 @@ func (v *VM) RotateToken() string {
 	return v.tokens.current
 }
 
-// StartSidecars starts imds-init and imds-server. At the check's end they are stopped, and must have been there
+// StartSidecars starts imds-init, unless another VM has done so for the node, and imds-server. At the check's end they are stopped, and must have been there
 // until then, and end with exit status 0.
 func (v *VM) StartSidecars() {
 	for _, c := range []*Sidecar{v.Init, v.Server} {
+		if c == v.Init && v.options.Beside != nil {
+			continue
+		}
 		Check(v.t, c.Start())
 		v.later(func() {
 			v.clean(c.Check())
