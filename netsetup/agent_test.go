@@ -160,7 +160,7 @@ func TestManyPodsThatDoNotAsk(t *testing.T) {
 	n.startAgent(t)
 	make(250, 500)
 	newAgentPod(t, n, "honest", podnet.Options{}).serveGuest(t)
-	n.awaitIdle(t)
+	(&wirers{pids: []int{n.process.Process.Pid}}).awaitIdle(t)
 	descriptors, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", n.process.Process.Pid))
 	must(t, err)
 	watches := 0

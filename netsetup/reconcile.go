@@ -55,6 +55,7 @@ type outcome struct {
 // for ever: their next event is another occasion.
 func (r *reconciler) reconcile() outcome {
 	const most = 5
+	defer r.rules.Release()
 	began := time.Now()
 	changed := false
 	for attempts := 1; ; attempts++ {

@@ -167,16 +167,16 @@ func (b *batch) anonymous(family byte, set oneOf) *expr.Lookup {
 const answerTime = 5 * time.Second
 
 // commit has the kernel carry out the batch.
-func (b *batch) commit() error { return b.send(true) }
+func (b *batch) commit(s *sockets) error { return b.send(s, true) }
 
 // check has the kernel try the batch and undo it: nothing changes, and no event tells
 // of it.
-func (b *batch) check() error { return b.send(false) }
+func (b *batch) check(s *sockets) error { return b.send(s, false) }
 
 // send sends the batch in one message, and asks for one answer, to its last command:
 // then the answers fit into the smallest buffer, however many rules there are. The
 // kernel sends the errors of the others before it. Without its end it is undone.
-func (b *batch) send(whole bool) error {
+func (b *batch) send(s *sockets, whole bool) error {
 	if b.err != nil {
 		return b.err
 	}
@@ -198,7 +198,7 @@ func (b *batch) send(whole bool) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	s.sent = append(s.sent, fd)
 	if err := unix.Sendto(fd, message, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return os.NewSyscallError("send to nf_tables", err)
 	}

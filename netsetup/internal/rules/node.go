@@ -120,7 +120,9 @@ func (p Piece) Try() error { return trial(p) }
 
 // trial tries pieces in one transaction.
 func trial(pieces ...Piece) error {
-	if _, err := generation(); err != nil {
+	s := new(sockets)
+	defer s.close()
+	if _, err := s.generation(); err != nil {
 		return err
 	}
 	b := &batch{}
@@ -130,7 +132,7 @@ func trial(pieces ...Piece) error {
 	if len(b.messages) == 0 {
 		return nil
 	}
-	return b.check()
+	return b.check(s)
 }
 
 // try makes a chain with one rule.

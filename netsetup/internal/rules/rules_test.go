@@ -34,7 +34,9 @@ func inNamespace(t *testing.T, f func(t *testing.T)) {
 // The kernel that runs the tests has all pieces, and to try them leaves nothing.
 func TestTryingThePiecesLeavesNothing(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
-		before, err := generation()
+		s := new(sockets)
+		defer s.close()
+		before, err := s.generation()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -46,7 +48,7 @@ func TestTryingThePiecesLeavesNothing(t *testing.T) {
 		if node, err := Probe(false); err != nil || !node.IPv6 || !node.Refuses || !node.Leads || !node.Sockets || node.Missing != nil {
 			t.Errorf("%+v, %v", node, err)
 		}
-		if after, err := generation(); err != nil || after != before {
+		if after, err := s.generation(); err != nil || after != before {
 			t.Errorf("generation %d, before %d, %v: something was changed", after, before, err)
 		}
 	})
@@ -128,13 +130,16 @@ func TestFailedAttemptsLeaveNothing(t *testing.T) {
 		fails := func() {
 			b := &batch{}
 			b.addRule(chain{family: familyBridge, name: "of no table"}, to("", accept))
-			if err := b.commit(); !errors.Is(err, unix.ENOENT) {
+			s := new(sockets)
+			defer s.close()
+			if err := b.commit(s); !errors.Is(err, unix.ENOENT) {
 				t.Fatalf("%v, want %v", err, unix.ENOENT)
 			}
 			Pieces[0].Try()
 			if _, err := table.Install(w); err != nil {
 				t.Fatal(err)
 			}
+			table.Release()
 		}
 		fails()
 		descriptors, goroutines := count()
@@ -160,6 +165,7 @@ func TestTransactionNeedsNoBuffer(t *testing.T) {
 			w.OtherPorts = append(w.OtherPorts, fmt.Sprint("port", i))
 		}
 		table := Table{Node: Node{IPv6: true, Refuses: true, Leads: true}}
+		defer table.Release()
 		if _, err := table.Install(w); err != nil {
 			t.Fatal(err)
 		}
@@ -167,7 +173,7 @@ func TestTransactionNeedsNoBuffer(t *testing.T) {
 		for range 100 {
 			b.addRule(chain{family: familyBridge, name: "of no table"}, to("", accept))
 		}
-		if err := b.commit(); err == nil {
+		if err := b.commit(&table.sockets); err == nil {
 			t.Error("a hundred wrong rules were accepted")
 		}
 	})

@@ -24,7 +24,12 @@ type Table struct {
 
 	base    installed // what stands before the endpoint does
 	devices installed // what hangs on its interfaces
+	sockets sockets
 }
+
+// Release closes what was opened since it was called last. It may take some ten
+// milliseconds, so that who is in a hurry calls it last.
+func (t *Table) Release() { t.sockets.close() }
 
 // installed is a set of chains that was installed, and what the kernel told of it
 // right after: when it tells something else, somebody has changed it.
@@ -37,7 +42,7 @@ type installed struct {
 // Install makes the rules those of the wiring, in one transaction, and says whether
 // it had to change anything. They stand before the endpoint does.
 func (t *Table) Install(w wiring.Wiring) (changed bool, err error) {
-	return t.base.install(ruleset(w, t.Node), mappings(w), families(w, t.Node))
+	return t.base.install(&t.sockets, ruleset(w, t.Node), mappings(w), families(w, t.Node))
 }
 
 // InstallDevices does the same for the rules that hang on the endpoint's interfaces,
@@ -46,13 +51,13 @@ func (t *Table) InstallDevices(w wiring.Wiring, port int) (changed bool, err err
 	if !t.Node.Refuses && !t.Node.Leads {
 		return false, nil
 	}
-	return t.devices.install(devices(w, t.Node, port), deviceMappings(w, t.Node), []byte{familyNetdev})
+	return t.devices.install(&t.sockets, devices(w, t.Node, port), deviceMappings(w, t.Node), []byte{familyNetdev})
 }
 
 // install compares and replaces. The kernel counts the changes to nf_tables in the
 // namespace: as long as the count is the same nobody has touched the rules.
-func (i *installed) install(chains []chain, maps []mapping, families []byte) (changed bool, err error) {
-	now, err := generation()
+func (i *installed) install(s *sockets, chains []chain, maps []mapping, families []byte) (changed bool, err error) {
+	now, err := s.generation()
 	if err != nil {
 		return false, err
 	}
@@ -60,7 +65,7 @@ func (i *installed) install(chains []chain, maps []mapping, families []byte) (ch
 		if now == i.generation {
 			return false, nil
 		}
-		state, at, err := readState(families)
+		state, at, err := s.readState(families)
 		if err == nil && slices.Equal(state, i.state) {
 			i.generation = at
 			return false, nil
@@ -68,7 +73,7 @@ func (i *installed) install(chains []chain, maps []mapping, families []byte) (ch
 	}
 	*i = installed{}
 	for range attemptsBesideOthers {
-		state, was, err := readState(families)
+		state, was, err := s.readState(families)
 		if err != nil {
 			return changed, err
 		}
@@ -78,13 +83,13 @@ func (i *installed) install(chains []chain, maps []mapping, families []byte) (ch
 		}
 		// The maps stay, so that no answer is lost. What does not fit to what is there is
 		// replaced whole.
-		if len(chains) == 0 || change(chains, maps, families, state).commit() != nil {
-			if err := replacement(chains, maps, families).commit(); err != nil {
+		if len(chains) == 0 || change(chains, maps, families, state).commit(s) != nil {
+			if err := replacement(chains, maps, families).commit(s); err != nil {
 				return changed, err
 			}
 		}
 		changed = true
-		state, now, err = readState(families)
+		state, now, err = s.readState(families)
 		if err != nil {
 			return true, err
 		}
@@ -182,27 +187,27 @@ const (
 
 // readState lists our tables of the families with all that is in them, and the
 // generation of nf_tables that the list is of.
-func readState(families []byte) (state []string, at uint32, err error) {
+func (s *sockets) readState(families []byte) (state []string, at uint32, err error) {
 	for {
-		before, err := generation()
+		before, err := s.generation()
 		if err != nil {
 			return nil, 0, err
 		}
-		if state, err = listState(families); err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
+		if state, err = s.listState(families); err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
 			return nil, 0, err
 		}
 		// What was read while somebody changed nf_tables may lack a rule.
-		now, genErr := generation()
+		now, genErr := s.generation()
 		if genErr != nil || err == nil && now == before {
 			return state, now, genErr
 		}
 	}
 }
 
-func listState(families []byte) (state []string, err error) {
+func (s *sockets) listState(families []byte) (state []string, err error) {
 	for _, f := range fields {
 		for _, family := range families {
-			objects, err := ask(f.question, f.kind, family, unix.NLM_F_DUMP)
+			objects, err := s.ask(f.question, f.kind, family, unix.NLM_F_DUMP)
 			if err != nil {
 				return nil, err
 			}
@@ -227,8 +232,8 @@ func listState(families []byte) (state []string, err error) {
 
 // generation asks the kernel for the number of changes made to nf_tables in this
 // network namespace. It is never 0.
-func generation() (uint32, error) {
-	answers, err := ask(unix.NFT_MSG_GETGEN, unix.NFT_MSG_NEWGEN, unix.AF_UNSPEC, 0)
+func (s *sockets) generation() (uint32, error) {
+	answers, err := s.ask(unix.NFT_MSG_GETGEN, unix.NFT_MSG_NEWGEN, unix.AF_UNSPEC, 0)
 	if err != nil {
 		return 0, err
 	}
@@ -242,9 +247,13 @@ func generation() (uint32, error) {
 }
 
 // ask asks nf_tables one question.
-func ask(question, answer int, family byte, flags int) ([][]byte, error) {
+func (s *sockets) ask(question, answer int, family byte, flags int) ([][]byte, error) {
 	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|question, flags)
 	request.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: unix.NFNETLINK_V0})
+	var err error
+	if request.Sockets, err = s.forQuestions(); err != nil {
+		return nil, fmt.Errorf("nf_tables: %w", err)
+	}
 	answers, err := request.Execute(unix.NETLINK_NETFILTER, uint16(unix.NFNL_SUBSYS_NFTABLES<<8|answer))
 	if err != nil {
 		return nil, fmt.Errorf("nf_tables: %w", err)
