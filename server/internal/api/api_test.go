@@ -148,7 +148,7 @@ func (r response) wantProblem(t testing.TB, want kind) string {
 	}
 	delete(document, "detail")
 	wantMembers := map[string]any{
-		"type":   "https://github.com/example/kubevirt-imds#" + want.anchor,
+		"type":   "https://github.com/example/kubevirt-imds/blob/main/server/README.md#" + want.anchor,
 		"title":  want.title,
 		"status": float64(want.status),
 	}

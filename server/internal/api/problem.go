@@ -5,8 +5,8 @@ import (
 	"net/http"
 )
 
-// documentation is the page that explains the kinds of problem.
-const documentation = "https://github.com/example/kubevirt-imds"
+// documentation is the page that explains the kinds of problem, server/README.md.
+const documentation = "https://github.com/example/kubevirt-imds/blob/main/server/README.md"
 
 // mediaProblem is the media type of a problem document.
 const mediaProblem = "application/problem+json"
