@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/yaml"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -19,8 +20,9 @@ import (
 	"github.com/example/kubevirt-imds/tools/generate/internal/render"
 )
 
-// The recipes are the blocks of YAML in the README: kustomizations of a user, next
-// to a clone of the repository, and the files that they name.
+// The recipes are the blocks of YAML in this page: kustomizations of a user, next to a
+// clone of the repository, the files that they name, and what is applied beside them.
+const recipePage = "kustomize/README.md"
 
 // recipes are all of them, by what each alone has in it.
 var recipes = []string{
@@ -32,12 +34,16 @@ var recipes = []string{
 	"overlays/cert-manager\ncomponents:\n- ../kubevirt-imds/kustomize/components/node-agent",
 	"- ../my-imds # with",
 	"cert-manager\nnamespace: platform-imds",
+	"files: [50-pull-secret.yaml]",
+	"# 50-pull-secret.yaml: ",
+	"ignoreDifferences:",
+	"# imds-check.yaml: ",
 }
 
-// blocks are the blocks of YAML in the README.
+// blocks are the blocks of YAML in the page.
 func blocks(t *testing.T) []string {
 	t.Helper()
-	content, err := os.ReadFile(filepath.Join(repository, "README.md"))
+	content, err := os.ReadFile(filepath.Join(repository, recipePage))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +54,7 @@ func blocks(t *testing.T) []string {
 	return found
 }
 
-// recipe is the README's block that has mark in it.
+// recipe is the page's block that has mark in it.
 func recipe(t *testing.T, mark string) string {
 	t.Helper()
 	var found []string
@@ -58,14 +64,14 @@ func recipe(t *testing.T, mark string) string {
 		}
 	}
 	if len(found) != 1 {
-		t.Fatalf("%d blocks of YAML in the README have %q, want 1", len(found), mark)
+		t.Fatalf("%d blocks of YAML in %s have %q, want 1", len(found), recipePage, mark)
 	}
 	return found[0]
 }
 
 func TestEveryRecipeIsTested(t *testing.T) {
 	if found := blocks(t); len(found) != len(recipes) {
-		t.Errorf("%d blocks of YAML in the README, %d are tested", len(found), len(recipes))
+		t.Errorf("%d blocks of YAML in %s, %d are tested", len(found), recipePage, len(recipes))
 	}
 	for _, mark := range recipes {
 		recipe(t, mark)
@@ -145,6 +151,63 @@ func TestRecipeComponent(t *testing.T) {
 	_, pod := cook(t, recipe(t, "components/require-header"), nil)
 	if pod.Annotations[annotation.RequireHeader] != "true" {
 		t.Errorf("annotations %v", pod.Annotations)
+	}
+}
+
+// TestRecipePullSecret: whoever pulls the sidecars' image has the Secret, and a VM's pod
+// keeps its own.
+func TestRecipePullSecret(t *testing.T) {
+	kustomization := recipe(t, "files: [50-pull-secret.yaml]")
+	files := map[string]string{"50-pull-secret.yaml": recipe(t, "# 50-pull-secret.yaml: ")}
+	r, _ := cook(t, kustomization, files)
+	added := corev1.LocalObjectReference{Name: "imds-registry"}
+	if diff := cmp.Diff([]corev1.LocalObjectReference{added}, r.account.ImagePullSecrets); diff != "" {
+		t.Errorf("the webhook's ServiceAccount (-want +got):\n%s", diff)
+	}
+	own := corev1.LocalObjectReference{Name: "disk"}
+	pod := launcherPod(map[string]string{annotation.Enabled: "true"})
+	pod.Spec.ImagePullSecrets = []corev1.LocalObjectReference{own}
+	got := runWebhook(t, r).inject(t, pod).Spec.ImagePullSecrets
+	if len(got) != 2 || !slices.Contains(got, own) || !slices.Contains(got, added) {
+		t.Errorf("a VM's pod has the pull secrets %v", got)
+	}
+	kustomization += "components: [../kubevirt-imds/kustomize/components/node-agent]\n"
+	if r := decode(t, renderMine(t, kustomization, files)); !slices.Contains(r.agent.account.ImagePullSecrets, added) {
+		t.Errorf("the agent's ServiceAccount has the pull secrets %v", r.agent.account.ImagePullSecrets)
+	}
+}
+
+func TestRecipeArgoCD(t *testing.T) {
+	var application struct {
+		IgnoreDifferences []struct {
+			Group, Kind, Name string
+			JQPathExpressions []string
+		}
+		SyncPolicy struct{ SyncOptions []string }
+	}
+	if err := yaml.UnmarshalStrict([]byte(recipe(t, "ignoreDifferences:")), &application); err != nil {
+		t.Fatal(err)
+	}
+	ignored := application.IgnoreDifferences[0]
+	configuration := buildWith(t, "cert-manager").configuration
+	if group, _, _ := strings.Cut(configuration.APIVersion, "/"); ignored.Group != group || ignored.Kind != configuration.Kind || ignored.Name != configuration.Name {
+		t.Errorf("%+v is not %s %s of %s", ignored, configuration.Kind, configuration.Name, group)
+	}
+}
+
+// TestRecipeCheck: the check of a node has the rights of imds-init, and no others.
+func TestRecipeCheck(t *testing.T) {
+	var pod corev1.Pod
+	if err := yaml.UnmarshalStrict([]byte(recipe(t, "# imds-check.yaml: ")), &pod); err != nil {
+		t.Fatal(err)
+	}
+	containers := injectWith(t, nil, "cert-manager").Spec.InitContainers
+	init := containers[slices.IndexFunc(containers, func(c corev1.Container) bool { return c.Name == contract.Init.Name })]
+	if diff := cmp.Diff(init.SecurityContext, pod.Spec.Containers[0].SecurityContext); diff != "" {
+		t.Errorf("(-imds-init +check):\n%s", diff)
+	}
+	if got, want := pod.Spec.Containers[0].Command, append(init.Command, "check"); !slices.Equal(got, want) {
+		t.Errorf("it runs %v, want %v", got, want)
 	}
 }
 

@@ -232,7 +232,7 @@ func (in *installation) changeBack(t *testing.T, v *VM) {
 	in.statusCounts(1)(t, v)
 }
 
-// deleteAgent does what the README says is left to do at the end, and goes back.
+// deleteAgent does what kustomize/README.md says is left to do at the end, and goes back.
 func (in *installation) deleteAgent(t *testing.T, v *VM) {
 	ctx := t.Context()
 	log, err := v.log(ctx, serverContainer)
