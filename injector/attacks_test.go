@@ -76,7 +76,7 @@ func TestHostileAnnotationCannotForgeALogLine(t *testing.T) {
 		t.Fatal("refused")
 	}
 	w.log.wait(t, "pod injected")
-	if lines := strings.Count(w.log.String(), "\n"); lines != 2 {
+	if lines := strings.Count(w.log.String(), "\n"); lines != 3 {
 		t.Errorf("%d lines for the start and one pod:\n%s", lines, w.log)
 	}
 }
@@ -87,8 +87,8 @@ func TestOneLogLineForEachInjectionAndRefusalAndNoneForOthers(t *testing.T) {
 		w.review("/mutate-pod", podRequest(fixture(t, name+"")))
 	}
 	quiet := w.log.String()
-	if lines := strings.Count(quiet, "\n"); lines != 1 {
-		t.Errorf("more than the line of the start:\n%s", quiet)
+	if lines := strings.Count(quiet, "\n"); lines != 2 {
+		t.Errorf("more than the lines of the start:\n%s", quiet)
 	}
 	w.review("/mutate-pod", podRequest(fixture(t, "masquerade")))
 	w.review("/mutate-pod", podRequest(fixture(t, "host-network")))

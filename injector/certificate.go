@@ -27,6 +27,7 @@ type certificateSource struct {
 	newest          *chain    // in them
 	readErr         error     // what is wrong with them
 	refused, unused string    // what was logged last
+	expires         string
 }
 
 // certificateFiles is a source of two PEM files. A new pair that is wrong does not replace the last good one.
@@ -61,6 +62,20 @@ func (s *certificateSource) status(now time.Time) (refused, unused error) {
 		s.log.Error("not ready", "err", refused)
 	}
 	return refused, unused
+}
+
+// expiresSoon warns in the last tenth of the certificate's life: renewed by hand, it may have been forgotten.
+func (s *certificateSource) expiresSoon(now time.Time) (warning error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	leaf := s.current.parsed[0]
+	if left := leaf.NotAfter.Sub(now); left < leaf.NotAfter.Sub(leaf.NotBefore)/10 {
+		warning = fmt.Errorf("the certificate expires at %s: renew it", leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	if isNew(&s.expires, warning) {
+		s.log.Warn(warning.Error())
+	}
+	return warning
 }
 
 func (s *certificateSource) refusal(c *chain, now time.Time) error {

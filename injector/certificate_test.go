@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -211,5 +212,27 @@ func TestHTTP1AndHTTP2(t *testing.T) {
 		if response.Proto != protocol || response.StatusCode != http.StatusOK {
 			t.Errorf("asked for %s, got %s %s", protocol, response.Proto, response.Status)
 		}
+	}
+}
+
+// What expires in the last tenth of its life is told once, and by /readyz.
+func TestCertificateThatExpiresSoonIsTold(t *testing.T) {
+	w := startWebhook(t, declaredPatches, immediately)
+	log := newLogBuffer()
+	source, err := certificateFiles(w.certFile, w.keyFile, serviceName, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if warning := source.expiresSoon(time.Now()); warning != nil {
+		t.Errorf("too early: %v", warning)
+	}
+	soon := source.current.parsed[0].NotAfter.Add(-time.Minute)
+	for range 2 {
+		if warning := source.expiresSoon(soon); warning == nil || !strings.Contains(warning.Error(), "renew it") {
+			t.Errorf("a minute before: %v", warning)
+		}
+	}
+	if lines := strings.Count(log.String(), "the certificate expires at"); lines != 1 {
+		t.Errorf("told %d times:\n%s", lines, log.String())
 	}
 }

@@ -236,7 +236,11 @@ func TestVirtualMachineInstanceFixtures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := w.in(t)
 			vmi, old := readCase(t, "virtualmachineinstance", name)
+			before := w.log.count("not refused, since a controller made it")
 			response := w.review("/mutate-virtualmachineinstance", vmiRequest(vmi, old))
+			if told := w.log.count("not refused, since a controller made it") > before; told != strings.HasSuffix(name, "-of-a-vm") {
+				t.Errorf("the log tells that something is wrong and not refused: %v", told)
+			}
 			checkVerdict(t, filepath.Join("testdata", "virtualmachineinstance", name+".verdict.yaml"), response)
 
 			patched := apply(t, vmi, response)

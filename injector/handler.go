@@ -42,7 +42,7 @@ func newAdmission(log *slog.Logger) *admission {
 }
 
 // bounded lets in a few requests at a time, each until its answer is taken: net/http holds some KB for one.
-func (a *admission) bounded(handler http.Handler) http.Handler {
+func (a *admission) bounded(reviews *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		gate := a.small
 		if r.ContentLength > maxSmall {
@@ -56,7 +56,10 @@ func (a *admission) bounded(handler http.Handler) http.Handler {
 			return
 		}
 		defer leave()
-		handler.ServeHTTP(w, r)
+		if _, pattern := reviews.Handler(r); pattern == "" {
+			a.log.Warn("unknown path or method: check the webhook's configuration", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr)
+		}
+		reviews.ServeHTTP(w, r)
 		_ = http.NewResponseController(w).Flush() // else it would wait for that outside
 	})
 }

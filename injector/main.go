@@ -165,10 +165,10 @@ func (o options) check(arguments []string) error {
 		return errors.New("--patches is missing: name the folder with the pod's patches")
 	case o.serverImage == "":
 		return errors.New("--server-image is missing: name the image with imds-init and imds-server")
-	case strings.ContainsAny(o.serverImage, " \t\r\n"):
-		return fmt.Errorf("--server-image %q has white space in it: name one image", o.serverImage)
-	case o.service == "":
-		return errors.New("--service is empty: name the webhook's Service, such as imds-webhook.kubevirt-imds.svc")
+	case strings.ContainsAny(o.serverImage, " \t\r\n$"):
+		return fmt.Errorf("--server-image %q has white space or a variable that is not set in it: name one image", o.serverImage)
+	case o.service == "" || o.listen == "" || o.healthListen == "":
+		return errors.New("--service, --listen or --health-listen is empty: leave it out for its default")
 	case o.selfSigned && (o.tlsCert != "" || o.tlsKey != ""):
 		return errors.New("--self-signed contradicts --tls-cert and --tls-key: give one or the other")
 	case !o.selfSigned && (o.tlsCert == "" || o.tlsKey == ""):

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -40,5 +41,26 @@ func TestServerAsARegularContainer(t *testing.T) {
 	}
 	if again := w.review("/mutate-pod", podRequest(patched)); !again.Allowed || again.Patch != nil {
 		t.Errorf("the patched pod is not left alone: %+v", again)
+	}
+}
+
+// An operator's patch may set annotations, and the tokens go by them.
+func TestAnnotationsOfAPatch(t *testing.T) {
+	dir := copyOfPatches(t)
+	replaceFile(t, filepath.Join(dir, "45-defaults.yaml"), []byte(`apiVersion: v1
+kind: Pod
+metadata:
+  annotations: {imds.kubevirt.io/token-expiration-seconds: "600", imds.kubevirt.io/token-audiences: vault}
+`))
+	w := startWebhook(t, dir, immediately)
+	pod := fixture(t, "masquerade")
+	patched := string(apply(t, pod, w.review("/mutate-pod", podRequest(pod))))
+	for _, want := range []string{`"audience":"vault"`, `"expirationSeconds":600`} {
+		if !strings.Contains(patched, want) {
+			t.Errorf("the pod has no %s: %s", want, patched)
+		}
+	}
+	if strings.Contains(patched, `"expirationSeconds":3600`) {
+		t.Errorf("a token has another lifetime: %s", patched)
 	}
 }

@@ -47,6 +47,9 @@ func TestRequestsThatAreNoAdmissionReview(t *testing.T) {
 			if status != test.status || !strings.Contains(string(answer), test.answer) {
 				t.Errorf("got %d %s, want %d with %q", status, answer, test.status, test.answer)
 			}
+			if test.status == http.StatusNotFound && w.log.count("unknown path or method: check the webhook's configuration") == 0 {
+				t.Error("the log does not say that the path is unknown")
+			}
 		})
 	}
 }

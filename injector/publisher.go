@@ -30,6 +30,8 @@ type publisher struct {
 	pause     func(failures int) <-chan time.Time // after so many attempts that failed
 	url       string
 	tokenFile string
+	caFile    string
+	trusted   []byte // what client goes by
 	client    *http.Client
 	log       *slog.Logger
 
@@ -44,26 +46,35 @@ func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironmen
 	if host == "" || port == "" {
 		return nil, errors.New("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: run in a pod")
 	}
-	caFile := filepath.Join(pod.serviceAccountFolder, "ca.crt")
-	trusted, err := os.ReadFile(caFile)
-	if err != nil {
-		return nil, fmt.Errorf("%w: set automountServiceAccountToken on the pod", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(trusted) {
-		return nil, fmt.Errorf("%s has no certificate in it", caFile)
-	}
-	return &publisher{
+	p := &publisher{
 		ca: ca, pause: pause, log: log, problem: errors.New("not tried yet"),
 		url:       "https://" + net.JoinHostPort(host, port) + configurationPath,
 		tokenFile: filepath.Join(pod.serviceAccountFolder, "token"),
-		client: &http.Client{
-			// No proxy from the environment, and no redirection: the token is for the API server alone.
-			Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Timeout:       10 * time.Second,
-		},
-	}, nil
+		caFile:    filepath.Join(pod.serviceAccountFolder, "ca.crt"),
+	}
+	if err := p.connect(); err != nil {
+		return nil, fmt.Errorf("%w: set automountServiceAccountToken on the pod", err)
+	}
+	return p, nil
+}
+
+// connect makes a client by what the pod trusts now: a cluster's CA is renewed, too.
+func (p *publisher) connect() error {
+	trusted, err := os.ReadFile(p.caFile)
+	if err != nil || bytes.Equal(trusted, p.trusted) {
+		return err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(trusted) {
+		return fmt.Errorf("%s has no certificate in it", p.caFile)
+	}
+	p.trusted, p.client = trusted, &http.Client{
+		// No proxy from the environment, and no redirection: the token is for the API server alone.
+		Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       10 * time.Second,
+	}
+	return nil
 }
 
 // status says why the CA is not in the configuration. An API server that does not answer takes nothing away.
@@ -153,7 +164,7 @@ func (p *publisher) write(ctx context.Context) (written, known bool, err error) 
 func (p *publisher) ask(ctx context.Context, method, query string, patch []byte) (answer configuration, code int, err error) {
 	request, errRequest := http.NewRequestWithContext(ctx, method, p.url+query, bytes.NewReader(patch))
 	token, err := os.ReadFile(p.tokenFile) // each time: the kubelet renews it
-	if err := errors.Join(errRequest, err); err != nil {
+	if err := errors.Join(errRequest, err, p.connect()); err != nil {
 		return answer, 0, err
 	}
 	request.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
@@ -180,8 +191,8 @@ func (p *publisher) ask(ctx context.Context, method, query string, patch []byte)
 	return answer, response.StatusCode, err
 }
 
-// maxOthers is how many CAs stay beside the own one: as many as other replicas run, during roll-outs too.
-const maxOthers = 7
+// maxOthers is how many CAs stay beside the own one, of some 600 bytes each: more than other replicas run.
+const maxOthers = 31
 
 // withOthers returns ca followed by the newest certificates of bundle, with which other replicas serve, but
 // for those that have expired.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -212,7 +213,7 @@ func TestReplicasDoNotFight(t *testing.T) {
 	c := newTestAPI(t)
 	var replicas []*keeper
 	var cas [][]byte
-	const all = 8
+	const all = maxOthers + 1
 	for range all {
 		ca := newCA(t, time.Hour)
 		k, _ := keep(t, c, ca)
@@ -370,4 +371,29 @@ func TestOutsideOfAPodIsAnError(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A cluster gives its API server the certificate of another CA, and pods the new one.
+func TestClusterCAThatIsRenewed(t *testing.T) {
+	c := newTestAPI(t)
+	ca := newCA(t, time.Hour)
+	k, _ := keep(t, c, ca)
+	wantPublished(t, k.publisher, c, ca)
+
+	other := issue(t, time.Hour, "127.0.0.1")
+	pair, err := tls.X509KeyPair(other.Certificate, other.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed := httptest.NewUnstartedServer(c)
+	renewed.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	renewed.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	renewed.StartTLS()
+	t.Cleanup(renewed.Close)
+	k.url = renewed.URL + configurationPath
+	c.configuration.Webhooks[0].ClientConfig.CABundle = nil
+	k.wantFailures(1)
+	c.mount(t, "ca.crt", string(other.CA))
+	k.wantFailures(0)
+	wantPublished(t, k.publisher, c, ca)
 }

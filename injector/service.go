@@ -71,6 +71,7 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	if err != nil {
 		return nil, err
 	}
+	log.Info("patches read", "files", patches.Files(), "leftOut", patches.LeftOut, "wiredBy", patches.WiredBy, "serverImage", opts.serverImage, "version", buildVersion())
 	reviews := http.NewServeMux()
 	admission, reviewer := newAdmission(log), review.New(patches, log)
 	for path, decide := range map[string]review.Func{
@@ -137,6 +138,9 @@ func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintln(w, "OK")
 	if unused != nil {
 		fmt.Fprintf(w, "the last good certificate stays in use: %v\n", unused)
+	}
+	if soon := s.certificates.expiresSoon(time.Now()); soon != nil {
+		fmt.Fprintln(w, soon)
 	}
 }
 

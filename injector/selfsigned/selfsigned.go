@@ -22,8 +22,8 @@ type Bundle struct {
 	Key         []byte // its private key (PKCS #8)
 }
 
-// clockSkew is how far a client's clock may be behind ours.
-const clockSkew = 5 * time.Minute
+// clockSkew is how far a client's clock may be behind ours, or ours be set back.
+const clockSkew = 24 * time.Hour
 
 // Issue makes an authority, whose key is forgotten, and a serving certificate for DNS names or IP addresses.
 // Both expire after lifetime; the keys are ECDSA P-256.
@@ -39,7 +39,7 @@ func Issue(lifetime time.Duration, names ...string) (*Bundle, error) {
 	now := time.Now()
 	ca := &x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{"kubevirt-imds"}, CommonName: "self-signed CA"},
-		NotBefore:             now.Add(-clockSkew),
+		NotBefore:             now.Add(-min(clockSkew, lifetime)),
 		NotAfter:              now.Add(lifetime),
 		IsCA:                  true,
 		BasicConstraintsValid: true,

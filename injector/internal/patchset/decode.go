@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
@@ -29,24 +30,28 @@ func decodePatch(data []byte) (jsontree.Object, error) {
 	if err := documents.Decode(&yaml.Node{}); err != io.EOF {
 		return nil, errors.New("more than one document: put each patch in a file of its own")
 	}
+	if err := checkNodes(&document); err != nil {
+		return nil, err
+	}
 	var value any
 	if err := document.Decode(&value); err != nil { // duplicate keys
 		return nil, yamlError(err)
 	}
-	if err := checkNodes(&document); err != nil {
+	patch, isObject := value.(jsontree.Object)
+	if !isObject || patch["apiVersion"] != "v1" || patch["kind"] != "Pod" {
+		return nil, errors.New("not a Pod: begin with apiVersion: v1 and kind: Pod")
+	}
+	if err := canonical(patch, ""); err != nil {
 		return nil, err
 	}
 	text, err := json.Marshal(value)
 	if err != nil {
-		return nil, err
-	}
-	patch, isObject := jsontree.Value(text).Tree().(jsontree.Object)
-	if !isObject || patch["apiVersion"] != "v1" || patch["kind"] != "Pod" {
-		return nil, errors.New("not a Pod: begin with apiVersion: v1 and kind: Pod")
+		return nil, fmt.Errorf("no JSON can be made of it: %w", err)
 	}
 	if err := checkFields(text); err != nil {
 		return nil, err
 	}
+	patch = jsontree.Value(text).Tree().(jsontree.Object)
 	// What only says that this is a Pod: applied, its name would rename the pod.
 	delete(patch, "apiVersion")
 	delete(patch, "kind")
@@ -55,7 +60,40 @@ func decodePatch(data []byte) (jsontree.Object, error) {
 	if err := allowOnly(patch, "", "metadata", "spec"); err != nil {
 		return nil, err
 	}
+	for key, value := range jsontree.Lookup[jsontree.Object](patch, "spec") {
+		if value == nil {
+			return nil, fmt.Errorf("field spec.%s is empty, which would remove the pod's own: remove the key, or name the elements that go, with $patch: delete", key)
+		}
+	}
 	return patch, allowOnly(metadata, "metadata.", "labels", "annotations")
+}
+
+// canonical writes the quantities of requests and limits as the API server does, so that they can be compared.
+func canonical(value any, path string) error {
+	switch value := value.(type) {
+	case []any:
+		for i, element := range value {
+			if err := canonical(element, fmt.Sprintf("%s[%d]", path, i)); err != nil {
+				return err
+			}
+		}
+	case jsontree.Object:
+		for key, member := range value {
+			at := strings.TrimPrefix(path+"."+key, ".")
+			if err := canonical(member, at); err != nil {
+				return err
+			}
+			if list := strings.HasSuffix(path, ".resources.requests") || strings.HasSuffix(path, ".resources.limits"); !list || member == nil || key[0] == '$' {
+				continue
+			}
+			quantity, err := resource.ParseQuantity(fmt.Sprint(member))
+			if err != nil {
+				return fmt.Errorf("field %s: %v is no quantity, such as 100m, 0.5 or 64Mi", at, member)
+			}
+			value[key] = quantity.String()
+		}
+	}
+	return nil
 }
 
 // yamlError puts an error of the YAML decoder in the form "line N: reason".
@@ -71,6 +109,8 @@ func checkNodes(node *yaml.Node) error {
 			return fmt.Errorf("line %d: key %s: want a string: write it in quotes, and no merge key", child.Line, child.Value)
 		case node.Kind == yaml.SequenceNode && child.ShortTag() == "!!null":
 			return fmt.Errorf("line %d: an element of the list is empty", child.Line)
+		case child.ShortTag() == "!!timestamp":
+			child.Tag = "!!str" // JSON has no dates
 		}
 		if err := checkNodes(child); err != nil {
 			return err

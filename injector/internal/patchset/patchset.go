@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
@@ -37,7 +36,8 @@ func IsSidecar(name string) bool { return name == InitContainer || name == Serve
 
 // Set is the patches of one folder, ready to be applied. It does not change.
 type Set struct {
-	WiredBy     string // who wires the pods: a value of annotation.WiredBy
+	WiredBy     string   // who wires the pods: a value of annotation.WiredBy
+	LeftOut     []string // files that are no patches, by their names
 	files       []file
 	sysctls     []any // as in a pod
 	serverImage string
@@ -55,6 +55,14 @@ type Set struct {
 type file struct {
 	name  string
 	patch jsontree.Object
+}
+
+// Files returns the names of the files that the set was read from.
+func (s *Set) Files() (names []string) {
+	for _, file := range s.files {
+		names = append(names, file.name)
+	}
+	return names
 }
 
 // podSchema tells strategic merge which lists of a Pod are merged by which key.
@@ -75,7 +83,10 @@ func Open(folder, serverImage string) (*Set, error) {
 	for _, entry := range entries {
 		name := entry.Name()
 		// What begins with a dot is the kubelet's own; kustomization.yaml makes the ConfigMap.
-		if strings.HasPrefix(name, ".") || name == "kustomization.yaml" || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
+		if strings.HasPrefix(name, ".") || name == "kustomization.yaml" {
+			continue
+		} else if !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
+			s.LeftOut = append(s.LeftOut, name)
 			continue
 		}
 		path := filepath.Join(folder, name)
@@ -87,7 +98,9 @@ func Open(folder, serverImage string) (*Set, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		s.takeSysctls(patch)
+		if err := s.takeSysctls(patch); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
 		s.learn(patch)
 		s.files = append(s.files, file{name, patch})
 	}
@@ -120,37 +133,38 @@ func (s *Set) learn(patch jsontree.Object) {
 	}
 }
 
-// prove applies the set to the smallest pod, and checks that it brings what the project relies on.
+// prove applies the set to the smallest pod, and checks that it brings what the project relies on, and nothing
+// that the API server or the kubelet would refuse, as far as it is a likely mistake.
 func (s *Set) prove() error {
-	pod, err := s.merge(jsontree.Object{
+	tree, err := s.merge(jsontree.Object{
 		"metadata": jsontree.Object{},
 		"spec":     jsontree.Object{"containers": []any{jsontree.Object{"name": "compute", "image": "virt-launcher"}}},
 	})
 	if err != nil {
 		return err
 	}
-	containers, initContainers := jsontree.Lookup[[]any](pod, "spec", "containers"), jsontree.Lookup[[]any](pod, "spec", "initContainers")
-	if jsontree.IndexOf(containers, "compute") < 0 {
-		return errors.New("the patches remove the container compute, which runs the VM")
-	}
-	if s.WiredBy, err = wiredBy(slices.Concat(initContainers, containers), jsontree.Lookup[[]any](pod, "spec", "volumes")); err != nil {
+	text, err := json.Marshal(tree)
+	if err != nil {
 		return err
 	}
-	s.broughtMetadata, s.brought = jsontree.Lookup[jsontree.Object](pod, "metadata"), map[string][]any{}
+	var pod corev1.Pod
+	if err := json.Unmarshal(text, &pod); err != nil {
+		return err
+	}
+	if err := checkPod(&pod); err != nil {
+		return err
+	}
+	if s.WiredBy, err = wiredBy(&pod.Spec); err != nil {
+		return err
+	}
+	s.broughtMetadata, s.brought = jsontree.Lookup[jsontree.Object](tree, "metadata"), map[string][]any{}
 	for _, list := range lists {
-		for i, element := range jsontree.Lookup[[]any](pod, "spec", list) {
-			name := jsontree.Name(element)
-			switch {
-			case name == "":
+		for i, element := range jsontree.Lookup[[]any](tree, "spec", list) {
+			switch jsontree.Name(element) {
+			case "":
 				return fmt.Errorf("spec.%s[%d] has no name", list, i)
-			case list == "initContainers" && jsontree.IndexOf(containers, name) >= 0:
-				// One patch says where a container is, another puts it somewhere else.
-				return fmt.Errorf("the patches bring the container %s twice, to spec.initContainers and to spec.containers: keep one", name)
-			case name == "compute":
+			case "compute":
 				continue
-			}
-			if err := check(list, element.(jsontree.Object)); err != nil {
-				return err
 			}
 			text, err := json.Marshal(element)
 			if err != nil {
@@ -159,55 +173,9 @@ func (s *Set) prove() error {
 			s.brought[list] = append(s.brought[list], jsontree.Value(text))
 		}
 	}
-	_, err = TokenProjection(pod)
+	_, err = TokenProjection(tree)
 	return err
 }
-
-// wiredBy returns who wires a pod with these containers and volumes: its own imds-init, or the node agent, which
-// finds it by a socket.
-func wiredBy(containers, volumes []any) (string, error) {
-	server := jsontree.Named(containers, ServerContainer)
-	socket := jsontree.Lookup[string](jsontree.Named(jsontree.Lookup[[]any](server, "env"), "IMDS_NODE_SOCKET"), "value")
-	mount := jsontree.Named(jsontree.Lookup[[]any](server, "volumeMounts"), NodeVolume)
-	folder := jsontree.Lookup[jsontree.Object](jsontree.Named(volumes, NodeVolume), "emptyDir")
-	hasInit := jsontree.IndexOf(containers, InitContainer) >= 0
-	switch {
-	case server == nil:
-		return "", fmt.Errorf("no patch brings the container %s: add it to spec.initContainers", ServerContainer)
-	case hasInit && socket != "":
-		return "", fmt.Errorf("the patches bring both the container %s and IMDS_NODE_SOCKET of %s, by which the node agent wires the pod too: keep one", InitContainer, ServerContainer)
-	case hasInit:
-		return annotation.WiredBySidecar, nil
-	case socket == "":
-		return "", fmt.Errorf("nobody wires the pod: add the container %s to spec.initContainers, or give %s the environment IMDS_NODE_SOCKET, as the component node-agent does", InitContainer, ServerContainer)
-	case folder == nil || folder["medium"] != nil || socket != fmt.Sprint(mount["mountPath"], "/", nodeSocket):
-		return "", fmt.Errorf("the node agent does not find the socket %s of %s: want the volume %s, an emptyDir on disk, and the socket %s in its mount", socket, ServerContainer, NodeVolume, nodeSocket)
-	}
-	return annotation.WiredByNodeAgent, nil
-}
-
-// check says why the API server or the kubelet would not take an element, as far as it is a likely mistake.
-func check(list string, element jsontree.Object) error {
-	name := jsontree.Name(element)
-	switch {
-	case list == "volumes":
-		return nil
-	case strings.HasPrefix(name, "imds-") && !IsSidecar(name):
-		return fmt.Errorf("the container %s is no sidecar: want %s or %s, or another name", name, InitContainer, ServerContainer)
-	case list == "initContainers" && IsSidecar(name) && element["restartPolicy"] != "Always":
-		return fmt.Errorf("the init container %s has restartPolicy %v: the VM's own container would wait for its end: want Always", name, element["restartPolicy"])
-	}
-	for resource, text := range jsontree.Lookup[jsontree.Object](element, "resources", "requests") {
-		request, errRequest := quantity(text)
-		limit, errLimit := quantity(jsontree.Lookup[any](element, "resources", "limits", resource))
-		if errRequest == nil && errLimit == nil && request.Cmp(limit) > 0 {
-			return fmt.Errorf("the container %s requests %s of %s, more than its limit of %s", name, request.String(), resource, limit.String())
-		}
-	}
-	return nil
-}
-
-func quantity(value any) (resource.Quantity, error) { return resource.ParseQuantity(fmt.Sprint(value)) }
 
 // TokenProjection returns the "projected" object of the token volume, which has a serviceAccountToken.
 func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {

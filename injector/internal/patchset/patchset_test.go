@@ -189,9 +189,15 @@ func TestWrongFilesNameFileFieldAndReason(t *testing.T) {
 		"number for label":     {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    a: 1\n", "20-wrong.yaml: field metadata.labels: want string, not number"},
 		"number for label key": {"apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    1: a\n", "20-wrong.yaml: line 5: key 1: want a string"},
 		"merge key":            {patch("  <<: {hostname: a}\n"), "20-wrong.yaml: line 4: key <<: want a string"},
-		"no containers left":   {patch("  containers:\n"), "the patches remove the container compute"},
+		"no containers":        {patch("  containers:\n"), "field spec.containers is empty"},
+		"no containers left":   {patch("  containers:\n  - {name: compute, $patch: delete}\n"), "the patches remove the container compute"},
 		"empty list element":   {patch("  volumes:\n  -\n"), "20-wrong.yaml: line 5: an element of the list is empty"},
-		"wrong quantity":       {patch("  containers:\n  - name: a\n    resources:\n      limits: {cpu: much}\n"), "quantities must match"},
+		"wrong quantity":       {patch("  containers:\n  - name: a\n    resources:\n      limits: {cpu: much}\n"), "20-wrong.yaml: field spec.containers[0].resources.limits.cpu: much is no quantity, such as 100m"},
+		"wrong unit":           {patch("  containers:\n  - name: a\n    resources:\n      requests: {memory: 64MB}\n"), "field spec.containers[0].resources.requests.memory: 64MB is no quantity"},
+		"infinite":             {patch("  containers:\n  - name: a\n    securityContext: {runAsUser: .inf}\n"), "20-wrong.yaml: no JSON can be made of it"},
+		"empty field":          {patch("  securityContext:\n    # sysctls: []\n"), "20-wrong.yaml: field spec.securityContext is empty, which would remove the pod's own"},
+		"sysctl without value": {patch("  securityContext: {sysctls: [{name: a}]}\n"), "20-wrong.yaml: spec.securityContext.sysctls[0]: want name and value"},
+		"sysctl that goes":     {patch("  securityContext: {sysctls: [{name: a, $patch: delete}]}\n"), "20-wrong.yaml: spec.securityContext.sysctls[0]: want name and value, and nothing else"},
 		"a list":               {"- a\n", "20-wrong.yaml: not a Pod"},
 		"another kind":         {"apiVersion: apps/v1\nkind: Deployment\n", "not a Pod: begin with apiVersion: v1 and kind: Pod"},
 		"no kind":              {"apiVersion: v1\n", "not a Pod"},
@@ -214,14 +220,23 @@ func TestWrongFilesNameFileFieldAndReason(t *testing.T) {
 
 func TestSetsThatLackSomething(t *testing.T) {
 	for want, dir := range map[string]string{
-		"no patch files in":                                                              folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
-		"no patch brings the container imds-server":                                      folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n    restartPolicy: Always\n", "", 1)),
-		"nobody wires the pod":                                                           folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-init\n    restartPolicy: Always\n", "", 1)),
-		"no patch brings the volume imds-token":                                          folder(t, "a.yaml", patch(sidecars)),
-		"the container imds-servr is no sidecar: want imds-init or imds-server":          folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-servr\n    env: []\n")),
-		"the init container imds-init has restartPolicy <nil>":                           folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-init\n    restartPolicy: null\n")),
-		"the container imds-server requests 64Mi of memory, more than its limit of 32Mi": folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    resources: {requests: {memory: 64Mi}, limits: {memory: 32Mi}}\n")),
-		"volume imds-token has no projected serviceAccountToken":                         folder(t, "a.yaml", patch(sidecars+"  volumes:\n  - name: imds-token\n    emptyDir: {}\n")),
+		"no patch files in":                                                                                   folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
+		"no patch brings the container imds-server":                                                           folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n    restartPolicy: Always\n", "", 1)),
+		"nobody wires the pod":                                                                                folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-init\n    restartPolicy: Always\n", "", 1)),
+		"no patch brings the volume imds-token":                                                               folder(t, "a.yaml", patch(sidecars)),
+		"the container imds-servr is no sidecar: want imds-init or imds-server":                               folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-servr\n    env: []\n")),
+		"the init container imds-init is not restarted always":                                                folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-init\n    restartPolicy: null\n")),
+		"the container imds-server requests 64Mi of memory, more than its limit of 32Mi":                      folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    resources: {requests: {memory: 64Mi}, limits: {memory: 32Mi}}\n")),
+		"the container imds-server has the variable A with both value and valueFrom: set one of them to null": folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    env: [{name: A, value: b, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]\n")),
+		"the container imds-server has a livenessProbe with 2 of exec, httpGet, tcpSocket and grpc":           folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    livenessProbe: {exec: {command: [a]}, tcpSocket: {port: 80}}\n")),
+		"the container imds-server has a readinessProbe with 0 of":                                            folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    readinessProbe: {periodSeconds: 5}\n")),
+		"the volume imds-token asks for a token of 300 seconds: want 600 or more":                             folder(t, "a.yaml", whole, "b.yaml", patch("  volumes:\n  - name: imds-token\n    projected: {sources: [{serviceAccountToken: {path: token, expirationSeconds: 300}}]}\n")),
+		`metadata.labels: Invalid value: ""`:                                                                  folder(t, "a.yaml", whole, "b.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {labels: {'': a}}\n"),
+		`metadata.annotations: annotation imds.kubevirt.io/require-header: "yes" is not allowed`:              folder(t, "a.yaml", whole, "b.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {annotations: {imds.kubevirt.io/require-header: 'yes'}}\n"),
+		`metadata.annotations: annotation "imds.kubevirt.io/hop-limits" is not known`:                         folder(t, "a.yaml", whole, "b.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {annotations: {imds.kubevirt.io/hop-limits: '1'}}\n"),
+		"the patches set hostNetwork, hostPID or shareProcessNamespace":                                       folder(t, "a.yaml", whole, "b.yaml", patch("  shareProcessNamespace: true\n")),
+		"the patches set hostNetwork":                                                                         folder(t, "a.yaml", whole, "b.yaml", patch("  hostNetwork: true\n")),
+		"volume imds-token has no projected serviceAccountToken":                                              folder(t, "a.yaml", patch(sidecars+"  volumes:\n  - name: imds-token\n    emptyDir: {}\n")),
 	} {
 		if _, err := Open(dir, image); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
@@ -390,14 +405,6 @@ func TestDirectiveReplacesAList(t *testing.T) {
 }
 
 // The API server refuses the name, not the webhook's start.
-func TestLabelWithoutAName(t *testing.T) {
-	dir := folder(t, "a.yaml", whole, "b.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {labels: {'': a}}\n")
-	pod := applied(t, "spec: {containers: [{name: compute}]}", dir)
-	if got := encoded(t, pod["metadata"]); got != `{"labels":{"":"a"}}` {
-		t.Errorf("metadata: %s", got)
-	}
-}
-
 func TestDirectivesDelete(t *testing.T) {
 	dir := folder(t, "a.yaml", whole, "b.yaml", patch(`  nodeSelector:
     gone: null
@@ -565,5 +572,31 @@ func TestOutlineIsBounded(t *testing.T) {
 	outline := outlineOf(t, set, `{"spec":{"containers":[{"name":"own","args":["`+long+`"]}],"future":"`+long+`"}}`)
 	if _, err := set.Apply(outline); err != nil {
 		t.Error(err)
+	}
+}
+
+// What YAML takes for a date is the text that was written.
+func TestDatesAreText(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {labels: {day: 2026-11-26}}\n")
+	pod := applied(t, "spec: {containers: [{name: compute}]}", dir)
+	if got := encoded(t, pod["metadata"]); got != `{"labels":{"day":"2026-11-26"}}` {
+		t.Errorf("metadata: %s", got)
+	}
+}
+
+// Quantities are compared as texts: each has one form.
+func TestQuantitiesHaveOneForm(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    resources: {requests: {cpu: 0.2, memory: 1024Mi}, limits: {cpu: 1, memory: '2147483648'}}\n"))
+	pod := applied(t, "spec: {containers: [{name: compute}]}", dir)
+	server := jsontree.Named(jsontree.Lookup[[]any](pod, "spec", "initContainers"), ServerContainer)
+	if got := encoded(t, server["resources"]); got != `{"limits":{"cpu":"1","memory":"2147483648"},"requests":{"cpu":"200m","memory":"1Gi"}}` {
+		t.Errorf("resources: %s", got)
+	}
+}
+
+func TestFilesThatAreNoPatches(t *testing.T) {
+	set := open(t, folder(t, "a.yaml", whole, "b.YAML", "x", "kustomization.yaml", "x", ".hidden", "x"))
+	if got := strings.Join(append(set.Files(), set.LeftOut...), " "); got != "a.yaml b.YAML" {
+		t.Errorf("read, and then left out: %s", got)
 	}
 }

@@ -2,6 +2,7 @@ package patchset
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 
@@ -13,9 +14,12 @@ import (
 const portStart = "net.ipv4.ip_unprivileged_port_start"
 
 // takeSysctls moves the sysctls from a patch to the set: strategic merge would drop the pod's own.
-func (s *Set) takeSysctls(patch jsontree.Object) {
+func (s *Set) takeSysctls(patch jsontree.Object) error {
 	securityContext := jsontree.Lookup[jsontree.Object](patch, "spec", "securityContext")
-	for _, wanted := range jsontree.Lookup[[]any](securityContext, "sysctls") {
+	for i, wanted := range jsontree.Lookup[[]any](securityContext, "sysctls") {
+		if object, _ := wanted.(jsontree.Object); len(object) != 2 || jsontree.Name(object) == "" || jsontree.Lookup[string](object, "value") == "" {
+			return fmt.Errorf("spec.securityContext.sysctls[%d]: want name and value, and nothing else", i)
+		}
 		if i := jsontree.IndexOf(s.sysctls, jsontree.Name(wanted)); i >= 0 {
 			s.sysctls[i] = wanted
 		} else {
@@ -26,6 +30,7 @@ func (s *Set) takeSysctls(patch jsontree.Object) {
 	if securityContext != nil && len(securityContext) == 0 {
 		delete(jsontree.Lookup[jsontree.Object](patch, "spec"), "securityContext")
 	}
+	return nil
 }
 
 // mergeSysctls sets the sysctls on pod and keeps the pod's others. Where the guest is redirected the first port

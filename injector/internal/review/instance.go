@@ -10,7 +10,7 @@ import (
 // Instance is a Func for VirtualMachineInstances, whoever made them. It leaves on the instance how the guest
 // reaches IMDS: the review of the pod acts on that.
 func (r *Reviewer) Instance(request *Request) (Verdict, error) {
-	return expect(r.instance, request, "virtualmachineinstances", Create, Update)
+	return r.expect(r.instance, request, "virtualmachineinstances", Create, Update)
 }
 
 func (r *Reviewer) instance(request *Request) (Verdict, error) {
@@ -24,7 +24,7 @@ func (r *Reviewer) instance(request *Request) (Verdict, error) {
 	foundBefore := readAnnotations(request.OldObject.Get("metadata", "annotations"))
 	now := newSubject(found.without(annotation.Verdict()...), object.Get("spec"))
 	old := newSubject(foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec"))
-	judged := judge(request, now, old)
+	judged := r.judge(request, now, old)
 	if judged.refusals != nil {
 		return r.refuse(request, join(judged.refusals)), nil
 	}

@@ -12,7 +12,7 @@ import (
 
 // Pod is a Func for the creation of pods. It decides from the pod alone, so that no cache can be behind.
 func (r *Reviewer) Pod(request *Request) (Verdict, error) {
-	return expect(r.pod, request, "pods", Create)
+	return r.expect(r.pod, request, "pods", Create)
 }
 
 func (r *Reviewer) pod(request *Request) (Verdict, error) {
@@ -64,7 +64,7 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		annotate(after, users)
 		annotate(after, map[string]string{annotation.RedirectPort: port}) // which the patches go by
 		if after, err = r.patches.Apply(after); err == nil {
-			err = setTokens(after, meant)
+			err = setTokens(after)
 		}
 		if err != nil {
 			return Verdict{}, err

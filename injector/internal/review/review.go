@@ -23,10 +23,12 @@ type Reviewer struct {
 func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
 
 // expect has a request decided if it is for such a resource and operation.
-func expect(decide Func, request *Request, resource string, operations ...string) (Verdict, error) {
+func (r *Reviewer) expect(decide Func, request *Request, resource string, operations ...string) (Verdict, error) {
 	if request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation) {
-		return Allow(fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
-			strings.Join(operations, " and "), resource, request.action())), nil
+		problem := fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
+			strings.Join(operations, " and "), resource, request.action())
+		r.log.Warn(problem)
+		return Allow(problem), nil
 	}
 	request.metadata = request.Object.Get("metadata").Fields("name", "generateName", "annotations", "labels", "ownerReferences", "deletionTimestamp")
 	if !request.metadata["deletionTimestamp"].IsNull() {
@@ -57,20 +59,24 @@ type judgement struct {
 // judge compares a subject with what it was, which is nothing at its creation. Only what this very request
 // brings in is refused: otherwise a rule of today would stop every controller that updates an object of
 // yesterday. And a change of the networks is KubeVirt's to judge.
-func judge(request *Request, now, old subject) judgement {
+func (r *Reviewer) judge(request *Request, now, old subject) judgement {
 	created := request.Operation == Create
 	result := judgement{
 		wiring:  now.wiring(),
 		changed: !created && !maps.Equal(now.annotations, old.annotations),
 	}
 	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(request.metadata["ownerReferences"]) != nil)
+	var tolerated []string // by a client that may drop warnings
 	sort := func(problems, before []string, mayRefuse bool) {
 		for _, problem := range problems {
-			if refuses && mayRefuse && !slices.Contains(before, problem) {
+			isNew := mayRefuse && !slices.Contains(before, problem)
+			if isNew && refuses {
 				result.refusals = append(result.refusals, problem)
-			} else {
-				result.warnings = append(result.warnings, problem)
+				continue
+			} else if isNew {
+				tolerated = append(tolerated, problem)
 			}
+			result.warnings = append(result.warnings, problem)
 		}
 	}
 	before, wiringBefore := old.annotations.problems(), old.wiring().problems
@@ -79,6 +85,9 @@ func judge(request *Request, now, old subject) judgement {
 	}
 	sort(now.annotations.problems(), before, true)
 	sort(result.wiring.problems, wiringBefore, created || result.changed)
+	if tolerated != nil {
+		r.log.Warn("not refused, since a controller made it", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "problems", join(tolerated))
+	}
 	result.warnings = some(append(result.warnings, result.wiring.warnings...))
 	return result
 }

@@ -15,9 +15,10 @@ import (
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 )
 
-// setTokens sets the lifetime of the tokens, and adds one for each audience, at audiences/0 and so on.
-func setTokens(pod jsontree.Object, meant annotations) error {
-	lifetime, audiences := meant.text(annotation.TokenExpirationSeconds), meant.text(annotation.TokenAudiences)
+// setTokens goes by the pod's annotations, which are the user's or those of the operator's patches: it sets the lifetime of the tokens, and adds one for each audience, at audiences/0 and so on.
+func setTokens(pod jsontree.Object) error {
+	given := jsontree.Lookup[jsontree.Object](pod, "metadata", "annotations")
+	lifetime, audiences := jsontree.Lookup[string](given, annotation.TokenExpirationSeconds), jsontree.Lookup[string](given, annotation.TokenAudiences)
 	if lifetime == "" && audiences == "" {
 		return nil
 	}

@@ -32,7 +32,7 @@ func (v vm) subject() subject {
 // VirtualMachine is a Func for VirtualMachines. It carries the annotations from the VM's own metadata, where
 // people write them, to the template, from where KubeVirt copies them.
 func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
-	return expect(r.virtualMachine, request, "virtualmachines", Create, Update)
+	return r.expect(r.virtualMachine, request, "virtualmachines", Create, Update)
 }
 
 func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
@@ -48,7 +48,7 @@ func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
 	if err != nil {
 		return r.refuse(request, err.Error()), nil
 	}
-	judged := judge(request, now.subject(), old.subject())
+	judged := r.judge(request, now.subject(), old.subject())
 	if judged.refusals != nil {
 		return r.refuse(request, join(judged.refusals)), nil
 	}
