@@ -221,7 +221,13 @@ func TestWaitForIMDSAsksTheServer(t *testing.T) {
 // TestOpenShiftAdmitsTheAgent: the constraints allow what the agent has, and it may
 // use them.
 func TestOpenShiftAdmitsTheAgent(t *testing.T) {
-	r := withAgent(t, "overlays/cert-manager", "openshift").agent
+	all := withAgent(t, "overlays/cert-manager", "openshift")
+	// The webhook's user is none of its namespace's range.
+	if binding := all.constraints; binding == nil || binding.Namespace != all.account.Namespace || binding.RoleRef.Name != "system:openshift:scc:nonroot-v2" ||
+		len(binding.Subjects) != 1 || binding.Subjects[0].Name != all.account.Name || binding.Subjects[0].Namespace != all.account.Namespace {
+		t.Errorf("the webhook's ServiceAccount %s has the binding %+v", all.account.Name, binding)
+	}
+	r := all.agent
 	pod := r.daemonSet.Spec.Template.Spec
 	own := pod.Containers[0].SecurityContext
 	name := r.constraints["metadata"].(map[string]any)["name"].(string)

@@ -209,6 +209,9 @@ func TestWebhookFindsItsFiles(t *testing.T) {
 		if patches.ConfigMap == nil || patches.ConfigMap.Name != r.patches.Name {
 			t.Errorf("--patches is %+v, the ConfigMap is %s", patches, r.patches.Name)
 		}
+		if r.patches.Immutable == nil || !*r.patches.Immutable {
+			t.Errorf("the ConfigMap %s can be changed by hand: the replicas would differ", r.patches.Name)
+		}
 		if !strings.HasPrefix(r.patches.Name, contract.PatchesConfigMap+"-") {
 			t.Errorf("the ConfigMap %s has no hash: a change would roll nothing", r.patches.Name)
 		}

@@ -37,6 +37,7 @@ type rendered struct {
 	secret        *corev1.Secret
 	role          *rbacv1.ClusterRole
 	binding       *rbacv1.ClusterRoleBinding
+	constraints   *rbacv1.RoleBinding // to an SCC of OpenShift's
 	agent         agent
 	// certManager are resources of cert-manager.io, by kind and name.
 	certManager map[string]map[string]any
@@ -140,6 +141,8 @@ func (r *rendered) decodeTyped(object metav1.PartialObjectMetadata, document []b
 		return only(&r.role, document)
 	case "rbac.authorization.k8s.io/v1 ClusterRoleBinding":
 		return only(&r.binding, document)
+	case "rbac.authorization.k8s.io/v1 RoleBinding":
+		return only(&r.constraints, document)
 	default:
 		return errors.New("no overlay should have this kind")
 	}
