@@ -16,9 +16,9 @@ import (
 	"time"
 )
 
-// connections bounds how many there are: one too many closes one of the host with the most. Half of the room
-// is for those that had a review: where the others have more than half, their oldest goes, or else the one
-// whose last review is longest ago.
+// connections bounds how many there are. Half of the room is for hosts that had a review: where the others have
+// more than half, one of theirs goes, or else one of the known. It is of the host with the most, the one whose last
+// review is longest ago, or the oldest; one that is in use goes last.
 type connections struct {
 	most int
 	mu   sync.Mutex
@@ -28,6 +28,7 @@ type connections struct {
 type connection struct {
 	host     string
 	since    time.Time
+	asking   atomic.Int32 // requests that have a place now
 	reviewed atomic.Int64 // when a valid review was answered last, in Unix nanoseconds
 }
 
@@ -44,6 +45,11 @@ func (c *connections) guard(server *http.Server) {
 		}
 		host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 		opened := &connection{host: host, since: time.Now()}
+		for _, other := range c.open { // who is known stays so with the next connection
+			if other.host == host {
+				opened.reviewed.Store(max(opened.reviewed.Load(), other.reviewed.Load()))
+			}
+		}
 		c.open[conn] = opened
 		return context.WithValue(ctx, connectionKey{}, opened)
 	}
@@ -64,15 +70,18 @@ func (c *connections) makeRoom() {
 			strangers++
 		}
 	}
-	goes := func(one *connection) int { // 0: before those of the other half
-		if (one.reviewed.Load() == 0) == (strangers > c.most/2) {
-			return 0
+	goes := func(one *connection) int { // 0: before those of the other half, and these before what is in use
+		switch known := one.reviewed.Load() != 0; {
+		case known && one.asking.Load() > 0:
+			return 2
+		case known == (strangers > c.most/2):
+			return 1
 		}
-		return 1
+		return 0
 	}
 	victim := slices.MinFunc(slices.Collect(maps.Keys(c.open)), func(a, b net.Conn) int {
 		one, other := c.open[a], c.open[b]
-		return cmp.Or(count[other.host]-count[one.host], goes(one)-goes(other),
+		return cmp.Or(goes(one)-goes(other), count[other.host]-count[one.host],
 			cmp.Compare(one.reviewed.Load(), other.reviewed.Load()), one.since.Compare(other.since))
 	})
 	delete(c.open, victim)
@@ -84,75 +93,116 @@ func (c *connections) makeRoom() {
 
 // gate bounds how many requests are read and reviewed at a time, and with it the memory that they hold.
 // Whoever waits gets in by how short a time the requests of its host hold a place: the API server, whose
-// requests take milliseconds, goes before everybody that sends slowly, and before who is not known yet.
+// requests take milliseconds, goes before everybody that sends slowly, and before who is not known yet. And
+// whose client sends, or takes its answer, slowly loses its place to those that wait.
 type gate struct {
 	mu      sync.Mutex
 	free    int
+	most    int64                    // what all that wait may hold, in bytes
 	waiting []*waiter                // in the order of their arrival
+	inside  []*place                 // the oldest first
 	usual   map[string]time.Duration // how long a request of a host holds a place
+}
+
+// place is what a request holds.
+type place struct {
+	since     time.Time
+	reviewed  atomic.Bool // now: its client is not waited for
+	interrupt func()      // ends the reading or writing; nil: it is ended
 }
 
 type waiter struct {
 	host  string
+	holds int64     // bytes
 	enter chan bool // true: a place; false: none
 }
 
 const (
-	maxWaiting  = 512 // each may hold a header, a stack and a stream's buffer
+	waiterHolds = 8 << 10 // besides what its stream has buffered of the body: a header, stacks
 	maxHosts    = 4096
 	unknownHost = 200 * time.Millisecond // for a host of which nothing is known
+	patience    = 200 * time.Millisecond // with a client, where others wait
 )
 
 var errBusy = errors.New("too many requests at a time: try again")
 
-func newGate(places int) *gate { return &gate{free: places, usual: map[string]time.Duration{}} }
+func newGate(places int, most int64) *gate {
+	return &gate{free: places, most: most, usual: map[string]time.Duration{}}
+}
 
-// enter waits for a place, which leave gives back. errBusy: too many wait, most of them from this host.
-func (g *gate) enter(ctx context.Context, host string) (leave func(), err error) {
-	w := &waiter{host: host, enter: make(chan bool, 1)}
+// enter waits for a place with a body of so many bytes, and leave gives it back; interrupt ends whatever waits for
+// the client. errBusy: too many wait, most of them from this host.
+func (g *gate) enter(ctx context.Context, host string, body int64, interrupt func()) (p *place, err error) {
+	w := &waiter{host: host, holds: waiterHolds + min(max(body, 0), maxReceiveBuffer), enter: make(chan bool, 1)}
 	g.mu.Lock()
 	g.waiting = append(g.waiting, w)
 	if g.free > 0 {
 		g.free--
 		g.next()
-	} else if len(g.waiting) > maxWaiting {
+	} else {
 		g.turnAway()
 	}
 	g.mu.Unlock()
-
-	select {
-	case entered := <-w.enter:
-		if !entered {
-			return nil, errBusy
-		}
-	case <-ctx.Done():
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if i := slices.Index(g.waiting, w); i >= 0 {
-			g.waiting = slices.Delete(g.waiting, i, i+1)
-		} else if <-w.enter {
-			g.next()
-		}
-		return nil, ctx.Err()
-	}
-	begin := time.Now()
-	return func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		held := time.Since(begin)
-		usual, known := g.usual[host]
-		if !known {
-			usual = held
-			for other := range g.usual {
-				if len(g.usual) < maxHosts {
-					break
-				}
-				delete(g.usual, other)
+	impatient := time.NewTicker(patience / 2)
+	defer impatient.Stop()
+	for {
+		select {
+		case entered := <-w.enter:
+			if !entered {
+				return nil, errBusy
 			}
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			p = &place{since: time.Now(), interrupt: interrupt}
+			g.inside = append(g.inside, p)
+			return p, nil
+		case <-impatient.C:
+			g.interrupt()
+		case <-ctx.Done():
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if i := slices.Index(g.waiting, w); i >= 0 {
+				g.waiting = slices.Delete(g.waiting, i, i+1)
+			} else if <-w.enter {
+				g.next()
+			}
+			return nil, ctx.Err()
 		}
-		g.usual[host] = (3*usual + held) / 4
-		g.next()
-	}, nil
+	}
+}
+
+// leave gives a place back.
+func (g *gate) leave(p *place, host string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside = slices.DeleteFunc(g.inside, func(other *place) bool { return other == p })
+	held := time.Since(p.since)
+	usual, known := g.usual[host]
+	if !known {
+		usual = held
+		for other := range g.usual {
+			if len(g.usual) < maxHosts {
+				break
+			}
+			delete(g.usual, other)
+		}
+	}
+	g.usual[host] = (3*usual + held) / 4
+	g.next()
+}
+
+// interrupt has as many lose their place as wait for one, if their clients have been waited for long enough.
+func (g *gate) interrupt() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	left := len(g.waiting)
+	for _, p := range g.inside {
+		if left > 0 && p.interrupt != nil && !p.reviewed.Load() && time.Since(p.since) > patience {
+			p.interrupt()
+			p.interrupt = nil
+			left--
+		}
+	}
 }
 
 func (g *gate) usualOf(host string) time.Duration {
@@ -173,15 +223,18 @@ func (g *gate) next() {
 	g.answer(best, true)
 }
 
-// turnAway refuses the newest of the host with the most that wait.
+// turnAway refuses, where all that wait hold too much, the newest of the host that holds the most.
 func (g *gate) turnAway() {
-	count, last := map[string]int{}, 0
+	of, all, last := map[string]int64{}, int64(0), 0
 	for i, w := range g.waiting {
-		if count[w.host]++; count[w.host] >= count[g.waiting[last].host] {
+		all += w.holds
+		if of[w.host] += w.holds; of[w.host] >= of[g.waiting[last].host] {
 			last = i
 		}
 	}
-	g.answer(last, false)
+	if all > g.most {
+		g.answer(last, false)
+	}
 }
 
 func (g *gate) answer(i int, enter bool) {
@@ -193,27 +246,30 @@ func (g *gate) answer(i int, enter bool) {
 	g.waiting = slices.Delete(g.waiting, i, i+1)
 }
 
-// Whoever reaches the webhook can make it write to the node's disk. A thousand VMs that start stay below.
+// Whoever reaches the webhook can make it write to the node's disk. A thousand VMs that start stay below the first,
+// and what strangers have it write has a bound of its own.
 const (
-	maxLines   = 2000
-	linePeriod = 10 * time.Second
+	maxLines         = 2000
+	maxLinesOfOthers = 200
+	linePeriod       = 10 * time.Second
 )
 
-// limitedLines leaves out what is beyond maxLines in linePeriod, and says how much. slog writes line by line.
+// limitedLines leaves out what is beyond so many lines in linePeriod, and says how much. slog writes line by line.
 type limitedLines struct {
 	io.Writer
+	most  int
 	since time.Time
 	lines int
 }
 
 func (l *limitedLines) Write(line []byte) (int, error) {
 	if now := time.Now(); now.Sub(l.since) >= linePeriod {
-		if left := l.lines - maxLines; left > 0 {
+		if left := l.lines - l.most; left > 0 {
 			slog.New(slog.NewTextHandler(l.Writer, nil)).Warn("lines left out of the log", "lines", left, "period", linePeriod)
 		}
 		l.since, l.lines = now, 0
 	}
-	if l.lines++; l.lines > maxLines {
+	if l.lines++; l.lines > l.most {
 		return len(line), nil
 	}
 	return l.Writer.Write(line)

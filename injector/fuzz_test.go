@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/example/kubevirt-imds/injector/internal/patchset"
 	"github.com/example/kubevirt-imds/injector/internal/review"
@@ -37,7 +38,7 @@ func FuzzMemory(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	server, reviewer := newAdmission(log), review.New(patches, log)
+	server, reviewer := newAdmission(log, log, time.Minute), review.New(patches, log)
 	kinds := []struct {
 		resource string
 		handler  http.Handler

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,52 +25,71 @@ import (
 
 const (
 	maxObject   = 3 << 20              // MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go
-	maxBody     = 2*maxObject + 64<<10 // an update has the old object too, and something around them
-	largePlaces = 2
-	maxSmall    = 256 << 10 // the largest pod that KubeVirt made for us has 13 KB
+	maxBody     = 2*maxObject + 64<<10 // an update has the old object too; what JSON escapes, such as <, is longer
+	maxSmall    = 256 << 10            // the largest pod that KubeVirt made for us has 13 KB
 	smallPlaces = 32
+	largePlaces = 2
+	smallWait   = 32 << 20 // what all of them that wait may hold
+	largeWait   = 8 << 20
 )
 
 // admission answers the API server's requests, with bounds on what they may cost together.
 type admission struct {
 	log          *slog.Logger
+	strangers    *slog.Logger  // for what is no review
+	arrival      time.Duration // of a request that has its place
 	small, large *gate         // bound the bodies that are held
 	reviewing    chan struct{} // bounds the trees that are made of them
 }
 
-func newAdmission(log *slog.Logger) *admission {
-	return &admission{log: log, small: newGate(smallPlaces), large: newGate(largePlaces), reviewing: make(chan struct{}, runtime.GOMAXPROCS(0))}
+func newAdmission(log, strangers *slog.Logger, arrival time.Duration) *admission {
+	return &admission{log: log, strangers: strangers, arrival: arrival, small: newGate(smallPlaces, smallWait), large: newGate(largePlaces, largeWait), reviewing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 }
 
 // bounded lets in a few requests at a time, each until its answer is taken: net/http holds some KB for one.
 func (a *admission) bounded(reviews *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := reviews.Handler(r); pattern == "" {
+			a.strangers.Warn("unknown path or method: check the webhook's configuration", "method", r.Method, "path", annotation.Quote(r.URL.Path), "remote", r.RemoteAddr)
+			reviews.ServeHTTP(w, r)
+			return
+		}
 		gate := a.small
 		if r.ContentLength > maxSmall {
 			gate = a.large
 		}
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
-		leave, err := gate.enter(r.Context(), host)
+		client := http.NewResponseController(w)
+		_ = client.SetReadDeadline(time.Time{}) // until it has a place
+		place, err := gate.enter(r.Context(), host, r.ContentLength, func() {
+			_ = client.SetReadDeadline(time.Now())
+			_ = client.SetWriteDeadline(time.Now())
+		})
 		if err != nil {
-			a.log.Warn("request turned away", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
+			a.strangers.Warn("request turned away", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
 			w.WriteHeader(http.StatusServiceUnavailable) // a text would wait to be taken
 			return
 		}
-		defer leave()
-		if _, pattern := reviews.Handler(r); pattern == "" {
-			a.log.Warn("unknown path or method: check the webhook's configuration", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr)
+		defer gate.leave(place, host)
+		_ = client.SetReadDeadline(time.Now().Add(a.arrival))
+		if on, found := r.Context().Value(connectionKey{}).(*connection); found {
+			on.asking.Add(1)
+			defer on.asking.Add(-1)
 		}
-		reviews.ServeHTTP(w, r)
-		_ = http.NewResponseController(w).Flush() // else it would wait for that outside
+		reviews.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), placeKey{}, place)))
+		_ = client.Flush() // else it would wait for that outside
 	})
 }
+
+// placeKey is that of a request's place in its context.
+type placeKey struct{}
 
 // handler answers POST requests by what decide decides.
 func (a *admission) handler(decide review.Func) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer, status, err := a.answer(r, decide)
 		if err != nil {
-			a.log.Warn("request refused", "path", r.URL.Path, "remote", r.RemoteAddr, "status", status, "err", err)
+			a.strangers.Warn("request refused", "path", r.URL.Path, "remote", r.RemoteAddr, "status", status, "err", err)
 			http.Error(w, err.Error(), status)
 			return
 		}
@@ -94,6 +114,10 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 	body, status, err := readBody(r)
 	if err != nil {
 		return nil, status, err
+	}
+	if p, found := r.Context().Value(placeKey{}).(*place); found {
+		p.reviewed.Store(true)
+		defer p.reviewed.Store(false)
 	}
 	select {
 	case a.reviewing <- struct{}{}:

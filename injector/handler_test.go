@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 
@@ -21,7 +22,7 @@ import (
 func answerOf(t *testing.T, decide review.Func) (*admissionv1.AdmissionResponse, string, string) {
 	t.Helper()
 	log := new(strings.Builder)
-	server := httptest.NewServer(newAdmission(slog.New(slog.NewTextHandler(log, nil))).handler(decide))
+	server := httptest.NewServer(newAdmission(slog.New(slog.NewTextHandler(log, nil)), slog.New(slog.NewTextHandler(log, nil)), time.Minute).handler(decide))
 	defer server.Close()
 	response, err := http.Post(server.URL, "application/json", strings.NewReader(
 		`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u-1","namespace":"tenant-a","object":{}}}`))

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 
@@ -21,7 +22,7 @@ func FuzzHandler(f *testing.F) {
 	f.Add([]byte(`{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"1"}}`))
 	f.Add([]byte(`{"request":{"resource":7}}`))
 	f.Add([]byte(`[[[[`))
-	handler := newAdmission(slog.New(slog.DiscardHandler)).handler(func(request *review.Request) (review.Verdict, error) {
+	handler := newAdmission(slog.New(slog.DiscardHandler), slog.New(slog.DiscardHandler), time.Minute).handler(func(request *review.Request) (review.Verdict, error) {
 		if request.Object == nil {
 			panic("no object")
 		}

@@ -11,7 +11,7 @@ import (
 func TestLogIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var text strings.Builder
-		log := slog.New(slog.NewTextHandler(&limitedLines{Writer: &text}, nil)).With("a", "b")
+		log := slog.New(slog.NewTextHandler(&limitedLines{Writer: &text, most: maxLines}, nil)).With("a", "b")
 		for range 5 * maxLines {
 			log.Info("line")
 		}

@@ -59,21 +59,22 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 
 	// What it holds is little and bounded: the collector may wait for more of it.
 	debug.SetGCPercent(400)
-	log := slog.New(slog.NewTextHandler(&limitedLines{Writer: stderr}, nil))
+	log := slog.New(slog.NewTextHandler(&limitedLines{Writer: stderr, most: maxLines}, nil))
+	strangers := slog.New(slog.NewTextHandler(&limitedLines{Writer: stderr, most: maxLinesOfOthers}, nil))
 	limitMemory(log)
-	if err := serve(ctx, opts, pod, timing, log); err != nil {
+	if err := serve(ctx, opts, pod, timing, log, strangers); err != nil {
 		log.Error("imds-webhook ends", "err", err)
 		return 1
 	}
 	return 0
 }
 
-func serve(ctx context.Context, opts options, pod podEnvironment, timing timing, log *slog.Logger) error {
+func serve(ctx context.Context, opts options, pod podEnvironment, timing timing, log, strangers *slog.Logger) error {
 	certificates, publisher, err := openCertificates(opts, pod, timing, log)
 	if err != nil {
 		return err
 	}
-	service, err := listen(opts, certificates, publisher, timing, log)
+	service, err := listen(opts, certificates, publisher, timing, log, strangers)
 	if err != nil {
 		return err
 	}

@@ -118,7 +118,7 @@ func TestSelfSignedWebhookThatCannotServeEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service, err := listen(opts, certificates, publisher, timing, log)
+	service, err := listen(opts, certificates, publisher, timing, log, log)
 	if err != nil {
 		t.Fatal(err)
 	}

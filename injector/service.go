@@ -48,8 +48,9 @@ func publishPause(failures int) time.Duration {
 
 const (
 	maxHeaderBytes       = 2 << 10  // several times what the API server sends
-	maxReceiveBuffer     = 64 << 10 // what a connection may send before anybody reads
+	maxReceiveBuffer     = 64 << 10 // what a stream may send before anybody reads
 	maxStreams           = 16       // the API server opens one more connection when one has no stream left
+	maxFrame             = 16 << 10 // each connection keeps as much
 	maxConnections       = 128
 	maxHealthConnections = 32
 )
@@ -59,21 +60,21 @@ type service struct {
 	certificates                    *certificateSource
 	publisher                       *publisher
 	timing                          timing
-	log                             *slog.Logger
+	log, strangers                  *slog.Logger
 	webhook, health                 *http.Server
 	webhookListener, healthListener net.Listener
 	draining                        atomic.Bool
 }
 
 // listen opens the patches and both listeners.
-func listen(opts options, certificates *certificateSource, publisher *publisher, timing timing, log *slog.Logger) (*service, error) {
+func listen(opts options, certificates *certificateSource, publisher *publisher, timing timing, log, strangers *slog.Logger) (*service, error) {
 	patches, err := patchset.Open(opts.patches, opts.serverImage)
 	if err != nil {
 		return nil, err
 	}
 	log.Info("patches read", "files", patches.Files(), "leftOut", patches.LeftOut, "wiredBy", patches.WiredBy, "serverImage", opts.serverImage, "version", buildVersion())
 	reviews := http.NewServeMux()
-	admission, reviewer := newAdmission(log), review.New(patches, log)
+	admission, reviewer := newAdmission(log, strangers, timing.arrival), review.New(patches, log)
 	for path, decide := range map[string]review.Func{
 		"/mutate-pod":                    reviewer.Pod,
 		"/mutate-virtualmachine":         reviewer.VirtualMachine,
@@ -85,15 +86,18 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	}
 	health := http.NewServeMux()
 
-	s := &service{certificates: certificates, publisher: publisher, timing: timing, log: log}
+	s := &service{certificates: certificates, publisher: publisher, timing: timing, log: log, strangers: strangers}
 	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "OK") })
 	health.HandleFunc("GET /readyz", s.ready)
 	s.health = s.newServer(health, maxHealthConnections)
 	s.webhook = s.newServer(s.closing(admission.bounded(reviews)), maxConnections)
 	s.webhook.HTTP2 = &http.HTTP2Config{
-		MaxReceiveBufferPerConnection: maxReceiveBuffer,
+		// Bodies that wait to be read hold up no other stream.
+		MaxReceiveBufferPerConnection: maxStreams * maxReceiveBuffer,
 		MaxReceiveBufferPerStream:     maxReceiveBuffer,
 		MaxConcurrentStreams:          maxStreams,
+		MaxReadFrameSize:              maxFrame,
+		WriteByteTimeout:              timing.answer,
 	}
 	s.webhook.TLSConfig = &tls.Config{
 		MinVersion:     tls.VersionTLS13,
@@ -153,7 +157,7 @@ func (s *service) newServer(handler http.Handler, mostConnections int) *http.Ser
 		WriteTimeout:      s.timing.answer,
 		IdleTimeout:       s.timing.idle,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ErrorLog:          slog.NewLogLogger(s.strangers.Handler(), slog.LevelWarn),
 	}
 	(&connections{most: mostConnections, open: map[net.Conn]*connection{}}).guard(server)
 	return server

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Value is what an annotation has: text or, in a template, which has no schema, any other JSON.
@@ -81,7 +82,9 @@ func (v Value) String() string {
 
 func isBool(value string) bool { return value == "true" || value == "false" }
 
-func isShort(value string) bool { return 1 <= len(value) && len(value) <= 63 }
+func isShort(value string) bool {
+	return 1 <= len(value) && len(value) <= 63 && !strings.ContainsFunc(value, unicode.IsControl)
+}
 
 // isIntegerBetween takes no sign and no leading zero, which another reader might take for octal.
 func isIntegerBetween(low, high uint64) func(string) bool {
@@ -92,11 +95,12 @@ func isIntegerBetween(low, high uint64) func(string) bool {
 	}
 }
 
-// isInterfaceName is the kernel's dev_valid_name (net/core/dev.c), for which 0xa0 is white space.
+// isInterfaceName is the kernel's dev_valid_name (net/core/dev.c), for which 0xa0 is white space, but for control
+// characters: a container with NUL in its environment never starts.
 func isInterfaceName(value string) bool {
 	return 1 <= len(value) && len(value) <= 15 && value != "." && value != ".." &&
 		!slices.ContainsFunc([]byte(value), func(b byte) bool {
-			return b == '/' || b == ':' || b == ' ' || '\t' <= b && b <= '\r' || b == 0xa0
+			return b <= ' ' || b == 0x7f || b == '/' || b == ':' || b == 0xa0
 		})
 }
 

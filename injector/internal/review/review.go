@@ -31,7 +31,8 @@ func (r *Reviewer) expect(decide Func, request *Request, resource string, operat
 		return Allow(problem), nil
 	}
 	request.metadata = request.Object.Get("metadata").Fields("name", "generateName", "annotations", "labels", "ownerReferences", "deletionTimestamp")
-	if !request.metadata["deletionTimestamp"].IsNull() {
+	// A client may give one to what it creates, from which the API server takes it away afterwards.
+	if request.Operation != Create && !request.metadata["deletionTimestamp"].IsNull() {
 		return Allow(), nil // on its way out, it is updated to drop its finalizers
 	}
 	return decide(request)

@@ -3,6 +3,8 @@ package review
 import (
 	"fmt"
 	"maps"
+	"strings"
+	"sync"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
 	"github.com/example/kubevirt-imds/injector/internal/jsontree"
@@ -72,6 +74,7 @@ var (
 // copyToTemplate sets the annotations of the VM's metadata on the template in tree, with a warning where
 // somebody wrote another there. It is an error when the template has no place for them.
 func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (warnings []string, err error) {
+	stated := sync.OnceValues(func() (map[string]bool, bool) { return statedInTemplate(object) })
 	for _, name := range annotation.ByUser() {
 		wanted, isWanted := now.metadata[name]
 		before, wasWanted := old.metadata[name]
@@ -87,7 +90,7 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 			}
 			template[name] = wanted.Text
 		case !isWanted && wasWanted && found && own == before:
-			if ours, known := isOurCopy(object, name); ours {
+			if theirs, known := stated(); known && !theirs[name] {
 				delete(jsontree.Lookup[jsontree.Object](tree, templatePath...), name)
 			} else if !known {
 				warnings = append(warnings, fmt.Sprintf("annotation %s stays in spec.template.metadata.annotations: remove it there too if the VM shall not have it any more", name))
@@ -97,22 +100,29 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 	return warnings, nil
 }
 
-// isOurCopy reports whether the webhook, and not the client, wrote this annotation of the template, by what
-// kubectl apply or a server-side apply leaves on the object; without that it is not known.
-func isOurCopy(object jsontree.Value, name string) (ours, known bool) {
-	theirs := false
+// statedInTemplate returns which of this project's annotations of the template the client states itself, and did
+// not leave to the webhook, by what kubectl apply or a server-side apply leaves on the object; without that it is
+// not known.
+func statedInTemplate(object jsontree.Value) (names map[string]bool, known bool) {
+	names = map[string]bool{}
+	read := func(annotations jsontree.Value, prefix string) {
+		known = true
+		for key := range annotations.Members() {
+			if name := strings.TrimPrefix(string(key), prefix); strings.HasPrefix(name, annotation.Prefix) {
+				names[name] = true
+			}
+		}
+	}
 	for entry := range object.Get("metadata", "managedFields").Elements() {
 		// Who applies something else, such as a label, says nothing of the template.
 		template := entry.Get("fieldsV1", "f:spec", "f:template")
 		if entry.Get("operation").String() == "Apply" && template != nil {
-			known = true
-			theirs = theirs || template.Get("f:metadata", "f:annotations", "f:"+name) != nil
+			read(template.Get("f:metadata", "f:annotations"), "f:")
 		}
 	}
 	last := object.Get("metadata", "annotations", "kubectl.kubernetes.io/last-applied-configuration").String()
 	if applied, err := jsontree.Parse([]byte(last)); err == nil {
-		known = true
-		theirs = theirs || applied.Get("spec", "template", "metadata", "annotations", name) != nil
+		read(applied.Get("spec", "template", "metadata", "annotations"), "")
 	}
-	return known && !theirs, known
+	return names, known
 }

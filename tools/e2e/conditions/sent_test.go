@@ -101,9 +101,13 @@ func TestVirtualMachinesThatAreCreated(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			server.expect(t, request{object: vm(test.vm)}, test.want)
+			server.expect(t, request{object: merged(vm(test.vm), forgedEnd)}, test.want)
 		})
 	}
 }
+
+// forgedEnd is what a client may state of what it creates.
+const forgedEnd = `metadata: {deletionTimestamp: "2026-01-01T00:00:00Z"}`
 
 func TestVirtualMachinesThatAreUpdated(t *testing.T) {
 	server := newAPIServer(t)
