@@ -24,7 +24,7 @@ import (
 
 // recipes are all of them, by what each alone has in it.
 var recipes = []string{
-	"newName: registry.example.com/imds/server",
+	"newName: mirror.example.com/imds/server",
 	"files: [50-resources.yaml]",
 	"# 50-resources.yaml: ",
 	"# 50-environment.yaml: ",
@@ -106,8 +106,8 @@ func cook(t *testing.T, kustomization string, files map[string]string) (rendered
 }
 
 func TestRecipeImage(t *testing.T) {
-	r, pod := cook(t, recipe(t, "newName: registry.example.com/imds/server"), nil)
-	const server, webhook = "registry.example.com/imds/server:v1.2.3", "registry.example.com/imds/webhook:v1.2.3"
+	r, pod := cook(t, recipe(t, "newName: mirror.example.com/imds/server"), nil)
+	const server, webhook = "mirror.example.com/imds/server:v1.2.3", "mirror.example.com/imds/webhook:v1.2.3"
 	own := r.deployment.Spec.Template.Spec
 	if own.Containers[0].Image != webhook || own.InitContainers[0].Image != server {
 		t.Errorf("images %s and %s", own.Containers[0].Image, own.InitContainers[0].Image)
