@@ -27,6 +27,7 @@ lint:
     go mod tidy -diff
     cd tools/e2e && go vet ./... && go tool -modfile=../../go.mod staticcheck ./... && go mod tidy -diff
     cd tools/e2e/conditions && go vet ./... && go tool -modfile=../../../go.mod staticcheck ./... && go mod tidy -diff
+    cd tools/generate/kpt && go vet ./... && go tool -modfile=../../../go.mod staticcheck ./... && go mod tidy -diff
     @test -z "$(go list -deps -f '{{{{ if not .Standard }}{{{{ .ImportPath }}{{{{ end }}' ./server/... | grep -v ^github.com/example/kubevirt-imds/)" || { echo "server/ is standard library only"; exit 1; }
 
 # look for known vulnerabilities (asks the Go vulnerability database)
