@@ -61,12 +61,12 @@ func open(ctx context.Context, root, version string) (*release, error) {
 	if err != nil {
 		return nil, err
 	}
-	own := false
-	if r.changes, own = section(string(changelog), version); !own {
-		r.changes, _ = section(string(changelog), "Unreleased")
-	}
-	if r.changes == "" {
-		return nil, fmt.Errorf("CHANGELOG.md has no section %q and none Unreleased: write one", version)
+	changes, own := section(string(changelog), version)
+	if r.changes = changes; !own {
+		var found bool
+		if r.changes, found = section(string(changelog), "Unreleased"); !found {
+			return nil, fmt.Errorf("CHANGELOG.md has nothing under %q and nothing under Unreleased: write what is new", version)
+		}
 	}
 
 	// Without its tag the version is a trial. With it, whoever applies an overlay of the tag gets these images.
@@ -101,11 +101,12 @@ func readImages(root string) ([]types.Image, error) {
 	return component.Images, err
 }
 
-// section is the part of a changelog with the title, and whether there is one.
+// section is the text under a title of a changelog, and whether there is any.
 func section(changelog, title string) (string, bool) {
 	for _, part := range strings.Split("\n"+changelog, "\n## ")[1:] {
 		if first, rest, _ := strings.Cut(part, "\n"); strings.TrimSpace(first) == title {
-			return strings.TrimSpace(rest) + "\n", true
+			text := strings.TrimSpace(rest)
+			return text + "\n", text != ""
 		}
 	}
 	return "", false

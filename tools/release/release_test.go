@@ -95,7 +95,11 @@ func TestRefusals(t *testing.T) {
 		"no section": {func(t *testing.T, root string) {
 			write(t, root, "CHANGELOG.md", "## v1.0.0\n\n- old\n")
 			commit(t, root)
-		}, []string{version, "write one"}},
+		}, []string{version, "write what is new"}},
+		"an empty section": {func(t *testing.T, root string) {
+			write(t, root, "CHANGELOG.md", "## Unreleased\n\n## v1.0.0\n\n- old\n")
+			commit(t, root)
+		}, []string{version, "write what is new"}},
 		"the tag of another commit": {func(t *testing.T, root string) {
 			git(t, root, "tag", "--annotate", "--message=release", version)
 			commit(t, root)
