@@ -2,6 +2,8 @@
 
 version := `git describe --tags --always --dirty 2>/dev/null || echo unknown`
 arch    := `go env GOARCH`
+# server and webhook, as the overlays name them
+images  := `awk '/newName:/ { name = $2 } /newTag:/ { printf "%s:%s ", name, $2 }' kustomize/images/kustomization.yaml`
 
 # list the recipes
 _default:
@@ -27,6 +29,8 @@ lint:
     go mod tidy -diff
     cd tools/e2e && go vet ./... && go tool -modfile=../../go.mod staticcheck ./... && go mod tidy -diff
     cd tools/e2e/conditions && go vet ./... && go tool -modfile=../../../go.mod staticcheck ./... && go mod tidy -diff
+    cd tools/generate/kpt && go vet ./... && go tool -modfile=../../../go.mod staticcheck ./... && go mod tidy -diff
+    cd tools/release && go vet ./... && go tool -modfile=../../go.mod staticcheck ./... && go mod tidy -diff
     @test -z "$(go list -deps -f '{{{{ if not .Standard }}{{{{ .ImportPath }}{{{{ end }}' ./server/... | grep -v ^github.com/example/kubevirt-imds/)" || { echo "server/ is standard library only"; exit 1; }
 
 # look for known vulnerabilities (asks the Go vulnerability database)
@@ -34,10 +38,10 @@ vulnerabilities:
     go tool govulncheck ./...
 
 # build the three static binaries into bin/linux-<architecture>
-build goarch=arch:
-    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -ldflags '-s -w -X main.version={{ version }}' -o bin/linux-{{ goarch }}/imds-server  ./server
-    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -ldflags '-s -w -X main.version={{ version }}' -o bin/linux-{{ goarch }}/imds-init    ./netsetup
-    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -ldflags '-s -w -X main.version={{ version }}' -o bin/linux-{{ goarch }}/imds-webhook ./injector
+build goarch=arch name=version:
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-server  ./server
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-init    ./netsetup
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-webhook ./injector
 
 # render the webhook configuration, the pod's patches and the golden manifests; --check: show the difference only
 generate *ARGS:
@@ -47,13 +51,15 @@ generate *ARGS:
 certs *ARGS:
     go run ./tools/certs {{ ARGS }}
 
-# build the two images with docker, podman or buildah
+# build the two images, by the names that the overlays have for them, with docker, podman or buildah
 image goarch=arch: (build goarch)
     #!/usr/bin/env bash
     set -euo pipefail
     export SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)"
-    for target in server webhook; do
-        args=(--platform "linux/{{ goarch }}" --target "$target" --build-arg VERSION="{{ version }}" --build-arg REVISION="$(git rev-parse HEAD)" -t "kubevirt-imds-$target" -f Containerfile .)
+    targets=(server webhook)
+    for image in {{ images }}; do
+        args=(--platform "linux/{{ goarch }}" --target "${targets[0]}" --build-arg VERSION="{{ version }}" --build-arg REVISION="$(git rev-parse HEAD)" -t "$image" -f Containerfile .)
+        targets=("${targets[@]:1}")
         if command -v docker >/dev/null && docker info >/dev/null 2>&1; then
             docker buildx build --load "${args[@]}"
         elif command -v podman >/dev/null; then
@@ -68,7 +74,15 @@ image goarch=arch: (build goarch)
 
 # load the two images into a kind cluster
 kind-load cluster="kind": image
-    kind load docker-image --name {{ cluster }} kubevirt-imds-server kubevirt-imds-webhook
+    kind load docker-image --name {{ cluster }} {{ images }}
+
+# make all files of a release in dist/VERSION, the same at each run: images of both architectures, manifests, SBOMs, ... (buildah)
+release VERSION: (_releasable VERSION) (build "amd64" VERSION) (build "arm64" VERSION)
+    cd tools/release && go run . make {{ quote(VERSION) }}
+
+# says what hinders a release, before anything is built
+_releasable VERSION:
+    @cd tools/release && go run . check {{ quote(VERSION) }}
 
 # check all of it on a real Kubernetes, built from Go modules (root; once about 7 minutes); or: e2e guests, e2e kind
 e2e what='check' *ARGS:

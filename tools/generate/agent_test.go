@@ -136,9 +136,10 @@ func TestAgentIsOnEveryNodeOnce(t *testing.T) {
 }
 
 func TestOneImagesEntryIsForTheAgentToo(t *testing.T) {
+	server, _ := overlayImages(t)
 	r := decode(t, renderMine(t, `resources: [../kubevirt-imds/overlays/kind]
 components: [../kubevirt-imds/kustomize/components/node-agent]
-images: [{name: kubevirt-imds-server, newName: registry.example.com/s, newTag: v1}]
+images: [{name: `+server.NewName+`, newName: registry.example.com/s, newTag: v1}]
 `, nil))
 	const want = "registry.example.com/s:v1"
 	if agent, told := r.agent.daemonSet.Spec.Template.Spec.Containers[0].Image, r.deployment.Spec.Template.Annotations["imds.kubevirt.io/server-image"]; agent != want || told != want {
@@ -149,7 +150,7 @@ images: [{name: kubevirt-imds-server, newName: registry.example.com/s, newTag: v
 // TestAgentTakesThePlaceOfInit compares the pods of both ways.
 func TestAgentTakesThePlaceOfInit(t *testing.T) {
 	annotations := map[string]string{annotation.BridgeName: "k6t-net1", annotation.PreferredBridge: "k6t-eth0"}
-	want, got := injectWith(t, annotations, "cert-manager"), injectWith(t, annotations, "cert-manager", "node-agent")
+	want, got := injectWith(t, annotations, "cert-manager", "../images"), injectWith(t, annotations, "cert-manager", "node-agent")
 	if names := containerNames(got.Spec.InitContainers); !slices.Equal(names, []string{contract.Server.Name}) {
 		t.Fatalf("init containers %v", names)
 	}

@@ -52,7 +52,7 @@ spec: {secretName: others, dnsNames: [others.kubevirt-imds.svc], issuerRef: {nam
 func TestOthersAreLeftAlone(t *testing.T) {
 	const settings = `images:
 - {name: redis, newTag: "7"}
-- {name: kubevirt-imds-server, newName: registry.example.com/imds/server, newTag: v1.2.3}
+- {name: kubevirt-imds-server, newTag: v1.2.3}
 namePrefix: acme-
 nameSuffix: -a
 transformers:
@@ -85,20 +85,21 @@ transformers:
 // TestOneImagesEntryIsForThePullAndForTheSidecars: what the nodes try to pull is what
 // the VMs get.
 func TestOneImagesEntryIsForThePullAndForTheSidecars(t *testing.T) {
+	server, webhook := overlayImages(t)
 	digest := "sha256:" + strings.Repeat("24a0c4b4", 8)
 	for entry, want := range map[string]string{
-		"newTag: v1.2.3":            "kubevirt-imds-server:v1.2.3",
-		"newName: localhost:5000/s": "localhost:5000/s",
-		"digest: " + digest:         "kubevirt-imds-server@" + digest,
+		"newTag: v1.2.3":            server.NewName + ":v1.2.3",
+		"newName: localhost:5000/s": "localhost:5000/s:" + server.NewTag,
+		"digest: " + digest:         server.NewName + "@" + digest,
 		"newName: registry.example.com/s, newTag: v1, digest: " + digest: "registry.example.com/s:v1@" + digest,
 	} {
-		r := decode(t, renderMine(t, "resources: [../kubevirt-imds/overlays/kind]\nimages: [{name: kubevirt-imds-server, "+entry+"}]\n", nil))
+		r := decode(t, renderMine(t, "resources: [../kubevirt-imds/overlays/kind]\nimages: [{name: "+server.NewName+", "+entry+"}]\n", nil))
 		template := r.deployment.Spec.Template
 		if pulled, told := template.Spec.InitContainers[0].Image, template.Annotations["imds.kubevirt.io/server-image"]; pulled != want || told != want {
 			t.Errorf("%s: %s is pulled, the sidecars get %s, want %s", entry, pulled, told, want)
 		}
-		if webhook := template.Spec.Containers[0].Image; webhook != "kubevirt-imds-webhook" {
-			t.Errorf("%s: the webhook's image is %s", entry, webhook)
+		if own := template.Spec.Containers[0].Image; own != webhook.NewName+":"+webhook.NewTag {
+			t.Errorf("%s: the webhook's image is %s", entry, own)
 		}
 	}
 }

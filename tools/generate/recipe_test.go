@@ -26,7 +26,7 @@ const recipePage = "kustomize/README.md"
 
 // recipes are all of them, by what each alone has in it.
 var recipes = []string{
-	"newName: registry.example.com/imds/server",
+	"newName: mirror.example.com/imds/server",
 	"files: [50-resources.yaml]",
 	"# 50-resources.yaml: ",
 	"# 50-environment.yaml: ",
@@ -112,8 +112,8 @@ func cook(t *testing.T, kustomization string, files map[string]string) (rendered
 }
 
 func TestRecipeImage(t *testing.T) {
-	r, pod := cook(t, recipe(t, "newName: registry.example.com/imds/server"), nil)
-	const server, webhook = "registry.example.com/imds/server:v1.2.3", "registry.example.com/imds/webhook:v1.2.3"
+	r, pod := cook(t, recipe(t, "newName: mirror.example.com/imds/server"), nil)
+	const server, webhook = "mirror.example.com/imds/server:v1.2.3", "mirror.example.com/imds/webhook:v1.2.3"
 	own := r.deployment.Spec.Template.Spec
 	if own.Containers[0].Image != webhook || own.InitContainers[0].Image != server {
 		t.Errorf("images %s and %s", own.Containers[0].Image, own.InitContainers[0].Image)
@@ -235,6 +235,9 @@ func TestRecipeNodeAgentBesideAnotherNamespace(t *testing.T) {
 		if object.Namespace != "" && object.Namespace != want {
 			t.Errorf("%s %s is in %s, want %s", object.Kind, object.Name, object.Namespace, want)
 		}
+	}
+	if image := r.agent.daemonSet.Spec.Template.Spec.Containers[0].Image; image != "mirror.example.com/imds/server:v1.2.3" {
+		t.Errorf("the agent's image is %s", image)
 	}
 	if r.namespace.Name != "platform-imds" || r.agent.namespace.Name != contract.NodeNamespace {
 		t.Errorf("namespaces %s and %s", r.namespace.Name, r.agent.namespace.Name)

@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/yaml"
 
 	"github.com/example/kubevirt-imds/tools/e2e/cluster"
 	"github.com/example/kubevirt-imds/tools/e2e/kube"
@@ -56,7 +57,10 @@ func openSite(ctx context.Context, c *cluster.Cluster, out io.Writer) (*site, er
 	if err := s.open(ctx, c.DialContext); err != nil {
 		return nil, err
 	}
-	err := s.loadImages(ctx, out, s.repository, "latest")
+	names, err := overlayImages(s.repository)
+	if err == nil {
+		err = s.loadImages(ctx, out, s.repository, names)
+	}
 	if err == nil {
 		err = s.makeKinds(ctx)
 	}
@@ -186,7 +190,7 @@ func (s *site) makeKinds(ctx context.Context) error {
 	})
 }
 
-// images are those of the Containerfile, by the names that the overlays have for them.
+// images are those of the Containerfile, by the names that kustomize/base has for them.
 var images = []struct {
 	name, entrypoint string
 	programs         map[string]string // the package of each
@@ -195,12 +199,32 @@ var images = []struct {
 	{"kubevirt-imds-webhook", "/imds-webhook", map[string]string{"imds-webhook": "./injector"}},
 }
 
-// loadImages builds the images of a repository and gives them to the node, with a tag.
-func (s *site) loadImages(ctx context.Context, out io.Writer, repository, tag string) error {
+// overlayImages are the images that the overlays of a repository name, by their names in its base.
+func overlayImages(repository string) (map[string]string, error) {
+	content, err := os.ReadFile(filepath.Join(repository, "kustomize/images/kustomization.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	var component struct {
+		Images []struct{ Name, NewName, NewTag string }
+	}
+	if err := yaml.Unmarshal(content, &component); err != nil {
+		return nil, err
+	}
+	names := map[string]string{}
+	for _, image := range component.Images {
+		names[image.Name] = image.NewName + ":" + image.NewTag
+	}
+	return names, nil
+}
+
+// loadImages builds the images of a repository and gives them to the node, by names with registry and tag.
+func (s *site) loadImages(ctx context.Context, out io.Writer, repository string, names map[string]string) error {
 	begin := time.Now()
 	for _, made := range images {
-		fmt.Fprintf(out, "building the image %s:%s\n", made.name, tag)
-		root := filepath.Join(s.folder, "images", tag, made.name)
+		name := names[made.name]
+		fmt.Fprintf(out, "building the image %s\n", name)
+		root := filepath.Join(s.folder, "images", name)
 		for program, folder := range made.programs {
 			err := cluster.RunGo(ctx, repository, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w",
 				"-o", filepath.Join(root, program), folder)
@@ -208,10 +232,7 @@ func (s *site) loadImages(ctx context.Context, out io.Writer, repository, tag st
 				return err
 			}
 		}
-		// What a container runtime takes a name without registry for; one without a tag is latest.
-		err := s.cluster.LoadImage(ctx, cluster.Image{
-			Name: "docker.io/library/" + made.name + ":" + tag, User: "65532:65532", Entrypoint: made.entrypoint, Root: os.DirFS(root),
-		})
+		err := s.cluster.LoadImage(ctx, cluster.Image{Name: name, User: "65532:65532", Entrypoint: made.entrypoint, Root: os.DirFS(root)})
 		if err != nil {
 			return err
 		}

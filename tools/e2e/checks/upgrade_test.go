@@ -166,14 +166,16 @@ func (u *upgrade) makeEarlier(t *testing.T) {
 	if output, err := exec.CommandContext(ctx, "tar", "--extract", "--file="+folder+".tar", "--directory="+folder).CombinedOutput(); err != nil {
 		t.Fatalf("tar: %v: %s", err, output)
 	}
-	check(t, u.loadImages(ctx, os.Stderr, folder, earlierTag))
+	text, names := "images:\n", map[string]string{}
+	for _, made := range images {
+		text += fmt.Sprintf("- {name: %s, newTag: %s}\n", made.name, earlierTag)
+		// What a container runtime takes a name without registry for.
+		names[made.name] = "docker.io/library/" + made.name + ":" + earlierTag
+	}
+	check(t, u.loadImages(ctx, os.Stderr, folder, names))
 	file, err := os.OpenFile(filepath.Join(u.earlier.path(), "kustomization.yaml"), os.O_APPEND|os.O_WRONLY, 0)
 	check(t, err)
 	defer file.Close()
-	text := "images:\n"
-	for _, made := range images {
-		text += fmt.Sprintf("- {name: %s, newTag: %s}\n", made.name, earlierTag)
-	}
 	_, err = file.WriteString(text)
 	check(t, err)
 }
