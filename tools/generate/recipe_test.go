@@ -26,7 +26,7 @@ const recipePage = "kustomize/README.md"
 
 // recipes are all of them, by what each alone has in it.
 var recipes = []string{
-	"newName: mirror.example.com/imds/server",
+	"newName: mirror.example.com/imds/webhook",
 	"files: [50-resources.yaml]",
 	"# 50-resources.yaml: ",
 	"# 50-environment.yaml: ",
@@ -112,7 +112,7 @@ func cook(t *testing.T, kustomization string, files map[string]string) (rendered
 }
 
 func TestRecipeImage(t *testing.T) {
-	r, pod := cook(t, recipe(t, "newName: mirror.example.com/imds/server"), nil)
+	r, pod := cook(t, recipe(t, "newName: mirror.example.com/imds/webhook"), nil)
 	const server, webhook = "mirror.example.com/imds/server:v1.2.3", "mirror.example.com/imds/webhook:v1.2.3"
 	own := r.deployment.Spec.Template.Spec
 	if own.Containers[0].Image != webhook || own.InitContainers[0].Image != server {
