@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -173,6 +174,18 @@ func TestMetricsOfTheService(t *testing.T) {
 	want(`imds_webhook_info{version="`+buildVersion()+`",patches="`+hash[1]+`"}`, 1)
 	if years := w.scrape()["imds_webhook_certificate_expiry_timestamp_seconds"] - float64(time.Now().Unix()); years < 9*365*24*3600 {
 		t.Errorf("the certificate expires in %v s", years)
+	}
+	// For the tests of alerts and pages. Version and hash are of the build.
+	series := regexp.MustCompile(`(version|patches)="[^"]*"`).ReplaceAllString(strings.Join(names(w.scrape()), "\n")+"\n", `$1=""`)
+	const file = "testdata/metrics.txt"
+	if *update {
+		if err := os.WriteFile(file, []byte(series), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	committed, err := os.ReadFile(file)
+	if diff := cmp.Diff(string(committed), series); err != nil || diff != "" {
+		t.Errorf("%s: %v (-committed +told): run the test with -update\n%s", file, err, diff)
 	}
 	go func() { again <- time.Time{}; <-paused }()
 }

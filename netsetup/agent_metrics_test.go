@@ -54,8 +54,12 @@ func awaitMetric(t *testing.T, url, line string) {
 	}
 }
 
-// seriesOf are the names without their values.
-func seriesOf(text string) string { return regexp.MustCompile(` \S+\n`).ReplaceAllString(text, "\n") }
+// seriesOf are the names without their values, and without the version of the build.
+func seriesOf(text string) string {
+	text = regexp.MustCompile(`(?m)^#.*\n`).ReplaceAllString(text, "")
+	text = regexp.MustCompile(`version="[^"]*"`).ReplaceAllString(text, `version=""`)
+	return regexp.MustCompile(` \S+\n`).ReplaceAllString(text, "\n")
+}
 
 func TestMetricsOfTheAgent(t *testing.T) {
 	n := newNode(t)
@@ -72,7 +76,9 @@ func TestMetricsOfTheAgent(t *testing.T) {
 
 	n.addPod(t, "silent")
 	awaitMetric(t, url, `imds_agent_pods{state="waiting",reason="server"} 1`)
-	must(t, os.WriteFile(filepath.Join(n.addPod(t, "file"), "imds.sock"), nil, 0o600))
+	file := filepath.Join(n.addPod(t, "file"), "imds.sock")
+	must(t, os.WriteFile(file+".new", nil, 0o600))
+	must(t, os.Rename(file+".new", file))
 	awaitMetric(t, url, `imds_agent_pods{state="failed",reason="socket"} 1`)
 	speak(t, n.addPod(t, "stammers"), func(conn *net.UnixConn) error { return say(conn, "tenant's text", pod.Pod.Pod.FD()) })
 	awaitMetric(t, url, `imds_agent_pods{state="failed",reason="message"} 1`)
@@ -82,6 +88,15 @@ func TestMetricsOfTheAgent(t *testing.T) {
 	after := scrape(t, url)
 	if seriesOf(before) != seriesOf(after) {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	// For the tests of alerts and pages.
+	const golden = "testdata/metrics.txt"
+	if *update {
+		must(t, os.WriteFile(golden, []byte(seriesOf(after)), 0o644))
+	}
+	committed, err := os.ReadFile(golden)
+	if err != nil || string(committed) != seriesOf(after) {
+		t.Errorf("%s differs, %v: run the test with -update; want\n%s", golden, err, seriesOf(after))
 	}
 	if regexp.MustCompile(`imds_agent_reconcile_duration_seconds_count 0\n`).MatchString(after) {
 		t.Errorf("no reconcile is counted:\n%s", after)
