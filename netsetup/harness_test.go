@@ -25,6 +25,7 @@ import (
 	"github.com/example/kubevirt-imds/netsetup/internal/wiring"
 	"github.com/example/kubevirt-imds/tools/podnet"
 	"github.com/example/kubevirt-imds/tools/podnet/kubelet"
+	"github.com/example/kubevirt-imds/tools/podnet/seccomp"
 )
 
 // isInit in its environment makes the test binary imds-init, the only program of
@@ -35,6 +36,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(isInit) != "" {
 		tellGoroutines()
 		mountBefore()
+		if len(os.Args) > 1 && os.Args[1] == "agent" {
+			seccomp.BecomeFiltered()
+		}
 		main()
 	}
 	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin") // where nft is, for an ordinary user too

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/example/kubevirt-imds/server/internal/tokentest"
+	"github.com/example/kubevirt-imds/tools/podnet/seccomp"
 )
 
 // beMain makes the test binary be imds-server.
@@ -27,6 +28,7 @@ const beMain = "IMDS_TEST_BE_MAIN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(beMain) != "" {
+		seccomp.BecomeFiltered()
 		tellHoldings()
 		main()
 	}
@@ -75,6 +77,7 @@ func program(variables map[string]string, args ...string) *exec.Cmd {
 	// this link.
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = []string{beMain + "=1", "GORACE=atexit_sleep_ms=0"}
+	cmd.Env = append(cmd.Env, seccomp.Inherited()...)
 	for name, value := range variables {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}

@@ -257,7 +257,7 @@ func TestOpenShiftAdmitsTheAgent(t *testing.T) {
 		"allowedCapabilities":      capabilities,
 		"requiredDropCapabilities": []any{"ALL"},
 		"volumes":                  volumes,
-		"seccompProfiles":          []any{"runtime/default"},
+		"seccompProfiles":          []any{"runtime/default", "localhost/imds/imds-agent.json"},
 		"runAsUser":                map[string]any{"type": "MustRunAs", "uid": float64(*own.RunAsUser)},
 	} {
 		if diff := cmp.Diff(want, r.constraints[field]); diff != "" {

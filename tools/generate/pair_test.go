@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"maps"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -44,6 +46,9 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 	"node-agent": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		return podsFolder(t, r) != "" && pod.Annotations[annotation.WiredBy] == annotation.WiredByNodeAgent
 	},
+	"node-agent-seccomp": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
+		return hasOwnProfile(t, "node-agent-seccomp", r.agent.daemonSet.Spec.Template.Spec.Containers[0])
+	},
 	"openshift": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		options := r.agent.daemonSet.Spec.Template.Spec.Containers[0].SecurityContext.SELinuxOptions
 		return r.agent.constraints != nil && r.agent.binding != nil && options != nil && options.Type == "spc_t"
@@ -60,6 +65,9 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 	"require-header": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		return pod.Annotations[annotation.RequireHeader] == "true"
 	},
+	"seccomp": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
+		return hasOwnProfile(t, "seccomp", serverIn(t, pod.Spec.InitContainers))
+	},
 	"self-signed": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		return r.role != nil && slices.Contains(r.deployment.Spec.Template.Spec.Containers[0].Args, "--self-signed")
 	},
@@ -72,7 +80,7 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 }
 
 // after are the components that patch what another one brings.
-var after = map[string]string{"node-agent-metrics": "node-agent", "openshift": "node-agent", "k0s": "node-agent", "microk8s": "node-agent"}
+var after = map[string]string{"node-agent-metrics": "node-agent", "node-agent-seccomp": "node-agent", "openshift": "node-agent", "k0s": "node-agent", "microk8s": "node-agent"}
 
 // refusals are the pairs that are refused, by kustomize or by the webhook at its
 // start, and a text of the message. The names are in order.
@@ -81,6 +89,7 @@ var refusals = map[[2]string]string{
 	{"k0s", "microk8s"}:                     "hostPath/path failed",
 	{"node-agent", "regular-containers"}:    "nobody wires the pod",
 	{"readiness", "regular-containers"}:     "the container imds-server twice",
+	{"regular-containers", "seccomp"}:       "the container imds-server twice",
 	{"regular-containers", "wait-for-imds"}: "the container imds-server twice",
 }
 
@@ -177,6 +186,18 @@ func refusedAtStart(t *testing.T, r rendered) string {
 		t.Fatalf("the webhook ended with %v: %s", err, out)
 	}
 	return string(out)
+}
+
+// hasOwnProfile says whether a container has the seccomp profile that is a file of a
+// component.
+func hasOwnProfile(t *testing.T, component string, container corev1.Container) bool {
+	t.Helper()
+	profile := container.SecurityContext.SeccompProfile
+	if profile.Type != corev1.SeccompProfileTypeLocalhost {
+		return false
+	}
+	folder, file := path.Split(*profile.LocalhostProfile)
+	return folder == "imds/" && json.Valid([]byte(readFile(t, "kustomize/components/"+component+"/"+file)))
 }
 
 // podsFolder is where the agent of an installation looks on its node.
