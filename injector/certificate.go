@@ -73,9 +73,16 @@ func (s *certificateSource) expiresSoon(now time.Time) (warning error) {
 		warning = fmt.Errorf("the certificate expires at %s: renew it", leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	if isNew(&s.expires, warning) {
-		s.log.Warn(warning.Error())
+		s.log.Warn("certificate expires soon", "err", warning)
 	}
 	return warning
+}
+
+// expiry is when the certificate in use expires.
+func (s *certificateSource) expiry() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current.parsed[0].NotAfter
 }
 
 func (s *certificateSource) refusal(c *chain, now time.Time) error {

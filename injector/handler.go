@@ -40,20 +40,23 @@ type admission struct {
 	arrival      time.Duration // of a request that has its place
 	small, large *gate         // bound the bodies that are held
 	reviewing    chan struct{} // bounds the trees that are made of them
+	metrics      admissionMetrics
 }
 
 func newAdmission(log, strangers *slog.Logger, arrival time.Duration) *admission {
-	return &admission{log: log, strangers: strangers, arrival: arrival, small: newGate(smallPlaces, smallWait), large: newGate(largePlaces, largeWait), reviewing: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	return &admission{log: log, strangers: strangers, arrival: arrival, small: newGate(smallPlaces, smallWait), large: newGate(largePlaces, largeWait), reviewing: make(chan struct{}, runtime.GOMAXPROCS(0)), metrics: newAdmissionMetrics()}
 }
 
 // bounded lets in a few requests at a time, each until its answer is taken: net/http holds some KB for one.
 func (a *admission) bounded(reviews *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, pattern := reviews.Handler(r); pattern == "" {
+		_, pattern := reviews.Handler(r)
+		if pattern == "" {
 			a.strangers.Warn("unknown path or method: check the webhook's configuration", "method", r.Method, "path", annotation.Quote(r.URL.Path), "remote", r.RemoteAddr)
 			reviews.ServeHTTP(w, r)
 			return
 		}
+		defer a.metrics.duration(pattern).UpdateDuration(time.Now())
 		gate := a.small
 		if r.ContentLength > maxSmall {
 			gate = a.large
@@ -66,6 +69,11 @@ func (a *admission) bounded(reviews *http.ServeMux) http.Handler {
 			_ = client.SetWriteDeadline(time.Now())
 		})
 		if err != nil {
+			if errors.Is(err, errBusy) {
+				a.metrics.count(pattern, turnedAway)
+			} else {
+				a.metrics.count(pattern, tooSlow)
+			}
 			a.strangers.Warn("request turned away", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
 			w.WriteHeader(http.StatusServiceUnavailable) // a text would wait to be taken
 			return
@@ -87,7 +95,11 @@ type placeKey struct{}
 // handler answers POST requests by what decide decides.
 func (a *admission) handler(decide review.Func) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer, status, err := a.answer(r, decide)
+		answer, outcome, status, err := a.answer(r, decide)
+		if err != nil {
+			outcome = outcomeOf(status)
+		}
+		a.metrics.count(r.Pattern, outcome)
 		if err != nil {
 			a.strangers.Warn("request refused", "path", r.URL.Path, "remote", r.RemoteAddr, "status", status, "err", err)
 			http.Error(w, err.Error(), status)
@@ -104,7 +116,7 @@ func (a *admission) handler(decide review.Func) http.Handler {
 }
 
 // answer returns the answer, or the status and text of an HTTP error.
-func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, status int, err error) {
+func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, outcome review.Outcome, status int, err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			a.log.Error("review panicked", "cause", cause, "stack", string(debug.Stack()))
@@ -113,7 +125,7 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 	}()
 	body, status, err := readBody(r)
 	if err != nil {
-		return nil, status, err
+		return nil, outcome, status, err
 	}
 	if p, found := r.Context().Value(placeKey{}).(*place); found {
 		p.reviewed.Store(true)
@@ -123,17 +135,17 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 	case a.reviewing <- struct{}{}:
 		defer func() { <-a.reviewing }()
 	case <-r.Context().Done():
-		return nil, http.StatusServiceUnavailable, r.Context().Err()
+		return nil, outcome, http.StatusServiceUnavailable, r.Context().Err()
 	}
 	request, err := review.ParseRequest(body)
 	if err != nil {
-		return nil, http.StatusBadRequest, err
+		return nil, outcome, http.StatusBadRequest, err
 	}
 	verdict, err := decide(request)
 	if err != nil {
 		// No verdict: the webhook's failurePolicy says what becomes of the object.
 		a.log.Error("review failed", "path", r.URL.Path, "namespace", request.Namespace, "name", request.ObjectName(), "err", err)
-		return nil, http.StatusInternalServerError, fmt.Errorf("internal error: %w: see the log of imds-webhook", err)
+		return nil, outcome, http.StatusInternalServerError, fmt.Errorf("internal error: %w: see the log of imds-webhook", err)
 	}
 	response := &admissionv1.AdmissionResponse{UID: types.UID(request.UID), Allowed: verdict.Allowed, Warnings: verdict.Warnings}
 	if verdict.Patch != nil {
@@ -143,7 +155,7 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: verdict.Reason}
 	}
 	answer, err = json.Marshal(&admissionv1.AdmissionReview{TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"}, Response: response})
-	return answer, http.StatusInternalServerError, err
+	return answer, verdict.Result(), http.StatusInternalServerError, err
 }
 
 func readBody(r *http.Request) (body []byte, status int, err error) {

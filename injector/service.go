@@ -72,7 +72,7 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	if err != nil {
 		return nil, err
 	}
-	log.Info("patches read", "files", patches.Files(), "leftOut", patches.LeftOut, "wiredBy", patches.WiredBy, "serverImage", opts.serverImage, "version", buildVersion())
+	log.Info("patches read", "files", patches.Files(), "hash", patches.Hash, "leftOut", patches.LeftOut, "wiredBy", patches.WiredBy, "serverImage", opts.serverImage, "version", buildVersion())
 	reviews := http.NewServeMux()
 	admission, reviewer := newAdmission(log, strangers, timing.arrival), review.New(patches, log)
 	for path, decide := range map[string]review.Func{
@@ -89,6 +89,7 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	s := &service{certificates: certificates, publisher: publisher, timing: timing, log: log, strangers: strangers}
 	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "OK") })
 	health.HandleFunc("GET /readyz", s.ready)
+	health.HandleFunc("GET /metrics", s.metrics(admission.metrics, patches.Hash))
 	s.health = s.newServer(health, maxHealthConnections)
 	s.webhook = s.newServer(s.closing(admission.bounded(reviews)), maxConnections)
 	s.webhook.HTTP2 = &http.HTTP2Config{
@@ -130,12 +131,9 @@ func (s *service) closing(handler http.Handler) http.Handler {
 // ready says whether the API server can be sent here. A renewed certificate that is not in use is named, but
 // does not make a replica unready: all of them would be gone at once.
 func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
-	if s.draining.Load() {
-		http.Error(w, "draining", http.StatusServiceUnavailable)
-		return
-	}
-	refused, unused := s.certificates.status(time.Now())
-	if err := errors.Join(refused, s.publisher.status()); err != nil {
+	err := s.notReady(time.Now())
+	_, unused := s.certificates.status(time.Now())
+	if err != nil {
 		http.Error(w, errors.Join(err, unused).Error(), http.StatusServiceUnavailable)
 		return
 	}
@@ -146,6 +144,15 @@ func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
 	if soon := s.certificates.expiresSoon(time.Now()); soon != nil {
 		fmt.Fprintln(w, soon)
 	}
+}
+
+// notReady says why the API server cannot be sent here.
+func (s *service) notReady(now time.Time) error {
+	if s.draining.Load() {
+		return errors.New("draining")
+	}
+	refused, _ := s.certificates.status(now)
+	return errors.Join(refused, s.publisher.status())
 }
 
 // newServer returns a server whose connections are bounded.

@@ -22,7 +22,7 @@ import (
 	"github.com/example/kubevirt-imds/injector/selfsigned"
 )
 
-var update = flag.Bool("update", false, "write the expected verdicts beside the fixtures anew")
+var update = flag.Bool("update", false, "write the expected verdicts beside the fixtures, and testdata/metrics.txt, anew")
 
 const (
 	// declaredPatches is the folder that the overlays ship.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/VictoriaMetrics/metrics"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,12 +19,13 @@ import (
 // Nothing of what a pod hands over or says is trusted, and nothing of one pod is
 // waited for by another.
 type agent struct {
-	log    *slog.Logger
-	folder int // the kubelet's folder of the pods
-	net    namespaceID
-	user   namespaceID
-	watch  *watcher
-	status *status
+	log     *slog.Logger
+	folder  int // the kubelet's folder of the pods
+	net     namespaceID
+	user    namespaceID
+	watch   *watcher
+	status  *status
+	metrics agentMetrics
 	// keep wires a pod: the function keep, but in tests of its failures.
 	keep func(context.Context, target, func(outcome) bool, func(context.Context))
 
@@ -64,6 +66,16 @@ func runAgent(ctx context.Context, getenv func(string) string, stderr io.Writer)
 	if err != nil {
 		return err
 	}
+	bounded.leftOut = a.metrics.leftOut
+	if address := getenv("IMDS_METRICS_ADDRESS"); address != "" {
+		at, stop, err := a.metrics.serve(address)
+		if err != nil { // the VMs are served without
+			log.Error("metrics not served", "reason", err)
+		} else {
+			log.Info("metrics served", "address", at)
+			defer stop()
+		}
+	}
 	detached, err := detachBelow(folder)
 	if err != nil {
 		log.Error("other pods' volumes can be seen", "reason", err)
@@ -77,6 +89,7 @@ func runAgent(ctx context.Context, getenv func(string) string, stderr io.Writer)
 func newAgent(folder, statusFile string, log *slog.Logger) (a *agent, err error) {
 	a = &agent{log: log, report: reporter{log: log, now: time.Now}, keep: keep, found: map[string]*podFolder{}, starting: map[int]string{}, taken: map[namespaceID]string{}}
 	a.status = &status{file: statusFile, report: reporter{log: log, now: time.Now}, pods: map[string]progress{}}
+	a.metrics = newAgentMetrics(a)
 	if a.net, err = namespaceAt("/proc/thread-self/ns/net"); err != nil {
 		return nil, err
 	}
@@ -131,12 +144,16 @@ func (a *agent) take(id namespaceID, uid string) (giveBack func(), err error) {
 
 // boundedLog writes lines as long as there is an allowance for them.
 type boundedLog struct {
-	to    io.Writer
-	lines *allowance
+	to      io.Writer
+	lines   *allowance
+	leftOut *metrics.Counter // nil: not counted
 }
 
 func (b *boundedLog) Write(line []byte) (int, error) {
 	if !b.lines.take(time.Now()) {
+		if b.leftOut != nil {
+			b.leftOut.Inc()
+		}
 		return len(line), nil
 	}
 	if b.lines.refused > 0 {

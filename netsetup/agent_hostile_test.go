@@ -451,5 +451,10 @@ func TestAFaultIsOnePodsAlone(t *testing.T) {
 	faulty("hangs")
 	faulty("panics").await(t, stateFailed, "a fault of the agent, please report it: a bridge that nobody has thought of")
 	log.wait(t, "agent_hostile_test.go") // the place
+	var told strings.Builder
+	a.metrics.set.WritePrometheus(&told)
+	if want := `imds_agent_pods{state="failed",reason="fault"} 1`; !strings.Contains(told.String(), want) {
+		t.Errorf("no %s in\n%s", want, &told)
+	}
 	newAgentPod(t, n, "honest", podnet.Options{}).serveGuest(t)
 }

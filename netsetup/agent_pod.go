@@ -43,6 +43,7 @@ const (
 type progress struct {
 	State  string `json:"state"`
 	Reason string `json:"reason"`
+	class  string // of the reason, for the metrics
 }
 
 // podWiring wires a pod as long as its folder is there.
@@ -97,11 +98,11 @@ func (p *podWiring) connect(ctx context.Context) *net.UnixConn {
 		switch {
 		case watchErr != nil || errors.Is(err, unix.EAGAIN):
 			again = time.After(dialAgain)
-			p.become(progress{stateFailed, errors.Join(watchErr, err).Error()})
+			p.become(progress{stateFailed, errors.Join(watchErr, err).Error(), bySocket})
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED):
-			p.become(progress{stateWaiting, "imds-server does not listen on its socket yet"})
+			p.become(progress{stateWaiting, "imds-server does not listen on its socket yet", forServer})
 		default:
-			p.become(progress{stateFailed, err.Error()})
+			p.become(progress{stateFailed, err.Error(), bySocket})
 		}
 		select {
 		case <-ctx.Done():
@@ -155,13 +156,16 @@ func (p *podWiring) dial() (*net.UnixConn, error) {
 func (p *podWiring) serve(ctx context.Context) (err error) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	handed := handed{network: -1}
+	handed, class := handed{network: -1}, byMessage
 	defer func() {
 		if what := recover(); what != nil {
 			err = p.panicked(what)
 		}
+		if errors.Is(err, errFault) {
+			class = byFaultOfAgent
+		}
 		if err != nil {
-			p.become(progress{stateFailed, err.Error()})
+			p.become(progress{stateFailed, err.Error(), class})
 		}
 		if p.conn != nil {
 			p.conn.Close()
@@ -180,6 +184,7 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 	if handed, err = receive(conn); err != nil {
 		return err
 	}
+	class = byNamespace
 	id, err := p.agent.check(handed.network)
 	if err != nil {
 		return err
@@ -211,11 +216,12 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 		return err
 	}
 	if n > 0 {
+		class = byMessage
 		return errors.New("the pod says more than its message")
 	}
 	conn.Close()
 	p.conn = nil // there is nobody to tell
-	p.become(progress{stateWaiting, "the connection to imds-server has ended"})
+	p.become(progress{stateWaiting, "the connection to imds-server has ended", forServer})
 	p.report.write(slog.LevelInfo, "let go; the wiring stays")
 	return nil
 }
@@ -224,15 +230,22 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 func (p *podWiring) tell(o outcome) (owed bool) {
 	o.missing = nil // the node's, and not this pod's
 	owed = p.report.tell(o)
+	m := p.agent.metrics
+	if o.took > 0 { // there was one
+		m.reconciles.Update(o.took.Seconds())
+	}
+	if o.changed && o.err == nil && p.state.State == stateWired {
+		m.repairs.Inc()
+	}
 	switch {
 	case o.err != nil:
-		p.become(progress{stateFailed, o.err.Error()})
+		p.become(progress{stateFailed, o.err.Error(), byWiring})
 	case !served(o.wiring):
-		p.become(progress{stateWaiting, o.wiring.Waiting})
+		p.become(progress{stateWaiting, o.wiring.Waiting, forGuest})
 	case o.lesser != nil:
-		p.become(progress{stateWired, o.lesser.Error()})
+		p.become(progress{stateWired, o.lesser.Error(), inPart})
 	default:
-		p.become(progress{stateWired, ""})
+		p.become(progress{stateWired, "", ""})
 	}
 	return owed
 }
@@ -283,8 +296,10 @@ func (p *podWiring) onOwnThread(f func() error) <-chan error {
 	return done
 }
 
+var errFault = errors.New("a fault of the agent")
+
 // panicked logs the place of a panic, and makes it an error.
 func (p *podWiring) panicked(what any) error {
 	p.report.write(slog.LevelError, "panic", "what", what, "stack", string(debug.Stack()))
-	return fmt.Errorf("a fault of the agent, please report it: %v", what)
+	return fmt.Errorf("%w, please report it: %v", errFault, what)
 }

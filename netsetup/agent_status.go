@@ -74,6 +74,18 @@ func (s *status) count() counts {
 	return now
 }
 
+// of counts the pods that have a state for a reason.
+func (s *status) of(state, class string) (pods int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, pod := range s.pods {
+		if pod.State == state && pod.class == class {
+			pods++
+		}
+	}
+	return pods
+}
+
 // add counts a pod, under "other" when there are many reasons.
 func add(to map[string]int, reason string) {
 	const mostReasons, longestReason = 10, 200

@@ -264,7 +264,7 @@ func TestStatusIsBounded(t *testing.T) {
 		var last os.FileInfo
 		writes := 0
 		for at := range 5000 {
-			s.set(fmt.Sprint("uid", at%100), &progress{stateFailed, fmt.Sprint("reason", at)})
+			s.set(fmt.Sprint("uid", at%100), &progress{stateFailed, fmt.Sprint("reason", at), byWiring})
 			time.Sleep(time.Millisecond)
 			synctest.Wait()
 			if now, err := os.Stat(s.file); err == nil && (last == nil || !os.SameFile(last, now)) {

@@ -48,6 +48,9 @@ environment of the agent, which takes the above from each pod's imds-server:
                      /var/lib/kubelet/pods)
   IMDS_STATUS_FILE   where to write how many pods are wired, waiting and failed,
                      by reason, as JSON; empty: nowhere
+  IMDS_METRICS_ADDRESS
+                     where to answer GET /metrics of Prometheus, such as
+                     192.0.2.1:9438; empty: no port is opened
 `
 
 // version is set by the build with -ldflags "-X main.version=v1.2.3".

@@ -14,7 +14,7 @@ import (
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
-var update = flag.Bool("update", false, "write testdata/*.nft anew")
+var update = flag.Bool("update", false, "write testdata/*.nft and testdata/metrics.txt anew")
 
 // The rules of each kind of wiring as nft(8) shows them, to be read in a review. They
 // are the same whether imds-init is in the pod or the agent of its node.

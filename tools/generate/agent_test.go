@@ -250,7 +250,7 @@ func TestOpenShiftAdmitsTheAgent(t *testing.T) {
 		"allowPrivilegeEscalation": *own.AllowPrivilegeEscalation,
 		"readOnlyRootFilesystem":   *own.ReadOnlyRootFilesystem,
 		"allowHostNetwork":         pod.HostNetwork,
-		"allowHostPorts":           false,
+		"allowHostPorts":           true, // with node-agent-metrics; it may open any without
 		"allowHostPID":             pod.HostPID,
 		"allowHostIPC":             pod.HostIPC,
 		"allowHostDirVolumePlugin": true,

@@ -35,6 +35,12 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 	"microk8s": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		return podsFolder(t, r) == "/var/snap/microk8s/common/var/lib/kubelet/pods"
 	},
+	"metrics": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
+		return r.custom["ServiceMonitor/imds-webhook"] != nil && len(r.service.Spec.Ports) == 2
+	},
+	"node-agent-metrics": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
+		return r.custom["PodMonitor/imds-node-agent"] != nil && len(r.agent.daemonSet.Spec.Template.Spec.Containers[0].Ports) == 1
+	},
 	"node-agent": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		return podsFolder(t, r) != "" && pod.Annotations[annotation.WiredBy] == annotation.WiredByNodeAgent
 	},
@@ -63,7 +69,7 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 }
 
 // after are the components that patch what another one brings.
-var after = map[string]string{"openshift": "node-agent", "k0s": "node-agent", "microk8s": "node-agent"}
+var after = map[string]string{"node-agent-metrics": "node-agent", "openshift": "node-agent", "k0s": "node-agent", "microk8s": "node-agent"}
 
 // refusals are the pairs that are refused, by kustomize or by the webhook at its
 // start, and a text of the message. The names are in order.

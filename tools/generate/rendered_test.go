@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"slices"
 	"testing"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -41,6 +42,8 @@ type rendered struct {
 	agent         agent
 	// certManager are resources of cert-manager.io, by kind and name.
 	certManager map[string]map[string]any
+	// custom are other custom resources, and ConfigMaps that are not the patches, by kind and name.
+	custom map[string]map[string]any
 	// all are the metadata of all of them.
 	all []metav1.PartialObjectMetadata
 }
@@ -83,7 +86,7 @@ func build(t *testing.T, tree *render.Tree, folder string) rendered {
 
 func decode(t *testing.T, content []byte) rendered {
 	t.Helper()
-	r := rendered{certManager: map[string]map[string]any{}}
+	r := rendered{certManager: map[string]map[string]any{}, custom: map[string]map[string]any{}}
 	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(content)))
 	for {
 		document, err := documents.Read()
@@ -98,12 +101,19 @@ func decode(t *testing.T, content []byte) rendered {
 			t.Fatal(err)
 		}
 		r.all = append(r.all, object)
-		if object.APIVersion == "cert-manager.io/v1" {
+		into := map[string]map[string]map[string]any{
+			"cert-manager.io/v1":       r.certManager,
+			"monitoring.coreos.com/v1": r.custom,
+		}[object.APIVersion]
+		if object.Kind == "ConfigMap" && slices.Contains([]string{"imds-dashboard", "imds-policy"}, object.Name) {
+			into = r.custom
+		}
+		if into != nil {
 			fields := map[string]any{}
 			if err := yaml.UnmarshalStrict(document, &fields); err != nil {
 				t.Fatal(err)
 			}
-			r.certManager[object.Kind+"/"+object.Name] = fields
+			into[object.Kind+"/"+object.Name] = fields
 			continue
 		}
 		if err := r.decodeTyped(object, document); err != nil {

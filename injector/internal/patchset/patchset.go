@@ -2,6 +2,7 @@
 package patchset
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ func IsSidecar(name string) bool { return name == InitContainer || name == Serve
 type Set struct {
 	WiredBy     string   // who wires the pods: a value of annotation.WiredBy
 	LeftOut     []string // files that are no patches, by their names
+	Hash        string   // of the files
 	files       []file
 	sysctls     []any // as in a pod
 	serverImage string
@@ -80,6 +82,7 @@ func Open(folder, serverImage string) (*Set, error) {
 	s := &Set{serverImage: serverImage, named: map[string][]string{}, additive: true}
 	s.fields = map[string]bool{"securityContext": true, "hostNetwork": true, "hostPID": true, "hostUsers": true, "shareProcessNamespace": true}
 	s.metadata = jsontree.Object{"labels": jsontree.Object{}, "annotations": jsontree.Members(annotation.All()...)}
+	hash := sha256.New()
 	for _, entry := range entries {
 		name := entry.Name()
 		// What begins with a dot is the kubelet's own; kustomization.yaml makes the ConfigMap.
@@ -94,6 +97,7 @@ func Open(folder, serverImage string) (*Set, error) {
 		if err != nil {
 			return nil, err
 		}
+		fmt.Fprintf(hash, "%s\x00%d\x00%s", name, len(content), content)
 		patch, err := decodePatch(content)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
@@ -104,6 +108,7 @@ func Open(folder, serverImage string) (*Set, error) {
 		s.learn(patch)
 		s.files = append(s.files, file{name, patch})
 	}
+	s.Hash = fmt.Sprintf("%.6x", hash.Sum(nil))
 	if s.files == nil {
 		return nil, errors.New("no patch files in " + folder + ": want *.yaml, *.yml or *.json")
 	}

@@ -600,3 +600,18 @@ func TestFilesThatAreNoPatches(t *testing.T) {
 		t.Errorf("read, and then left out: %s", got)
 	}
 }
+
+// Replicas with other files tell other hashes.
+func TestHashIsOfNamesAndContents(t *testing.T) {
+	hash := func(name, content string) string {
+		s, err := Open(folder(t, name, content), image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Hash
+	}
+	one := hash("10.yaml", whole)
+	if one != hash("10.yaml", whole) || one == hash("11.yaml", whole) || one == hash("10.yaml", whole+"# changed\n") || len(one) != 12 {
+		t.Errorf("hash %s", one)
+	}
+}

@@ -26,7 +26,7 @@ func (r *Reviewer) instance(request *Request) (Verdict, error) {
 	old := newSubject(foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec"))
 	judged := r.judge(request, now, old)
 	if judged.refusals != nil {
-		return r.refuse(request, join(judged.refusals)), nil
+		return r.refuse(request, judged.refusedBy, join(judged.refusals)), nil
 	}
 
 	before, _ := object.Part(verdictPart).(jsontree.Object)
@@ -46,7 +46,7 @@ func (r *Reviewer) instance(request *Request) (Verdict, error) {
 		r.log.Info("virtual machine instance judged", "namespace", request.Namespace, "vmi", request.ObjectName(),
 			"wiring", verdict[annotation.Wiring], "bridge", verdict[annotation.PreferredBridge], "port", verdict[annotation.RedirectPort], "reason", verdict[annotation.Reason])
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings}, nil
+	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings, Outcome: judged.outcome}, nil
 }
 
 // verdictPart is what is decoded of an instance.

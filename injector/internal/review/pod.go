@@ -28,12 +28,12 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		return Verdict{}, err
 	}
 	isInjected := found.text(annotation.Injected) == "true" && hasSidecars(before)
-	if reason := forbidden(before, isInjected); reason != "" {
-		return r.refuse(request, reason), nil
+	if by, reason := forbidden(before, isInjected); reason != "" {
+		return r.refuse(request, by, reason), nil
 	}
 	vmName, vmiUID := instanceOf(request.metadata["ownerReferences"])
 	if vmName == "" || vmiUID == "" {
-		return r.refuse(request, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
+		return r.refuse(request, byOwner, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
 	}
 	after, warnings := jsontree.Clone(before), []string(nil)
 	if isInjected {
@@ -41,13 +41,14 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
 	}
 	meant, problems := found.understood()
-	port, why := reachedBy(request.metadata["annotations"], meant)
+	var outcome Outcome
+	port, by, why := reachedBy(request.metadata["annotations"], meant)
 	if !meant.ask() {
-		why = join(problems)
+		by, why = byAnnotation, join(problems)
 	}
 	for _, volume := range patchset.Volumes {
 		if why == "" && hasVolume(before, volume) {
-			why = fmt.Sprintf(volumeProblem, volume)
+			by, why = byName, fmt.Sprintf(volumeProblem, volume)
 		}
 	}
 	who := []any{"namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName()}
@@ -55,7 +56,11 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		r.log.Warn("pod not injected", append(who, "reason", why)...)
 		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: "", annotation.WiredBy: ""})
 		warnings = []string{"IMDS is not injected: " + why}
+		outcome = Outcome{notInjected, by}
 	} else {
+		if problems != nil {
+			outcome = Outcome{tolerated, byAnnotation}
+		}
 		// The sidecars read a user's annotations: as they are meant, and as the operator's patches change them.
 		users := map[string]string{}
 		for _, name := range annotation.ByUser() {
@@ -80,38 +85,38 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		})
 		r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
 	}
-	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: warnings}, nil
+	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: warnings, Outcome: outcome}, nil
 }
 
-// reachedBy returns the port of the redirection, empty for a bridge, or why the pod must not be injected.
+// reachedBy returns the port of the redirection, empty for a bridge, or why the pod must not be injected (by: in a word).
 // Without the verdict of the instance's review it takes what the pod itself proves.
-func reachedBy(all jsontree.Value, a annotations) (port string, why string) {
+func reachedBy(all jsontree.Value, a annotations) (port, by, why string) {
 	port = a.text(annotation.RedirectPort)
 	hasPort := a.has(annotation.RedirectPort) && annotation.IsRedirectPort(a[annotation.RedirectPort])
 	switch a.text(annotation.Wiring) {
 	case annotation.WiringBridge:
-		return "", ""
+		return "", "", ""
 	case annotation.WiringRedirect:
 		if !hasPort {
-			return "", fmt.Sprintf("annotation %s is %s, and annotation %s has no port: the review of the instance writes both", annotation.Wiring, annotation.WiringRedirect, annotation.RedirectPort)
+			return "", byNoVerdict, fmt.Sprintf("annotation %s is %s, and annotation %s has no port: the review of the instance writes both", annotation.Wiring, annotation.WiringRedirect, annotation.RedirectPort)
 		}
 	case annotation.WiringNone:
-		return "", cmp.Or(cut(a.text(annotation.Reason), 1024), "the review of the instance says that IMDS cannot serve it")
+		return "", bySpec, cmp.Or(cut(a.text(annotation.Reason), 1024), "the review of the instance says that IMDS cannot serve it")
 	default:
 		// KubeVirt tells service meshes of masquerade only; and only bridge binding needs this annotation to
 		// migrate (VerifyVMIMigratable in pkg/network/vmispec/interface.go).
 		if proofs := all.Fields("istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces",
 			"kubevirt.io/allow-pod-bridge-network-live-migration"); len(proofs) > 0 {
-			return "", ""
+			return "", "", ""
 		}
 		if !hasPort {
-			return "", "the instance has no annotation " + annotation.Wiring + ", by which its review says how the guest reaches IMDS: any update of the instance brings it, such as kubectl label"
+			return "", byNoVerdict, "the instance has no annotation " + annotation.Wiring + ", by which its review says how the guest reaches IMDS: any update of the instance brings it, such as kubectl label"
 		}
 	}
 	if a.has(annotation.HopLimit) {
-		return "", fmt.Sprintf("annotation %s cannot be kept where passt binds the pod network", annotation.HopLimit)
+		return "", byAnnotation, fmt.Sprintf("annotation %s cannot be kept where passt binds the pod network", annotation.HopLimit)
 	}
-	return port, ""
+	return port, "", ""
 }
 
 // annotate writes annotations over those that a tenant wrote; an empty one is removed.
@@ -145,22 +150,22 @@ const volumeProblem = "the volume name %s is reserved for the IMDS sidecars: ren
 const maxObjectName = 253
 
 // forbidden says why a pod, which somebody made to look like KubeVirt's, must not have the sidecars.
-func forbidden(pod jsontree.Object, isInjected bool) string {
+func forbidden(pod jsontree.Object, isInjected bool) (by, reason string) {
 	if !isInjected {
 		// The patches would give their capabilities to its image and command.
 		for _, element := range containersOf(pod) {
 			if name := jsontree.Name(element); patchset.IsSidecar(name) {
-				return fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
+				return byName, fmt.Sprintf("the container name %s is reserved for the IMDS sidecars: rename the pod's own container", name)
 			}
 		}
 	}
 	// The node would be wired, or other containers reach the token by /proc.
 	for _, field := range []string{"hostNetwork", "hostPID", "shareProcessNamespace"} {
 		if jsontree.Lookup[bool](pod, "spec", field) {
-			return fmt.Sprintf("spec.%s is true: IMDS needs a pod with namespaces of its own", field)
+			return byNamespace, fmt.Sprintf("spec.%s is true: IMDS needs a pod with namespaces of its own", field)
 		}
 	}
-	return ""
+	return "", ""
 }
 
 // instanceOf returns name and UID of the controlling instance, which KubeVirt cuts or replaces in labels.

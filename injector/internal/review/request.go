@@ -92,6 +92,53 @@ type Verdict struct {
 	Reason   string   // of a refusal: one sentence, for whoever ran kubectl apply
 	Warnings []string // for the client of an allowed request
 	Patch    []byte   // the JSON patch for its object
+	Outcome  Outcome  // the zero value: as Allowed and Patch say
+}
+
+// Outcome is what a request came to, for metrics: one of Outcomes, without a word of a tenant's.
+type Outcome struct{ Result, Reason string }
+
+// The results, and why a request has one.
+const (
+	allowed     = "allowed"
+	patched     = "patched"
+	refused     = "refused"
+	tolerated   = "tolerated" // wrong, and not refused
+	notInjected = "not_injected"
+
+	byAnnotation = "annotation"
+	bySpec       = "spec"           // no interface can be served, or a volume has a name of ours
+	byTemplate   = "template"       // the VM has no place for annotations
+	byName       = "reserved_name"  // of a container or a volume
+	byNamespace  = "host_namespace" // which the pod shares
+	byOwner      = "owner"          // is no instance
+	byNoVerdict  = "no_verdict"     // of the instance's review
+)
+
+// Outcomes returns all that there are.
+func Outcomes() []Outcome {
+	outcomes := []Outcome{{allowed, ""}, {patched, ""}}
+	for result, reasons := range map[string][]string{
+		refused:     {byAnnotation, bySpec, byTemplate, byName, byNamespace, byOwner},
+		tolerated:   {byAnnotation, bySpec, byTemplate},
+		notInjected: {byAnnotation, bySpec, byName, byNoVerdict},
+	} {
+		for _, reason := range reasons {
+			outcomes = append(outcomes, Outcome{result, reason})
+		}
+	}
+	return outcomes
+}
+
+// Result is the outcome that the verdict has.
+func (v Verdict) Result() Outcome {
+	switch {
+	case v.Outcome != Outcome{}:
+		return v.Outcome
+	case v.Patch != nil:
+		return Outcome{Result: patched}
+	}
+	return Outcome{Result: allowed}
 }
 
 // Allow lets the object pass as it is.

@@ -3,6 +3,7 @@
 package review
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -27,7 +28,7 @@ func (r *Reviewer) expect(decide Func, request *Request, resource string, operat
 	if request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation) {
 		problem := fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
 			strings.Join(operations, " and "), resource, request.action())
-		r.log.Warn(problem)
+		r.log.Warn("not for a review", "problem", problem)
 		return Allow(problem), nil
 	}
 	request.metadata = request.Object.Get("metadata").Fields("name", "generateName", "annotations", "labels", "ownerReferences", "deletionTimestamp")
@@ -55,6 +56,8 @@ type judgement struct {
 	wiring             wiring
 	changed            bool // an update changes the annotations
 	refusals, warnings []string
+	refusedBy          string
+	outcome            Outcome // zero: nothing is wrong that this request brings
 }
 
 // judge compares a subject with what it was, which is nothing at its creation. Only what this very request
@@ -67,15 +70,17 @@ func (r *Reviewer) judge(request *Request, now, old subject) judgement {
 		changed: !created && !maps.Equal(now.annotations, old.annotations),
 	}
 	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(request.metadata["ownerReferences"]) != nil)
-	var tolerated []string // by a client that may drop warnings
-	sort := func(problems, before []string, mayRefuse bool) {
+	var unrefused []string // the client may drop warnings
+	sort := func(reason string, problems, before []string, mayRefuse bool) {
 		for _, problem := range problems {
 			isNew := mayRefuse && !slices.Contains(before, problem)
 			if isNew && refuses {
 				result.refusals = append(result.refusals, problem)
+				result.refusedBy = cmp.Or(result.refusedBy, reason)
 				continue
 			} else if isNew {
-				tolerated = append(tolerated, problem)
+				unrefused = append(unrefused, problem)
+				result.outcome = cmp.Or(result.outcome, Outcome{tolerated, reason})
 			}
 			result.warnings = append(result.warnings, problem)
 		}
@@ -84,10 +89,10 @@ func (r *Reviewer) judge(request *Request, now, old subject) judgement {
 	if now.annotations.ask() && !old.annotations.ask() {
 		before = nil // what was wrong all the time begins to count
 	}
-	sort(now.annotations.problems(), before, true)
-	sort(result.wiring.problems, wiringBefore, created || result.changed)
-	if tolerated != nil {
-		r.log.Warn("not refused, since a controller made it", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "problems", join(tolerated))
+	sort(byAnnotation, now.annotations.problems(), before, true)
+	sort(bySpec, result.wiring.problems, wiringBefore, created || result.changed)
+	if unrefused != nil {
+		r.log.Warn("not refused, since a controller made it", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "problems", join(unrefused))
 	}
 	result.warnings = some(append(result.warnings, result.wiring.warnings...))
 	return result
@@ -111,16 +116,18 @@ func (r *Reviewer) Repair(decide Func) Func {
 	return func(request *Request) (Verdict, error) {
 		verdict, err := decide(request)
 		if err == nil && !verdict.Allowed {
+			reason := verdict.Outcome.Reason
 			verdict = Allow(verdict.Reason)
+			verdict.Outcome = Outcome{tolerated, reason}
 		}
 		return verdict, err
 	}
 }
 
 // refuse denies the request and logs it.
-func (r *Reviewer) refuse(request *Request, reason string) Verdict {
+func (r *Reviewer) refuse(request *Request, by, reason string) Verdict {
 	r.log.Warn("refused", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "reason", reason)
-	return Verdict{Reason: reason}
+	return Verdict{Reason: reason, Outcome: Outcome{refused, by}}
 }
 
 // controllerOf returns the ownerReference of the controller, of which the API server admits one.

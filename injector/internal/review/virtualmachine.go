@@ -48,11 +48,11 @@ func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
 	after := jsontree.Clone(before)
 	copied, err := copyToTemplate(object, after, now, old)
 	if err != nil {
-		return r.refuse(request, err.Error()), nil
+		return r.refuse(request, byTemplate, err.Error()), nil
 	}
 	judged := r.judge(request, now.subject(), old.subject())
 	if judged.refusals != nil {
-		return r.refuse(request, join(judged.refusals)), nil
+		return r.refuse(request, judged.refusedBy, join(judged.refusals)), nil
 	}
 	warnings := append(copied, judged.warnings...)
 	if judged.changed && object.Get("status", "created").IsTrue() {
@@ -62,7 +62,7 @@ func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
 	if patch != nil {
 		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: warnings}, nil
+	return Verdict{Allowed: true, Patch: patch, Warnings: warnings, Outcome: judged.outcome}, nil
 }
 
 // templatePath is where the template's annotations are, templatePart what is decoded of a VM.

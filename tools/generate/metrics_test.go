@@ -1,0 +1,196 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
+)
+
+// The series that both programs tell, as their own tests have written them.
+var toldBy = map[string]string{"injector/README.md": "injector/testdata/metrics.txt", "netsetup/README.md": "netsetup/testdata/metrics.txt"}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(repository, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+var (
+	selector = regexp.MustCompile(`\b(imds_\w+)(\{[^}]*\})?`)
+	matcher  = regexp.MustCompile(`(\w+)(=~|!~|!=|=)"([^"]*)"`)
+)
+
+// problemOfExpression is the first selector in an expression of PromQL that no series
+// of ours has.
+func problemOfExpression(expression string, series []string) string {
+	if !selector.MatchString(expression) {
+		return "no metric of ours is in it"
+	}
+	for _, found := range selector.FindAllStringSubmatch(expression, -1) {
+		if !slices.ContainsFunc(series, func(one string) bool { return selects(one, found[1], found[2]) }) {
+			return fmt.Sprintf("no series is selected by %s", found[0])
+		}
+	}
+	return ""
+}
+
+func selects(series, name, matchers string) bool {
+	have, labels, _ := strings.Cut(series, "{")
+	values := map[string]string{}
+	for _, label := range matcher.FindAllStringSubmatch(labels, -1) {
+		values[label[1]] = label[3]
+	}
+	return have == name && !slices.ContainsFunc(matcher.FindAllStringSubmatch(matchers, -1), func(m []string) bool {
+		value, found := values[m[1]]
+		equal := value == m[3]
+		if strings.HasSuffix(m[2], "~") {
+			equal = regexp.MustCompile("^(?:" + m[3] + ")$").MatchString(value)
+		}
+		return !found || equal == strings.HasPrefix(m[2], "!")
+	})
+}
+
+// expressionsIn are the PromQL in a dashboard or a rule, however deep.
+func expressionsIn(value any) (all []string) {
+	switch value := value.(type) {
+	case map[string]any:
+		for name, inner := range value {
+			if text, isText := inner.(string); isText && name == "expr" {
+				all = append(all, text)
+			}
+			all = append(all, expressionsIn(inner)...)
+		}
+	case []any:
+		for _, inner := range value {
+			all = append(all, expressionsIn(inner)...)
+		}
+	}
+	return all
+}
+
+// TestAlertsAndDashboardNameWhatIsTold: a metric that is renamed would leave an alert
+// that never fires.
+func TestAlertsAndDashboardNameWhatIsTold(t *testing.T) {
+	var series []string
+	for _, file := range toldBy {
+		series = append(series, strings.Fields(readFile(t, file))...)
+	}
+	r := buildWith(t, "cert-manager", "metrics")
+	var dashboard any
+	if err := json.Unmarshal([]byte(r.custom["ConfigMap/imds-dashboard"]["data"].(map[string]any)["imds.json"].(string)), &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	for name, of := range map[string]any{"alerts": r.custom["PrometheusRule/imds"], "dashboard": dashboard} {
+		expressions := expressionsIn(of)
+		if len(expressions) < 5 {
+			t.Errorf("%s: %q", name, expressions)
+		}
+		for _, expression := range expressions {
+			if problem := problemOfExpression(expression, series); problem != "" {
+				t.Errorf("%s: %s: %s", name, expression, problem)
+			}
+		}
+	}
+	for expression, isWrong := range map[string]bool{
+		`imds_a == 1`:                false,
+		`rate(imds_b{x=~"1|2"}[5m])`: false,
+		`imds_b{x!="1"}`:             true,
+		`imds_b{y="1"}`:              true,
+		`imds_a + imds_c`:            true,
+		`up == 0`:                    true,
+		`imds_b{x!~"2|3"} > 0`:       false,
+		`sum by (x) (imds_b{x="1"})`: false,
+	} {
+		if problem := problemOfExpression(expression, []string{"imds_a", `imds_b{x="1"}`}); (problem != "") != isWrong {
+			t.Errorf("%s: %q", expression, problem)
+		}
+	}
+}
+
+// TestPagesNameTheMetrics: the tables have each metric, with each value of its labels.
+func TestPagesNameTheMetrics(t *testing.T) {
+	for page, file := range toldBy {
+		text := readFile(t, page)
+		for series := range strings.Lines(readFile(t, file)) {
+			name, labels, _ := strings.Cut(strings.TrimSpace(series), "{")
+			names := []string{regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAllString(name, "")}
+			for _, label := range matcher.FindAllStringSubmatch(labels, -1) {
+				if label[1] != "le" && label[1] != "resource" {
+					names = append(names, label[1], label[3])
+				}
+			}
+			for _, name := range names {
+				if name != "" && !strings.Contains(text, "`"+name+"`") {
+					t.Errorf("%s does not name %s", page, name)
+				}
+			}
+		}
+	}
+}
+
+// TestPrometheusFindsTheWebhook: the ServiceMonitor selects the Service, and its port
+// is that of the probes, which the NetworkPolicy admits.
+func TestPrometheusFindsTheWebhook(t *testing.T) {
+	r := buildWith(t, "cert-manager", "metrics")
+	spec := r.custom["ServiceMonitor/imds-webhook"]["spec"].(map[string]any)
+	for name, value := range spec["selector"].(map[string]any)["matchLabels"].(map[string]any) {
+		if r.service.Labels[name] != value {
+			t.Errorf("it selects %s=%s, the Service has %v", name, value, r.service.Labels)
+		}
+	}
+	endpoint := spec["endpoints"].([]any)[0].(map[string]any)
+	i := slices.IndexFunc(r.service.Spec.Ports, func(p corev1.ServicePort) bool { return p.Name == endpoint["port"] })
+	if i < 0 || r.service.Spec.Ports[i].TargetPort.StrVal != "health" {
+		t.Fatalf("the endpoint %v is not at the Service's %+v", endpoint, r.service.Spec.Ports)
+	}
+	if admitted := r.networkPolicy.Spec.Ingress[0]; admitted.From != nil || !slices.ContainsFunc(admitted.Ports, func(p networkingv1.NetworkPolicyPort) bool { return p.Port.StrVal == "health" }) {
+		t.Errorf("the NetworkPolicy admits %+v", admitted)
+	}
+	if label := r.custom["ConfigMap/imds-dashboard"]["metadata"].(map[string]any)["labels"].(map[string]any)["grafana_dashboard"]; label != "1" {
+		t.Errorf("the dashboard's label is %v", label)
+	}
+}
+
+// TestPrometheusFindsTheAgent: the port that is declared is the one that the agent is
+// told, on one address of the node.
+func TestPrometheusFindsTheAgent(t *testing.T) {
+	r := decode(t, renderMine(t, "resources: [../kubevirt-imds/overlays/cert-manager]\ncomponents:\n- ../kubevirt-imds/kustomize/components/node-agent\n- ../kubevirt-imds/kustomize/components/node-agent-metrics\n", nil))
+	container := r.agent.daemonSet.Spec.Template.Spec.Containers[0]
+	environment := map[string]corev1.EnvVar{}
+	for i, variable := range container.Env {
+		environment[variable.Name] = variable
+		if variable.Name == "IMDS_METRICS_ADDRESS" && environment["NODE_IP"].ValueFrom == nil {
+			t.Errorf("variable %d comes before the one that it is made of: %+v", i, container.Env)
+		}
+	}
+	if from := environment["NODE_IP"].ValueFrom; from == nil || from.FieldRef.FieldPath != "status.hostIP" {
+		t.Errorf("NODE_IP is %+v", from)
+	}
+	for _, node := range []string{"192.0.2.1", "2001:db8::1"} {
+		address, err := net.ResolveTCPAddr("tcp", strings.Replace(environment["IMDS_METRICS_ADDRESS"].Value, "$(NODE_IP)", node, 1))
+		if err != nil || address.IP.String() != node || int32(address.Port) != container.Ports[0].ContainerPort {
+			t.Errorf("%v, %v; declared %+v", address, err, container.Ports)
+		}
+	}
+	spec := r.custom["PodMonitor/imds-node-agent"]["spec"].(map[string]any)
+	if labels := spec["selector"].(map[string]any)["matchLabels"].(map[string]any); labels["app.kubernetes.io/name"] != contract.NodeAgent {
+		t.Errorf("it selects %v", labels)
+	}
+	if port := spec["podMetricsEndpoints"].([]any)[0].(map[string]any)["port"]; port != container.Ports[0].Name {
+		t.Errorf("it asks port %v, declared is %+v", port, container.Ports)
+	}
+}
