@@ -54,6 +54,14 @@ func TestNoDescriptorLeft(t *testing.T) {
 	for _, g := range held {
 		g.Close()
 	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // until it has closed its ends
+		if open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.Process.Pid)); err == nil && len(open) < int(few.Max)-4 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the server has not closed what the guest has")
+		}
+	}
 	s.wantAnswer(t, "/v1/token", 200)
 	lines := s.stop(t)
 	if len(lines) > 50 {

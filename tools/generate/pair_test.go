@@ -48,6 +48,7 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 		options := r.agent.daemonSet.Spec.Template.Spec.Containers[0].SecurityContext.SELinuxOptions
 		return r.agent.constraints != nil && r.agent.binding != nil && options != nil && options.Type == "spc_t"
 	},
+	"openshift-webhook": func(t *testing.T, r rendered, pod *corev1.Pod) bool { return r.constraints != nil },
 	"readiness": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		return serverIn(t, pod.Spec.InitContainers).ReadinessProbe != nil
 	},
