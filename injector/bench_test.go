@@ -98,7 +98,7 @@ func BenchmarkReview(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	handler := newAdmission(log, log, time.Second).handler(review.New(patches, log).Pod)
+	handler := newAdmission(log, log, time.Second).handler(review.New(patches, "v1.0.0", log).Pod)
 	body := benchmarkBody(b)
 	b.ReportAllocs()
 	before := processorTime(b)

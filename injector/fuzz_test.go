@@ -38,7 +38,7 @@ func FuzzMemory(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	server, reviewer := newAdmission(log, log, time.Minute), review.New(patches, log)
+	server, reviewer := newAdmission(log, log, time.Minute), review.New(patches, "v1.0.0", log)
 	kinds := []struct {
 		resource string
 		handler  http.Handler

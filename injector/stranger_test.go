@@ -264,7 +264,7 @@ func TestCostOfEscapedKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	handler := newAdmission(log, log, time.Minute).handler(review.New(patches, log).VirtualMachine)
+	handler := newAdmission(log, log, time.Minute).handler(review.New(patches, "v1.0.0", log).VirtualMachine)
 	var keys strings.Builder
 	for n := 0; keys.Len() < 200<<10; n++ {
 		fmt.Fprintf(&keys, `"\u003c%x":0,`, n)

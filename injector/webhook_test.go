@@ -34,6 +34,9 @@ const (
 	serviceName = "imds-webhook.kubevirt-imds.svc"
 )
 
+// The fixtures have it.
+func init() { version = "v1.0.0" }
+
 // immediately is the timing of tests that are not about time.
 var immediately = func() timing {
 	timing := productionTiming

@@ -45,6 +45,7 @@ const (
 	NotInjected = Prefix + "not-injected" // why a pod that asks for IMDS has not got it
 	Warnings    = Prefix + "warnings"     // which annotations are not taken as they were written
 	WiredBy     = Prefix + "wired-by"     // who wires the pod's network: one of the WiredBy values
+	Version     = Prefix + "version"      // of the webhook that has patched the pod
 	VMName      = Prefix + "vm-name"      // the full name of the pod's VirtualMachineInstance
 	VMIUID      = Prefix + "vmi-uid"      // its UID
 )
@@ -68,7 +69,9 @@ func ByUser() []string {
 func Verdict() []string { return []string{Wiring, PreferredBridge, Reason, RedirectPort} }
 
 // OnPod returns the names that the webhook writes on a pod alone.
-func OnPod() []string { return []string{Injected, NotInjected, Warnings, WiredBy, VMName, VMIUID} }
+func OnPod() []string {
+	return []string{Injected, NotInjected, Warnings, WiredBy, Version, VMName, VMIUID}
+}
 
 // All returns every name of this project.
 func All() []string { return slices.Concat(ByUser(), Verdict(), OnPod()) }

@@ -207,6 +207,10 @@ func TestWebhookTakesTheRenderedManifests(t *testing.T) {
 			}
 
 			pod := w.inject(t, launcherPod(map[string]string{annotation.Enabled: "true"}))
+			if pod.Annotations[annotation.Version] == "" {
+				t.Error("the pod does not say which version injected it")
+			}
+			delete(pod.Annotations, annotation.Version) // the build's
 			if diff := cmp.Diff(map[string]string{
 				annotation.Enabled: "true", annotation.Wiring: annotation.WiringBridge,
 				annotation.Injected: "true", annotation.WiredBy: annotation.WiredBySidecar, annotation.VMName: "web-01", annotation.VMIUID: "c1f0",

@@ -49,6 +49,9 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 		return r.agent.constraints != nil && r.agent.binding != nil && options != nil && options.Type == "spc_t"
 	},
 	"openshift-webhook": func(t *testing.T, r rendered, pod *corev1.Pod) bool { return r.constraints != nil },
+	"policy": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
+		return len(r.policies) == 2 && len(r.bindings) == 2
+	},
 	"readiness": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		return serverIn(t, pod.Spec.InitContainers).ReadinessProbe != nil
 	},

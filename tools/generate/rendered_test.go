@@ -42,6 +42,8 @@ type rendered struct {
 	agent         agent
 	// certManager are resources of cert-manager.io, by kind and name.
 	certManager map[string]map[string]any
+	policies    map[string]*admissionregistrationv1.ValidatingAdmissionPolicy
+	bindings    map[string]*admissionregistrationv1.ValidatingAdmissionPolicyBinding
 	// custom are other custom resources, and ConfigMaps that are not the patches, by kind and name.
 	custom map[string]map[string]any
 	// all are the metadata of all of them.
@@ -143,6 +145,10 @@ func (r *rendered) decodeTyped(object metav1.PartialObjectMetadata, document []b
 		return only(&r.networkPolicy, document)
 	case "admissionregistration.k8s.io/v1 MutatingWebhookConfiguration":
 		return only(&r.configuration, document)
+	case "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy":
+		return named(&r.policies, object.Name, document)
+	case "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding":
+		return named(&r.bindings, object.Name, document)
 	case "v1 ConfigMap":
 		return only(&r.patches, document)
 	case "v1 Secret":
@@ -186,6 +192,15 @@ func only[T any](field **T, document []byte) error {
 	}
 	*field = new(T)
 	return yaml.UnmarshalStrict(document, *field)
+}
+
+// named decodes a document strictly into a map by its name.
+func named[T any](all *map[string]*T, name string, document []byte) error {
+	if *all == nil {
+		*all = map[string]*T{}
+	}
+	(*all)[name] = new(T)
+	return yaml.UnmarshalStrict(document, (*all)[name])
 }
 
 // buildWith renders an installation of the base with components.

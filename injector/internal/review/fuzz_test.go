@@ -28,7 +28,7 @@ func reviewerWith(t testing.TB, folder string) *Reviewer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return New(patches, slog.New(slog.DiscardHandler))
+	return New(patches, "v1.0.0", slog.New(slog.DiscardHandler))
 }
 
 // agentReviewer has the patches of the component node-agent too.

@@ -54,7 +54,7 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 	who := []any{"namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName()}
 	if why != "" {
 		r.log.Warn("pod not injected", append(who, "reason", why)...)
-		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: "", annotation.WiredBy: ""})
+		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: "", annotation.WiredBy: "", annotation.Version: ""})
 		warnings = []string{"IMDS is not injected: " + why}
 		outcome = Outcome{notInjected, by}
 	} else {
@@ -80,7 +80,7 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 			problems = append(problems, warnings...)
 		}
 		annotate(after, map[string]string{
-			annotation.Injected: "true", annotation.WiredBy: r.patches.WiredBy, annotation.VMName: vmName, annotation.VMIUID: vmiUID,
+			annotation.Injected: "true", annotation.WiredBy: r.patches.WiredBy, annotation.Version: r.version, annotation.VMName: vmName, annotation.VMIUID: vmiUID,
 			annotation.Warnings: join(problems), annotation.NotInjected: "",
 		})
 		r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)

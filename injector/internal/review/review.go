@@ -17,11 +17,14 @@ import (
 // Reviewer has one Func for each kind of object.
 type Reviewer struct {
 	patches *patchset.Set
+	version string // of this program
 	log     *slog.Logger
 }
 
 // New returns a Reviewer that applies the patches to pods.
-func New(patches *patchset.Set, log *slog.Logger) *Reviewer { return &Reviewer{patches, log} }
+func New(patches *patchset.Set, version string, log *slog.Logger) *Reviewer {
+	return &Reviewer{patches, version, log}
+}
 
 // expect has a request decided if it is for such a resource and operation.
 func (r *Reviewer) expect(decide Func, request *Request, resource string, operations ...string) (Verdict, error) {
