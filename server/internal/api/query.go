@@ -48,6 +48,9 @@ func parseQuery(r *http.Request) (url.Values, *problem) {
 	if r.ContentLength != 0 {
 		return nil, invalidQuery.because("the request has a body, which is not read; write parameters into the URL (curl -G --data-urlencode audience=A)")
 	}
+	if r.URL.RawQuery == "" {
+		return nil, nil
+	}
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, invalidQuery.because("the query %s is malformed; escape what is special in it (curl -G --data-urlencode audience=A)", quote.Text(r.URL.RawQuery))
