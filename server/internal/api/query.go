@@ -25,7 +25,7 @@ func parseAudience(r *http.Request) (string, *problem) {
 	case !asked:
 		return "", nil
 	case len(audiences) > 1:
-		return "", invalidQuery.because("the parameter audience is there %d times; ask for one audience at a time", len(audiences))
+		return "", invalidQuery.because("the parameter audience is given %d times; ask for one audience at a time", len(audiences))
 	case audiences[0] == "":
 		return "", invalidQuery.because("the parameter audience is empty; name one, or leave it out for the default token")
 	default:
