@@ -37,9 +37,9 @@ lint:
 vulnerabilities:
     go tool govulncheck ./...
 
-# build the three static binaries into bin/linux-<architecture>
+# build the three static binaries into bin/linux-<architecture>; imds-server without HTTP/2, which it does not speak
 build goarch=arch name=version:
-    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-server  ./server
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -tags nethttpomithttp2 -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-server  ./server
     CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-init    ./netsetup
     CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-webhook ./injector
 

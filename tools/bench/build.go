@@ -17,7 +17,8 @@ type binaries struct {
 	source, server, init, webhook, reference string
 }
 
-// build makes the binaries as "just build" does, and the reference with the same flags.
+// build makes the binaries as "just build" does, and the reference as Go's defaults have
+// it.
 func build(folder string) (b binaries, err error) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Path}} {{.Dir}}").Output()
 	path, source, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
@@ -26,17 +27,16 @@ func build(folder string) (b binaries, err error) {
 	}
 	b.source = source
 	for _, one := range []struct {
-		path    *string
-		program string
-		folder  string
+		path                  *string
+		program, folder, tags string
 	}{
-		{&b.server, "imds-server", "server"},
-		{&b.init, "imds-init", "netsetup"},
-		{&b.webhook, "imds-webhook", "injector"},
-		{&b.reference, "reference", "tools/bench/reference"},
+		{&b.server, "imds-server", "server", "nethttpomithttp2"},
+		{&b.init, "imds-init", "netsetup", ""},
+		{&b.webhook, "imds-webhook", "injector", ""},
+		{&b.reference, "reference", "tools/bench/reference", ""},
 	} {
 		*one.path = filepath.Join(folder, one.program)
-		command := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version=bench", "-o", *one.path, "./"+one.folder)
+		command := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", one.tags, "-ldflags", "-s -w -X main.version=bench", "-o", *one.path, "./"+one.folder)
 		command.Dir = source
 		command.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if said, err := command.CombinedOutput(); err != nil {

@@ -133,6 +133,9 @@ func loadOn(b *bench, p *process, address, path string) measurement {
 }
 
 func serverStart(b *bench) (ours, reference measurement, err error) {
+	if _, err := serverEnvironment(b); err != nil { // makes the token
+		return nil, nil, err
+	}
 	measure := func(start func() (*process, string, error)) measurement {
 		return func() ([]float64, error) {
 			began := time.Now()
