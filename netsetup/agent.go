@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -47,10 +46,6 @@ const (
 	agentLineEvery   = 100 * time.Millisecond
 )
 
-// agentGCPercent is half of Go's default: a fifth less memory for each pod, and no time
-// that could be measured.
-const agentGCPercent = 50
-
 // endWithin is how long the agent waits for its pods' goroutines when it ends.
 const endWithin = 2 * time.Second
 
@@ -60,7 +55,6 @@ func runAgent(ctx context.Context, getenv func(string) string, stderr io.Writer)
 	if folder == "" {
 		folder = "/var/lib/kubelet/pods"
 	}
-	debug.SetGCPercent(agentGCPercent)
 	bounded := &boundedLog{to: stderr, lines: newAllowance(agentLinesAtOnce, agentLineEvery, time.Now())}
 	log := slog.New(slog.NewTextHandler(bounded, nil))
 	a, err := newAgent(folder, getenv("IMDS_POD_UID"), getenv("IMDS_STATUS_FILE"), log)

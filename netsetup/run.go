@@ -68,8 +68,14 @@ const (
 	exitUsage  = 2
 )
 
+// gcPercent is half of Go's default. A reconcile leaves half a megabyte of netlink messages
+// behind, and by default the collector waits for four: with this, imds-init in a pod takes
+// 2 MB less, and the agent a fifth less for each pod. No time for it could be measured.
+const gcPercent = 50
+
 // run is the program: its status is the process's.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	debug.SetGCPercent(gcPercent)
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	flags := flag.NewFlagSet("imds-init", flag.ContinueOnError)
 	flags.SetOutput(stderr)

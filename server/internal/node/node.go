@@ -117,7 +117,7 @@ func (a *Agent) become(now state) {
 }
 
 // noAgent is the reason while no agent is connected.
-const noAgent = "no agent of this node is connected; see that the DaemonSet imds-node-agent has a pod here"
+const noAgent = "no agent of this node is connected; check that the DaemonSet imds-node-agent has a pod on this node"
 
 // Serve hands the pod over to each agent that connects to the socket at path, until
 // ctx ends. One is connected at a time: another waits until the first one's connection
@@ -217,7 +217,7 @@ func (a *Agent) converse(ctx context.Context, conn *net.UnixConn, pod Pod) error
 // answer, with what it is a reason of.
 func parse(line []byte) (said state, err error) {
 	if json.Unmarshal(line, &said) != nil || said.State != waiting && said.State != wired && said.State != failed {
-		return said, fmt.Errorf("the agent of this node says %s, which is no state", quote.Text(string(line)))
+		return said, fmt.Errorf("the agent of this node says %s, which is not a known state", quote.Text(string(line)))
 	}
 	reason := strings.ToValidUTF8(said.Reason[:min(len(said.Reason), maxReason)], "")
 	said.Reason = strings.Map(func(r rune) rune {

@@ -147,8 +147,8 @@ func TestASecondAgentWaits(t *testing.T) {
 func TestWhatIsNoState(t *testing.T) {
 	_, path, lines := serving(t)
 	for said, logged := range map[string]string{
-		"hello\n":                      "which is no state",
-		`{"state":"happy"}` + "\n":     "which is no state",
+		"hello\n":                      "which is not a known state",
+		`{"state":"happy"}` + "\n":     "which is not a known state",
 		strings.Repeat("x", 2*maxLine): "token too long",
 	} {
 		conn := connect(t, path)
