@@ -91,7 +91,7 @@ e2e what='check' *ARGS:
     cd tools/e2e && go vet ./... && go test ./...
     cd tools/e2e && {{ if what == "kind" { "./kind.sh" } else if what == "guests" { "go test -count=1 -v -timeout 30m ./guests -guests" } else { "go test -count=1 -v -timeout 30m ./checks -cluster" } }} {{ ARGS }}
 
-# measure the programs, each in turn with a reference, and what 1 to 300 pods cost on a node; -help: options
+# measure the programs, each in turn with a reference (options: those of tools/bench), and then what 1 to 300 pods cost on a node
 bench *ARGS:
     go run ./tools/bench {{ ARGS }}
     go test -count=1 -v -run TestCost ./netsetup -cost-of 1,10,100,300

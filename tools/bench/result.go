@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"html"
 	"math"
 	"slices"
 	"strings"
@@ -87,17 +88,19 @@ rect { fill: #0d1117 } text { fill: #f0f6fc } .grid { stroke: #3d444d } .one { s
 <rect width="%d" height="%d"/>
 `, width, bottom+34, width, bottom+34)
 	for tick := low; tick <= high*1.01; tick *= 2 {
-		class := "grid"
+		class, label := "grid", fmt.Sprint(tick)
 		if tick == 1 {
 			class = "one"
+		} else if tick < 1 {
+			label = fmt.Sprint("1/", 1/tick)
 		}
-		fmt.Fprintf(&out, "<line class=%q x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\"/><text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n",
-			class, x(tick), top-8, x(tick), bottom, x(tick), top-14, tick)
+		fmt.Fprintf(&out, "<line class=%q x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\"/><text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>\n",
+			class, x(tick), top-8, x(tick), bottom, x(tick), top-14, label)
 	}
 	for i, f := range figures {
 		r, y := f.ratio(), top+row*i+row/2
 		class := map[bool]string{true: "more", false: "less"}[f.more]
-		fmt.Fprintf(&out, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>", names-14, y+4, strings.ReplaceAll(f.name, "`", ""))
+		fmt.Fprintf(&out, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>", names-14, y+4, html.EscapeString(strings.ReplaceAll(f.name, "`", "")))
 		fmt.Fprintf(&out, "<line class=\"range %s\" x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\"/>", class, x(r.lowest), y, x(r.highest), y)
 		fmt.Fprintf(&out, "<circle class=%q cx=\"%.1f\" cy=\"%d\" r=\"5\"/>", class, x(r.median), y)
 		fmt.Fprintf(&out, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%.2f</text>\n", width-8, y+4, r.median)
