@@ -37,9 +37,9 @@ lint:
 vulnerabilities:
     go tool govulncheck ./...
 
-# build the three static binaries into bin/linux-<architecture>
+# build the three static binaries into bin/linux-<architecture>; imds-server without HTTP/2, which it does not speak
 build goarch=arch name=version:
-    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-server  ./server
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -tags nethttpomithttp2 -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-server  ./server
     CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-init    ./netsetup
     CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-webhook ./injector
 
@@ -91,9 +91,10 @@ e2e what='check' *ARGS:
     cd tools/e2e && go vet ./... && go test ./...
     cd tools/e2e && {{ if what == "kind" { "./kind.sh" } else if what == "guests" { "go test -count=1 -v -timeout 30m ./guests -guests" } else { "go test -count=1 -v -timeout 30m ./checks -cluster" } }} {{ ARGS }}
 
-# compare the hot paths with a reference in the same run
-bench:
-    go test -run '^$' -bench . -benchmem ./server/... ./injector/...
+# measure the programs, each in turn with a reference (options: those of tools/bench), and then what 1 to 300 pods cost on a node
+bench *ARGS:
+    go run ./tools/bench {{ ARGS }}
+    go test -count=1 -v -run TestCost ./netsetup -cost-of 1,10,100,300
 
 # fuzz each target for a while
 fuzz time='30s':

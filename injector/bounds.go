@@ -81,8 +81,12 @@ func (c *connections) makeRoom() {
 	}
 	victim := slices.MinFunc(slices.Collect(maps.Keys(c.open)), func(a, b net.Conn) int {
 		one, other := c.open[a], c.open[b]
+		age := one.since.Compare(other.since)
+		if count[one.host] > c.most/2 {
+			age = -age // a client that opens one for each of many requests soon needs few of them
+		}
 		return cmp.Or(goes(one)-goes(other), count[other.host]-count[one.host],
-			cmp.Compare(one.reviewed.Load(), other.reviewed.Load()), one.since.Compare(other.since))
+			cmp.Compare(one.reviewed.Load(), other.reviewed.Load()), age)
 	})
 	delete(c.open, victim)
 	if secure, isTLS := victim.(*tls.Conn); isTLS {

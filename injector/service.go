@@ -51,7 +51,7 @@ const (
 	maxReceiveBuffer     = 64 << 10 // what a stream may send before anybody reads
 	maxStreams           = 16       // the API server opens one more connection when one has no stream left
 	maxFrame             = 16 << 10 // each connection keeps as much
-	maxConnections       = 128
+	maxConnections       = 512
 	maxHealthConnections = 32
 )
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -30,9 +29,10 @@ type agent struct {
 	keep func(context.Context, target, func(outcome) bool, func(context.Context))
 
 	// Of the goroutine that reads the events alone.
-	report   reporter
-	found    map[string]*podFolder // by UID
-	starting map[int]string        // UIDs, by the watch on their folder
+	report     reporter
+	found      map[string]*podFolder // by UID
+	starting   map[int]string        // UIDs, by the watch on their folder
+	overlooked bool                  // a folder could not be looked at
 
 	running sync.WaitGroup // a goroutine for each pod
 
@@ -46,10 +46,6 @@ const (
 	agentLineEvery   = 100 * time.Millisecond
 )
 
-// agentGCPercent is half of Go's default: a fifth less memory for each pod, and no time
-// that could be measured.
-const agentGCPercent = 50
-
 // endWithin is how long the agent waits for its pods' goroutines when it ends.
 const endWithin = 2 * time.Second
 
@@ -59,10 +55,9 @@ func runAgent(ctx context.Context, getenv func(string) string, stderr io.Writer)
 	if folder == "" {
 		folder = "/var/lib/kubelet/pods"
 	}
-	debug.SetGCPercent(agentGCPercent)
 	bounded := &boundedLog{to: stderr, lines: newAllowance(agentLinesAtOnce, agentLineEvery, time.Now())}
 	log := slog.New(slog.NewTextHandler(bounded, nil))
-	a, err := newAgent(folder, getenv("IMDS_STATUS_FILE"), log)
+	a, err := newAgent(folder, getenv("IMDS_POD_UID"), getenv("IMDS_STATUS_FILE"), log)
 	if err != nil {
 		return err
 	}
@@ -86,7 +81,7 @@ func runAgent(ctx context.Context, getenv func(string) string, stderr io.Writer)
 	return err
 }
 
-func newAgent(folder, statusFile string, log *slog.Logger) (a *agent, err error) {
+func newAgent(folder, own, statusFile string, log *slog.Logger) (a *agent, err error) {
 	a = &agent{log: log, report: reporter{log: log, now: time.Now}, keep: keep, found: map[string]*podFolder{}, starting: map[int]string{}, taken: map[namespaceID]string{}}
 	a.status = &status{file: statusFile, report: reporter{log: log, now: time.Now}, pods: map[string]progress{}}
 	a.metrics = newAgentMetrics(a)
@@ -101,6 +96,10 @@ func newAgent(folder, statusFile string, log *slog.Logger) (a *agent, err error)
 	}
 	if a.folder, err = unix.Open(folder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("IMDS_PODS_DIR %q: %w; give the folder in which this node's kubelet has its pods", folder, err)
+	}
+	if own != "" && !hasFolder(a.folder, own) {
+		unix.Close(a.folder)
+		return nil, fmt.Errorf("IMDS_PODS_DIR %q has no folder of this pod, %s: it is not where this node's kubelet has its pods; give the DaemonSet's hostPath the kubelet's folder", folder, own)
 	}
 	if a.watch, err = newWatcher(); err != nil {
 		unix.Close(a.folder)

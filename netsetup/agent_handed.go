@@ -16,14 +16,17 @@ import (
 // maxMessage bounds a pod's message, in bytes. An honest one has no more than 1000.
 const maxMessage = 4 << 10
 
-// messageVersion is the form of the message that this agent understands.
+// messageVersion is the newest form of the message that this agent understands. It
+// understands all earlier ones too: fields are added, and never change. So an agent that
+// is upgraded goes on with the pods that are there.
 const messageVersion = 1
 
 // handed is what a pod hands over: its network namespace, how it is to be wired, and
 // who it says it is.
 type handed struct {
-	network int // a descriptor, not checked yet; -1: closed
-	target  target
+	network     int   // a descriptor, not checked yet; -1: closed
+	descriptors []int // all that came
+	target      target
 
 	Version         int    `json:"version"`
 	BridgeName      string `json:"bridgeName"`
@@ -37,16 +40,19 @@ type handed struct {
 
 // close may block where the descriptor is of a file system of the pod's own.
 func (h *handed) close() {
-	if h.network >= 0 {
-		unix.Close(h.network)
-		h.network = -1
+	for _, fd := range h.descriptors {
+		unix.Close(fd)
 	}
+	h.network, h.descriptors = -1, nil
 }
 
-// receive reads the one message of a pod. Its descriptor is the caller's to close.
+// maxDescriptors is SCM_MAX_FD of the kernel: it closes what has no room, which may hang.
+const maxDescriptors = 253
+
+// receive reads the one message of a pod. Its descriptors are the caller's to close.
 func receive(conn *net.UnixConn) (h handed, err error) {
 	h.network = -1
-	text, control := make([]byte, maxMessage+1), make([]byte, unix.CmsgSpace(4))
+	text, control := make([]byte, maxMessage+1), make([]byte, unix.CmsgSpace(4*maxDescriptors))
 	n, controlled, flags, _, err := conn.ReadMsgUnix(text, control)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return h, fmt.Errorf("imds-server said nothing within %s", speakWithin)
@@ -54,16 +60,9 @@ func receive(conn *net.UnixConn) (h handed, err error) {
 	if err != nil {
 		return h, errors.New("imds-server ended the connection before it said anything")
 	}
-	descriptors := descriptorsIn(control[:controlled])
-	defer func() {
-		if err != nil {
-			for _, fd := range descriptors {
-				unix.Close(fd)
-			}
-		}
-	}()
+	h.descriptors = descriptorsIn(control[:controlled])
 	switch {
-	case len(descriptors) != 1 || flags&unix.MSG_CTRUNC != 0:
+	case len(h.descriptors) != 1 || flags&unix.MSG_CTRUNC != 0:
 		err = errors.New("the pod's message has not one file descriptor")
 	case n > maxMessage:
 		err = fmt.Errorf("the pod's message is longer than %d bytes", maxMessage)
@@ -77,7 +76,7 @@ func receive(conn *net.UnixConn) (h handed, err error) {
 	if h.target, err = h.check(); err != nil {
 		return h, err
 	}
-	h.network = descriptors[0]
+	h.network = h.descriptors[0]
 	return h, nil
 }
 
@@ -93,8 +92,8 @@ func descriptorsIn(control []byte) (all []int) {
 
 // check judges what was said as imds-init judges its environment.
 func (h handed) check() (target, error) {
-	if h.Version != messageVersion {
-		return target{}, fmt.Errorf("the pod's message has the version %d, not %d: imds-server and the agent are of different releases", h.Version, messageVersion)
+	if h.Version < 1 || h.Version > messageVersion {
+		return target{}, fmt.Errorf("the pod's message has the version %d, and this agent understands up to %d: upgrade the agent first", h.Version, messageVersion)
 	}
 	for _, name := range []string{h.Namespace, h.Pod, h.VM} {
 		if !isObjectName(name) {

@@ -87,7 +87,7 @@ func TestWhatAPodHandsOverIsChecked(t *testing.T) {
 		"another JSON":                   {`["version",1]`, []int{own.FD()}, "not the JSON"},
 		"half a message":                 {honest[:20], []int{own.FD()}, "not the JSON"},
 		"two messages":                   {honest + honest, []int{own.FD()}, "not the JSON"},
-		"a later version":                {message("", 0, "", 2), []int{own.FD()}, "has the version 2, not 1"},
+		"a later version":                {message("", 0, "", 2), []int{own.FD()}, "has the version 2, and this agent understands up to 1: upgrade the agent first"},
 		"a slash in the bridge's name":   {message("../tap0", 0, "", 1), []int{own.FD()}, `the bridge "../tap0" is no interface name`},
 		"a long bridge's name":           {message(strings.Repeat("b", 16), 0, "", 1), []int{own.FD()}, "is longer than 15 bytes"},
 		"a slash in the pod's name":      {message("", 0, "../../etc/passwd", 1), []int{own.FD()}, `"../../etc/passwd" is no name`},
@@ -425,7 +425,7 @@ func TestAFaultIsOnePodsAlone(t *testing.T) {
 	n := newNode(t)
 	var log lockedBuffer
 	log.written = make(chan struct{}, 1)
-	a, err := newAgent(n.folder, n.status, slog.New(slog.NewTextHandler(&log, nil)))
+	a, err := newAgent(n.folder, "", n.status, slog.New(slog.NewTextHandler(&log, nil)))
 	must(t, err)
 	forever := make(chan struct{})
 	defer close(forever)
@@ -457,4 +457,85 @@ func TestAFaultIsOnePodsAlone(t *testing.T) {
 		t.Errorf("no %s in\n%s", want, &told)
 	}
 	newAgentPod(t, n, "honest", podnet.Options{}).serveGuest(t)
+}
+
+// lingering makes a TCP connection in a network whose first end has SO_LINGER, and data
+// that the second end never takes. It needs no capability.
+func lingering(t *testing.T, network *podnet.Namespace) (first, second int) {
+	t.Helper()
+	lo, err := network.Netlink().LinkByName("lo")
+	must(t, err)
+	must(t, network.Netlink().LinkSetUp(lo))
+	must(t, network.Do(func() error {
+		listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(listener)
+		must(t, unix.Bind(listener, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+		must(t, unix.Listen(listener, 1))
+		at, err := unix.Getsockname(listener)
+		must(t, err)
+		first, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		must(t, err)
+		must(t, unix.Connect(first, at))
+		second, _, err = unix.Accept(listener)
+		must(t, err)
+		must(t, unix.SetNonblock(first, true))
+		for err == nil {
+			_, err = unix.Write(first, make([]byte, 1<<16))
+		}
+		return unix.SetsockoptLinger(first, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 1 << 20})
+	}))
+	return first, second
+}
+
+// Whatever a pod sends besides, a socket among them whose close takes days, nothing of it
+// is left in the agent when the pod is gone.
+func TestSocketsThatLinger(t *testing.T) {
+	n := runningNode(t)
+	threads := func() int {
+		all, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", n.process.Process.Pid))
+		must(t, err)
+		return len(all)
+	}
+	before := threads()
+	const pods = 12
+	for at := range pods {
+		uid := fmt.Sprint("hostile", at)
+		network := newNamespace(t)
+		first, second := lingering(t, network)
+		server := speak(t, n.addPod(t, uid), func(conn *net.UnixConn) error {
+			err := say(conn, honest, network.FD())
+			say(conn, "x", first, second)
+			go unix.Close(first) // where this is the last reference, it is we who wait
+			go unix.Close(second)
+			return err
+		})
+		<-server.conns
+		server.close()
+		must(t, os.RemoveAll(filepath.Join(n.folder, uid)))
+	}
+	n.awaitCounts(t, func(c counts) bool { return c.Wired == 0 && len(c.Waiting)+len(c.Failed) == 0 })
+	for deadline := time.Now().Add(20 * time.Second); threads() > before+pods/2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d threads, before %d", threads(), before)
+		}
+	}
+	began := time.Now()
+	n.stopAgent(t, os.Interrupt)
+	if took := time.Since(began); took >= endWithin {
+		t.Errorf("it took %s to end", took)
+	}
+}
+
+// A pod that has ended is let go, whoever holds its connection.
+func TestPodThatHasEndedAndHoldsOn(t *testing.T) {
+	n := runningNode(t)
+	network := newNamespace(t)
+	server := handOver(t, n.addPod(t, "uid"), network)
+	server.await(t, stateWaiting, "")
+	<-server.conns // another pod has it
+	server.listener.Close()
+	must(t, os.RemoveAll(filepath.Dir(n.volume("uid"))))
+	n.awaitOutside(t, network)
+	n.awaitCounts(t, func(c counts) bool { return len(c.Waiting)+len(c.Failed) == 0 })
 }

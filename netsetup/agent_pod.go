@@ -24,6 +24,15 @@ const (
 )
 
 const (
+	// mostConnectionEvery is how seldom a pod becomes that ends its connections.
+	mostConnectionEvery = 5 * time.Minute
+	// A reconcile that takes more CPU than dearReconcile, since the pod's network is full
+	// of what has to be read, is followed by a rest of restTimes as long.
+	dearReconcile = 50 * time.Millisecond
+	restTimes     = 9
+)
+
+const (
 	// dialAgain is when a socket is tried again that is there, but fails.
 	dialAgain = 5 * time.Second
 	// speakWithin bounds the wait for a pod's message, and for its taking ours.
@@ -54,6 +63,10 @@ type podWiring struct {
 	state  progress
 	conn   *net.UnixConn // nil: none
 
+	ended bool          // its volume is gone, though its folder is not
+	rest  time.Time     // no reconcile before
+	used  time.Duration // of CPU, by its thread
+
 	looks, connections, reconciles *allowance
 }
 
@@ -71,10 +84,17 @@ func newPodWiring(a *agent, uid string) *podWiring {
 // run wires the pod for each connection to its server, until the context ends.
 func (p *podWiring) run(ctx context.Context) {
 	defer p.agent.status.set(p.uid, nil)
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !p.ended {
 		p.connections.wait(ctx)
+		began := time.Now()
 		if err := p.serve(ctx); err != nil {
 			p.report.tellOf("not served", err)
+		}
+		// A connection that the pod does not take stays charged to the agent.
+		if time.Since(began) > mostConnectionEvery {
+			p.connections.every = connectionEvery
+		} else if p.connections.left == 0 {
+			p.connections.every = min(2*p.connections.every, mostConnectionEvery)
 		}
 	}
 }
@@ -96,6 +116,9 @@ func (p *podWiring) connect(ctx context.Context) *net.UnixConn {
 		}
 		var again <-chan time.Time
 		switch {
+		case errors.Is(watchErr, fs.ErrNotExist):
+			p.ended = true // the kubelet gives no pod a volume again
+			return nil
 		case watchErr != nil || errors.Is(err, unix.EAGAIN):
 			again = time.After(dialAgain)
 			p.become(progress{stateFailed, errors.Join(watchErr, err).Error(), bySocket})
@@ -167,11 +190,13 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 		if err != nil {
 			p.become(progress{stateFailed, err.Error(), class})
 		}
-		if p.conn != nil {
-			p.conn.Close()
-			p.conn = nil
-		}
-		handed.close() // last: it may hang
+		letGo(func() {
+			if p.conn != nil {
+				p.conn.Close()
+				p.conn = nil
+			}
+			handed.close()
+		})
 	}()
 	conn := p.connect(ctx)
 	if conn == nil {
@@ -196,6 +221,7 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 	defer giveBack()
 	p.report.log = p.agent.log.With("uid", p.uid, "namespace", handed.Namespace, "pod", handed.Pod, "vm", handed.VM)
 
+	p.agent.running.Go(func() { p.endWithVolume(ctx, end) })
 	conn.SetReadDeadline(time.Time{})
 	if ctx.Err() != nil { // before or after this, never during
 		return nil
@@ -207,19 +233,26 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 		}
 		handed.close()
 		p.reconciles.wait(ctx)
-		p.agent.keep(ctx, handed.target, p.tell, p.reconciles.wait)
+		p.used = threadTime()
+		p.agent.keep(ctx, handed.target, p.tell, func(ctx context.Context) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Until(p.rest)):
+			}
+			p.reconciles.wait(ctx)
+		})
 		return nil
 	})
-	n, _ := conn.Read(make([]byte, 1)) // until its end
+	says := saysMore(conn) // until its end
 	end()
 	if err := <-wiring; err != nil {
 		return err
 	}
-	if n > 0 {
+	if says {
 		class = byMessage
 		return errors.New("the pod says more than its message")
 	}
-	conn.Close()
+	letGo(func() { conn.Close() })
 	p.conn = nil // there is nobody to tell
 	p.become(progress{stateWaiting, "the connection to imds-server has ended", forServer})
 	p.report.write(slog.LevelInfo, "let go; the wiring stays")
@@ -229,6 +262,11 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 // tell reports what came of a reconcile.
 func (p *podWiring) tell(o outcome) (owed bool) {
 	o.missing = nil // the node's, and not this pod's
+	now := threadTime()
+	if spent := now - p.used; spent > dearReconcile {
+		p.rest = time.Now().Add(restTimes * spent)
+	}
+	p.used = now
 	owed = p.report.tell(o)
 	m := p.agent.metrics
 	if o.took > 0 { // there was one
@@ -267,7 +305,7 @@ func (p *podWiring) become(state progress) {
 	line, _ := json.Marshal(state) // texts alone: it cannot fail
 	p.conn.SetWriteDeadline(time.Now().Add(speakWithin))
 	if _, err := p.conn.Write(append(line, '\n')); err != nil {
-		p.conn.Close() // it is dead, or takes nothing
+		p.conn.SetReadDeadline(time.Now()) // it is dead, or takes nothing: serve closes it
 	}
 }
 

@@ -53,7 +53,11 @@ func (s *status) write() {
 	s.due, s.written = false, time.Now()
 	now := s.count()
 	s.mu.Unlock()
+	s.report.owed = false
 	s.report.write(slog.LevelInfo, "pods", "wired", now.Wired, "waiting", now.Waiting, "failed", now.Failed)
+	if s.report.owed { // the log shall not end with what is no longer so
+		time.AfterFunc(lineEvery, s.write)
+	}
 	if err := s.replace(now); err != nil {
 		s.report.tellOf("the status file is not written", err)
 	}

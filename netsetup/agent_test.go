@@ -169,8 +169,8 @@ func TestManyPodsThatDoNotAsk(t *testing.T) {
 		must(t, err)
 		watches += strings.Count(string(content), "inotify wd:")
 	}
-	if watches != 1 {
-		t.Errorf("%d watches, want that of the folder of the pods alone", watches)
+	if watches != 2 {
+		t.Errorf("%d watches, want that of the folder of the pods, and that of the volumes of the one that asks", watches)
 	}
 }
 
@@ -297,5 +297,48 @@ func TestCheckTellsWhetherAnAgentCanEnter(t *testing.T) {
 	must(t, pod.Pod.Do(func() error { check(&table); return nil }))
 	if want := "ok  entering another network namespace"; !strings.Contains(strings.Join(strings.Fields(table.String()), "  "), strings.Join(strings.Fields(want), "  ")) {
 		t.Errorf("as the agent:\n%s", &table)
+	}
+}
+
+// A folder that is not the kubelet's has no folder of the agent's own pod.
+func TestFolderThatIsNotTheKubelets(t *testing.T) {
+	podnet.Require(t)
+	variables := map[string]string{"IMDS_PODS_DIR": t.TempDir(), "IMDS_POD_UID": "f00d"}
+	var log strings.Builder
+	status := run(t.Context(), []string{"agent"}, func(name string) string { return variables[name] }, io.Discard, &log)
+	if status != exitFailed || !strings.Contains(log.String(), "has no folder of this pod, f00d") {
+		t.Errorf("status %d: %s", status, &log)
+	}
+}
+
+// The kubelet takes the volumes of a pod that has ended, and leaves its folder as long
+// as the pod's object is there. Such a pod is none that failed.
+func TestPodThatHasEnded(t *testing.T) {
+	n := runningNode(t)
+	pod := newAgentPod(t, n, "uid", podnet.Options{})
+	pod.serveGuest(t)
+	must(t, os.Rename(n.volume("uid"), n.folder+".volume"))
+	t.Cleanup(func() { os.RemoveAll(n.folder + ".volume") })
+	pod.server.close()
+	n.awaitCounts(t, func(c counts) bool { return c.Wired == 0 && len(c.Waiting)+len(c.Failed) == 0 })
+	n.awaitOutside(t, pod.Pod.Pod)
+	for _, line := range n.said() {
+		if strings.Contains(line, "level=ERROR") {
+			t.Errorf("the log has %s", line)
+		}
+	}
+}
+
+func TestStatusIsPrinted(t *testing.T) {
+	n := runningNode(t)
+	newAgentPod(t, n, "uid", podnet.Options{}).serveGuest(t)
+	n.awaitCounts(t, func(c counts) bool { return c.Wired == 1 })
+	var out, errs strings.Builder
+	status := run(t.Context(), []string{"status"}, func(string) string { return n.status }, &out, &errs)
+	if status != exitOK || !strings.HasPrefix(out.String(), `{"wired":1,`) {
+		t.Errorf("status %d: %s%s", status, &out, &errs)
+	}
+	if status := run(t.Context(), []string{"status"}, func(string) string { return "" }, &out, &errs); status != exitFailed || !strings.Contains(errs.String(), "run it in a container of the agent") {
+		t.Errorf("without a file: %d: %s", status, &errs)
 	}
 }

@@ -22,8 +22,12 @@ const (
 	nodeSocket       = nodeFolder + "/imds.sock"
 )
 
-// scanEvery is how seldom all pods are looked for without a reason.
-const scanEvery = 10 * time.Minute
+// scanEvery is how seldom all pods are looked for without a reason, and scanAgain when
+// they are where one could not be looked at.
+const (
+	scanEvery = 10 * time.Minute
+	scanAgain = 5 * time.Second
+)
 
 // podFolder is what is known of a pod's folder.
 type podFolder struct {
@@ -63,7 +67,11 @@ func (a *agent) follow(ctx context.Context) error {
 	}
 	buffer := make([]byte, 64<<10)
 	for {
-		a.watch.inotify.SetReadDeadline(time.Now().Add(scanEvery))
+		next := scanEvery
+		if a.overlooked {
+			next = scanAgain
+		}
+		a.watch.inotify.SetReadDeadline(time.Now().Add(next))
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -100,6 +108,7 @@ func (a *agent) follow(ctx context.Context) error {
 // sockets look.
 func (a *agent) scan(ctx context.Context) error {
 	a.watch.allArrived()
+	a.overlooked = false
 	fd, err := openBeneath(a.folder, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return fmt.Errorf("list the pods: %w", err)
@@ -136,7 +145,9 @@ func (a *agent) discover(ctx context.Context, uid string) {
 	}
 	folder, err := openBeneath(a.folder, uid, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
-		return // a file, or gone again
+		// Else it is a file, or gone again.
+		a.overlooked = a.overlooked || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
+		return
 	}
 	defer unix.Close(folder)
 	if f == nil {
@@ -145,7 +156,8 @@ func (a *agent) discover(ctx context.Context, uid string) {
 	}
 	if f.watch == 0 {
 		if f.watch, err = a.watch.add(folder, unix.IN_CREATE|unix.IN_MOVED_TO, nil); err != nil {
-			a.report.tellOf("a pod is found late", err)
+			a.overlooked = true
+			a.report.tellOf("a pod is found late", fmt.Errorf("pod with the UID %.64q: %w", uid, err))
 		} else {
 			a.starting[f.watch] = uid
 		}

@@ -31,7 +31,7 @@ func TestSidecarWiredByAnAgent(t *testing.T) {
 		variables["IMDS_NODE_SOCKET"] = filepath.Join(volume, "imds.sock")
 		variables["IMDS_BRIDGE_NAME"] = "k6t-eth0"
 		s := start(t, asSidecar(t, program(variables)), imdsAddr)
-		s.log.wait(t, "no agent of this node is connected; see that the DaemonSet imds-node-agent has a pod here")
+		s.log.wait(t, "no agent of this node is connected; check that the DaemonSet imds-node-agent has a pod on this node")
 
 		agent, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: variables["IMDS_NODE_SOCKET"]})
 		if err != nil {

@@ -21,10 +21,6 @@ const (
 	exitUsage   = 2
 )
 
-// gcPercent is half of Go's default: it takes 1.5 to 2.5 MB less after a flood,
-// and no measurable time, since next to nothing lives longer than a request.
-const gcPercent = 50
-
 // run is the whole program: it returns the exit status.
 func run(ctx context.Context, args []string, lookupEnv config.Lookup, stdout, stderr io.Writer) int {
 	options := newFlagSet("imds-server")
@@ -70,7 +66,6 @@ func runServe(ctx context.Context, lookupEnv config.Lookup, stderr io.Writer) er
 	if err := forbidCoreDumps(); err != nil {
 		return err
 	}
-	debug.SetGCPercent(gcPercent)
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	log.Info("starting", "version", buildVersion())
 	return serve(ctx, settings, log)

@@ -5,7 +5,7 @@
 # Arguments, such as -keep, go to the tests.
 set -euo pipefail
 
-version=${KUBEVIRT_VERSION:-v1.6.0}
+version=${KUBEVIRT_VERSION:-v1.9.0}
 release=https://github.com/kubevirt/kubevirt/releases/download/$version
 repository=$(cd "$(dirname "$0")/../.." && pwd)
 cluster=kubevirt-imds-e2e

@@ -124,7 +124,7 @@ func TestAgentIsOnEveryNodeOnce(t *testing.T) {
 		t.Errorf("tolerations %v, selector %v", pod.Tolerations, pod.NodeSelector)
 	}
 	update := spec.UpdateStrategy.RollingUpdate
-	if *update.MaxSurge != intstr.FromInt32(0) || *update.MaxUnavailable != intstr.FromString("10%") || spec.MinReadySeconds < 5 {
+	if *update.MaxSurge != intstr.FromInt32(0) || *update.MaxUnavailable != intstr.FromString("25%") || spec.MinReadySeconds < 5 {
 		t.Errorf("updates %+v, ready after %d s", update, spec.MinReadySeconds)
 	}
 	if scope := r.quota.Spec.ScopeSelector.MatchExpressions[0]; pod.PriorityClassName != "system-node-critical" || !slices.Contains(scope.Values, pod.PriorityClassName) || r.quota.Spec.Hard.Pods().Value() < 5000 {
@@ -224,8 +224,9 @@ func TestWaitForIMDSAsksTheServer(t *testing.T) {
 func TestOpenShiftAdmitsTheAgent(t *testing.T) {
 	all := withAgent(t, "overlays/cert-manager", "openshift")
 	// The webhook's user is none of its namespace's range.
-	if binding := all.constraints; binding == nil || binding.Namespace != all.account.Namespace || binding.RoleRef.Name != "system:openshift:scc:nonroot-v2" ||
-		len(binding.Subjects) != 1 || binding.Subjects[0].Name != all.account.Name || binding.Subjects[0].Namespace != all.account.Namespace {
+	webhook := buildWith(t, "openshift-webhook")
+	if binding := webhook.constraints; binding == nil || binding.Namespace != webhook.account.Namespace || binding.RoleRef.Name != "system:openshift:scc:nonroot-v2" ||
+		len(binding.Subjects) != 1 || binding.Subjects[0].Name != webhook.account.Name || binding.Subjects[0].Namespace != webhook.account.Namespace {
 		t.Errorf("the webhook's ServiceAccount %s has the binding %+v", all.account.Name, binding)
 	}
 	r := all.agent

@@ -53,6 +53,7 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 		options := r.agent.daemonSet.Spec.Template.Spec.Containers[0].SecurityContext.SELinuxOptions
 		return r.agent.constraints != nil && r.agent.binding != nil && options != nil && options.Type == "spc_t"
 	},
+	"openshift-webhook": func(t *testing.T, r rendered, pod *corev1.Pod) bool { return r.constraints != nil },
 	"policy": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		return len(r.policies) == 2 && len(r.bindings) == 2
 	},

@@ -22,7 +22,7 @@ func checkPod(pod *corev1.Pod) error {
 		return errors.New("the patches remove the container compute, which runs the VM")
 	}
 	if spec.HostNetwork || spec.HostPID || spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace {
-		return errors.New("the patches set hostNetwork, hostPID or shareProcessNamespace, by which others than the guest reach its token: leave them out")
+		return errors.New("the patches set hostNetwork, hostPID or shareProcessNamespace, which let others than the guest reach its token: remove them")
 	}
 	for _, name := range slices.Sorted(maps.Keys(pod.Annotations)) {
 		if strings.HasPrefix(name, annotation.Prefix) {
@@ -39,7 +39,7 @@ func checkPod(pod *corev1.Pod) error {
 		if slices.ContainsFunc(spec.Containers, func(other corev1.Container) bool { return other.Name == c.Name }) {
 			return fmt.Errorf("the patches bring the container %s twice, to spec.initContainers and to spec.containers: keep one", c.Name)
 		} else if IsSidecar(c.Name) && (c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways) {
-			return fmt.Errorf("the init container %s is not restarted always: the VM's own container would wait for its end: want restartPolicy Always", c.Name)
+			return fmt.Errorf("the VM would not start before the init container %s ends: set its restartPolicy to Always", c.Name)
 		}
 	}
 	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
@@ -62,7 +62,7 @@ func checkPod(pod *corev1.Pod) error {
 
 func checkContainer(c corev1.Container) error {
 	if strings.HasPrefix(c.Name, "imds-") && !IsSidecar(c.Name) {
-		return fmt.Errorf("is no sidecar: want %s or %s, or another name", InitContainer, ServerContainer)
+		return fmt.Errorf("has a name that begins with imds-: want %s or %s, or another prefix", InitContainer, ServerContainer)
 	}
 	for name, request := range c.Resources.Requests {
 		if limit, limited := c.Resources.Limits[name]; limited && request.Cmp(limit) > 0 {
@@ -125,7 +125,7 @@ func wiredBy(spec *corev1.PodSpec) (string, error) {
 	case socket == "":
 		return "", fmt.Errorf("nobody wires the pod: add the container %s to spec.initContainers, or give %s the environment IMDS_NODE_SOCKET, as the component node-agent does, which excludes regular-containers", InitContainer, ServerContainer)
 	case folder == "" || socket != folder+"/"+nodeSocket:
-		return "", fmt.Errorf("the node agent does not find the socket %s of %s: want the volume %s, an emptyDir on disk, and the socket %s in its mount", socket, ServerContainer, NodeVolume, nodeSocket)
+		return "", fmt.Errorf("the node agent cannot find the socket %s of %s: want the volume %s, an emptyDir on disk, and the socket %s in its mount", socket, ServerContainer, NodeVolume, nodeSocket)
 	}
 	return annotation.WiredByNodeAgent, nil
 }

@@ -46,7 +46,7 @@ func decodePatch(data []byte) (jsontree.Object, error) {
 	}
 	text, err := json.Marshal(value)
 	if err != nil {
-		return nil, fmt.Errorf("no JSON can be made of it: %w", err)
+		return nil, fmt.Errorf("it cannot be converted to JSON: %w", err)
 	}
 	if err := checkFields(text); err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ func canonical(value any, path string) error {
 			}
 			quantity, err := resource.ParseQuantity(fmt.Sprint(member))
 			if err != nil {
-				return fmt.Errorf("field %s: %v is no quantity, such as 100m, 0.5 or 64Mi", at, member)
+				return fmt.Errorf("field %s: %v is not a quantity such as 100m, 0.5 or 64Mi", at, member)
 			}
 			value[key] = quantity.String()
 		}
@@ -106,7 +106,7 @@ func checkNodes(node *yaml.Node) error {
 	for i, child := range node.Content {
 		switch {
 		case node.Kind == yaml.MappingNode && i%2 == 0 && child.ShortTag() != "!!str":
-			return fmt.Errorf("line %d: key %s: want a string: write it in quotes, and no merge key", child.Line, child.Value)
+			return fmt.Errorf("line %d: key %s: want a string in quotes, and no merge key", child.Line, child.Value)
 		case node.Kind == yaml.SequenceNode && child.ShortTag() == "!!null":
 			return fmt.Errorf("line %d: an element of the list is empty", child.Line)
 		case child.ShortTag() == "!!timestamp":

@@ -192,9 +192,9 @@ func TestWrongFilesNameFileFieldAndReason(t *testing.T) {
 		"no containers":        {patch("  containers:\n"), "field spec.containers is empty"},
 		"no containers left":   {patch("  containers:\n  - {name: compute, $patch: delete}\n"), "the patches remove the container compute"},
 		"empty list element":   {patch("  volumes:\n  -\n"), "20-wrong.yaml: line 5: an element of the list is empty"},
-		"wrong quantity":       {patch("  containers:\n  - name: a\n    resources:\n      limits: {cpu: much}\n"), "20-wrong.yaml: field spec.containers[0].resources.limits.cpu: much is no quantity, such as 100m"},
-		"wrong unit":           {patch("  containers:\n  - name: a\n    resources:\n      requests: {memory: 64MB}\n"), "field spec.containers[0].resources.requests.memory: 64MB is no quantity"},
-		"infinite":             {patch("  containers:\n  - name: a\n    securityContext: {runAsUser: .inf}\n"), "20-wrong.yaml: no JSON can be made of it"},
+		"wrong quantity":       {patch("  containers:\n  - name: a\n    resources:\n      limits: {cpu: much}\n"), "20-wrong.yaml: field spec.containers[0].resources.limits.cpu: much is not a quantity such as 100m"},
+		"wrong unit":           {patch("  containers:\n  - name: a\n    resources:\n      requests: {memory: 64MB}\n"), "field spec.containers[0].resources.requests.memory: 64MB is not a quantity"},
+		"infinite":             {patch("  containers:\n  - name: a\n    securityContext: {runAsUser: .inf}\n"), "20-wrong.yaml: it cannot be converted to JSON"},
 		"empty field":          {patch("  securityContext:\n    # sysctls: []\n"), "20-wrong.yaml: field spec.securityContext is empty, which would remove the pod's own"},
 		"sysctl without value": {patch("  securityContext: {sysctls: [{name: a}]}\n"), "20-wrong.yaml: spec.securityContext.sysctls[0]: want name and value"},
 		"sysctl that goes":     {patch("  securityContext: {sysctls: [{name: a, $patch: delete}]}\n"), "20-wrong.yaml: spec.securityContext.sysctls[0]: want name and value, and nothing else"},
@@ -220,12 +220,12 @@ func TestWrongFilesNameFileFieldAndReason(t *testing.T) {
 
 func TestSetsThatLackSomething(t *testing.T) {
 	for want, dir := range map[string]string{
-		"no patch files in":                                                                                   folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
-		"no patch brings the container imds-server":                                                           folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n    restartPolicy: Always\n", "", 1)),
-		"nobody wires the pod":                                                                                folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-init\n    restartPolicy: Always\n", "", 1)),
-		"no patch brings the volume imds-token":                                                               folder(t, "a.yaml", patch(sidecars)),
-		"the container imds-servr is no sidecar: want imds-init or imds-server":                               folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-servr\n    env: []\n")),
-		"the init container imds-init is not restarted always":                                                folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-init\n    restartPolicy: null\n")),
+		"no patch files in":                         folder(t, "README.md", "text", ".hidden.yaml", whole, "kustomization.yaml", whole),
+		"no patch brings the container imds-server": folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-server\n    restartPolicy: Always\n", "", 1)),
+		"nobody wires the pod":                      folder(t, "a.yaml", strings.Replace(whole, "  - name: imds-init\n    restartPolicy: Always\n", "", 1)),
+		"no patch brings the volume imds-token":     folder(t, "a.yaml", patch(sidecars)),
+		"the container imds-servr has a name that begins with imds-: want imds-init or imds-server":           folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-servr\n    env: []\n")),
+		"the VM would not start before the init container imds-init ends":                                     folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-init\n    restartPolicy: null\n")),
 		"the container imds-server requests 64Mi of memory, more than its limit of 32Mi":                      folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    resources: {requests: {memory: 64Mi}, limits: {memory: 32Mi}}\n")),
 		"the container imds-server has the variable A with both value and valueFrom: set one of them to null": folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    env: [{name: A, value: b, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]\n")),
 		"the container imds-server has a livenessProbe with 2 of exec, httpGet, tcpSocket and grpc":           folder(t, "a.yaml", whole, "b.yaml", patch("  initContainers:\n  - name: imds-server\n    livenessProbe: {exec: {command: [a]}, tcpSocket: {port: 80}}\n")),
@@ -267,11 +267,11 @@ func TestWhoWires(t *testing.T) {
 		"no volume":           {agents(socket, "", mount), "want the volume imds-node, an emptyDir on disk"},
 		"a volume in memory":  {agents(socket, "{name: imds-node, emptyDir: {medium: Memory}}", mount), "an emptyDir on disk"},
 		"another volume":      {agents(socket, "{name: imds-node, hostPath: {path: /run}}", mount), "an emptyDir on disk"},
-		"no mount":            {agents(socket, volume, ""), "the node agent does not find the socket " + socket + " of imds-server"},
-		"a mount of another":  {agents(socket, volume, "{name: other, mountPath: /run/imds-node}"), "the node agent does not find the socket"},
-		"another folder":      {agents("/run/imds.sock", volume, mount), "the node agent does not find the socket /run/imds.sock"},
+		"no mount":            {agents(socket, volume, ""), "the node agent cannot find the socket " + socket + " of imds-server"},
+		"a mount of another":  {agents(socket, volume, "{name: other, mountPath: /run/imds-node}"), "the node agent cannot find the socket"},
+		"another folder":      {agents("/run/imds.sock", volume, mount), "the node agent cannot find the socket /run/imds.sock"},
 		"another name in it":  {agents("/run/imds-node/a.sock", volume, mount), "and the socket imds.sock in its mount"},
-		"deeper in the mount": {agents("/run/imds-node/a/imds.sock", volume, mount), "the node agent does not find the socket"},
+		"deeper in the mount": {agents("/run/imds-node/a/imds.sock", volume, mount), "the node agent cannot find the socket"},
 	} {
 		if _, err := Open(folder(t, "a.yaml", whole, "b.yaml", test.content), image); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: got %v, want %s", name, err, test.want)

@@ -34,7 +34,7 @@ func (r *Reviewer) instance(request *Request) (Verdict, error) {
 	verdict := verdictOf(now, judged.wiring)
 	for _, name := range annotation.Verdict() {
 		if found[name] != foundBefore[name] && found.has(name) && found[name] != (annotation.Value{Text: verdict[name]}) {
-			judged.warnings = append(judged.warnings, "annotation "+name+" is written by the webhook: "+found[name].String()+" does not stay")
+			judged.warnings = append(judged.warnings, "the webhook writes annotation "+name+": your value "+found[name].String()+" is replaced")
 		}
 	}
 	annotate(after, verdict)

@@ -76,7 +76,7 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		}
 		fitResources(before, after, false)
 		if r.patches.WiredBy == annotation.WiredByNodeAgent && jsontree.Lookup[any](before, "spec", "hostUsers") == false {
-			warnings = []string{"spec.hostUsers is false: the node agent leaves alone a pod with a user namespace of its own, so its guest finds no IMDS"}
+			warnings = []string{"spec.hostUsers is false: the node agent does not wire a pod with a user namespace of its own, so its guest finds no IMDS"}
 			problems = append(problems, warnings...)
 		}
 		annotate(after, map[string]string{
@@ -110,11 +110,11 @@ func reachedBy(all jsontree.Value, a annotations) (port, by, why string) {
 			return "", "", ""
 		}
 		if !hasPort {
-			return "", byNoVerdict, "the instance has no annotation " + annotation.Wiring + ", by which its review says how the guest reaches IMDS: any update of the instance brings it, such as kubectl label"
+			return "", byNoVerdict, "the instance has no annotation " + annotation.Wiring + ", in which the webhook records how the guest reaches IMDS: any update of the instance adds it, such as kubectl label"
 		}
 	}
 	if a.has(annotation.HopLimit) {
-		return "", byAnnotation, fmt.Sprintf("annotation %s cannot be kept where passt binds the pod network", annotation.HopLimit)
+		return "", byAnnotation, fmt.Sprintf("annotation %s cannot take effect where passt binds the pod network", annotation.HopLimit)
 	}
 	return port, "", ""
 }

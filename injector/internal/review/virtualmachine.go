@@ -93,7 +93,7 @@ func copyToTemplate(object jsontree.Value, tree jsontree.Object, now, old vm) (w
 			if theirs, known := stated(); known && !theirs[name] {
 				delete(jsontree.Lookup[jsontree.Object](tree, templatePath...), name)
 			} else if !known {
-				warnings = append(warnings, fmt.Sprintf("annotation %s stays in spec.template.metadata.annotations: remove it there too if the VM shall not have it any more", name))
+				warnings = append(warnings, fmt.Sprintf("annotation %s stays in spec.template.metadata.annotations: remove it there too if the VM should no longer have it", name))
 			}
 		}
 	}

@@ -119,19 +119,19 @@ func (s subject) wiring() (w wiring) {
 		}
 	}
 	if s.spec.Get("dnsPolicy").String() == "Default" {
-		w.warnings.add("dnsPolicy Default gives the guest the node's name servers: on a cloud where that is 169.254.169.254 it has none beside IMDS, and needs another dnsPolicy")
+		w.warnings.add("dnsPolicy Default gives the guest the node's name servers: where that is 169.254.169.254, as on some clouds, IMDS hides it from the guest: use another dnsPolicy there")
 	}
 	n := readNICs(s.spec)
 	switch {
 	case n.none:
-		w.problems.add("the VM has no network interface, by which its guest could ask: add one, or remove %s", annotation.Enabled)
+		w.problems.add("the VM has no network interface through which its guest could ask: add one, or remove %s", annotation.Enabled)
 	case len(n.list) > 0 && !slices.ContainsFunc(n.list, func(i iface) bool { return i.isPasst() || i.hasBridge() }):
 		var found []string
 		for _, i := range n.list {
 			found = append(found, i.binding)
 		}
 		slices.Sort(found)
-		w.problems.add("IMDS cannot serve this VM: its interfaces are bound by %s only, which pass the pod's network by: use masquerade, bridge or passt for one of them, or remove %s",
+		w.problems.add("IMDS cannot serve this VM: its interfaces are bound by %s only, which bypass the pod's network: use masquerade, bridge or passt for one of them, or remove %s",
 			strings.Join(slices.Compact(found), ", "), annotation.Enabled)
 	case n.isRedirected():
 		w.redirect(n, s.meant)
@@ -154,7 +154,7 @@ func (w *wiring) redirect(n *nics, meant annotations) {
 	if free := slices.Index(n.listed[:], false); free >= 0 {
 		w.redirectPort = firstRedirectPort + free
 	} else {
-		w.problems.add("the VM's ports leave none for IMDS: leave out one from %d to %d", firstRedirectPort, lastRedirectPort)
+		w.problems.add("the VM lists all ports that IMDS could use: remove one from %d to %d", firstRedirectPort, lastRedirectPort)
 	}
 	if meant.has(annotation.HopLimit) {
 		// It would be a protection that is not there.
@@ -166,7 +166,7 @@ func (w *wiring) redirect(n *nics, meant annotations) {
 		}
 	}
 	if isOther := func(i iface) bool { return !i.isPasst() }; slices.ContainsFunc(n.list, isOther) {
-		w.warnings.add("IMDS serves the guest by passt only, and not on its interfaces %s", n.named(isOther))
+		w.warnings.add("IMDS serves the guest through passt only, not on its interfaces %s", n.named(isOther))
 	}
 }
 
@@ -175,7 +175,7 @@ func (w *wiring) join(n *nics, meant annotations) {
 		switch {
 		// Where the VM lists that port, passt would end, and the VM with it.
 		case i.isPasst() && i.port80:
-			w.problems.add("the interface %s uses passt and lists port 80, which IMDS needs in the pod: use passt for the pod network too, or another binding here, or leave out that port", annotation.Quote(i.name))
+			w.problems.add("the interface %s uses passt and lists port 80, which IMDS needs in the pod: use passt for the pod network too, or another binding here, or remove that port", annotation.Quote(i.name))
 		case i.binding == "unknown":
 			w.warnings.add("IMDS does not know the binding plugin %s of the interface %s: it serves the guest there only if the plugin makes a bridge with a tap, and it takes port 80 of the pod",
 				annotation.Quote(i.plugin), annotation.Quote(i.name))
@@ -195,7 +195,7 @@ func (w *wiring) join(n *nics, meant annotations) {
 	case meant.has(annotation.BridgeName):
 		w.problems.add("annotations %s and %s both say what to serve: remove one", annotation.Network, annotation.BridgeName)
 	case i < 0:
-		w.problems.add("annotation %s: %s is no network of the VM with an interface: want one of %s", annotation.Network, annotation.Quote(wanted), n.named(iface.hasBridge))
+		w.problems.add("annotation %s: %s is not a network of the VM that has an interface: want one of %s", annotation.Network, annotation.Quote(wanted), n.named(iface.hasBridge))
 	case !n.list[i].hasBridge():
 		w.problems.add("annotation %s: the interface %s is bound by %s, which makes no bridge in the pod: want one of %s", annotation.Network, annotation.Quote(wanted), n.list[i].binding, n.named(iface.hasBridge))
 	}

@@ -55,7 +55,7 @@ func TestRedirectPortIsTheFirstThatTheVMDoesNotList(t *testing.T) {
 
 func TestVMThatListsEveryPortIsRefused(t *testing.T) {
 	way := passtVM(t, span(60080, 60999)...).wiring()
-	if way.redirectPort != 0 || len(way.problems) != 1 || !strings.Contains(way.problems[0], "leave out one from 60080 to 60999") {
+	if way.redirectPort != 0 || len(way.problems) != 1 || !strings.Contains(way.problems[0], "remove one from 60080 to 60999") {
 		t.Errorf("got %+v", way)
 	}
 }

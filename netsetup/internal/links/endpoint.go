@@ -91,8 +91,11 @@ func isPair(device, port netlink.Link) bool {
 // makePair makes the two ends, both down: IPv6 gives an interface its link-local
 // address when it comes up, and by then it must have been told not to.
 func makePair() (device, port netlink.Link, err error) {
-	pair := netlink.NewVeth(netlink.LinkAttrs{Name: wiring.Device, HardwareAddr: wiring.DeviceMAC})
+	// One queue: the kernel makes as many as the node has CPUs, and charges whoever
+	// makes the pair for them, which is one agent for all pods of the node.
+	pair := netlink.NewVeth(netlink.LinkAttrs{Name: wiring.Device, HardwareAddr: wiring.DeviceMAC, NumTxQueues: 1, NumRxQueues: 1})
 	pair.PeerName, pair.PeerHardwareAddr = wiring.Port, wiring.PortMAC
+	pair.PeerNumTxQueues, pair.PeerNumRxQueues = 1, 1
 	if err := netlink.LinkAdd(pair); err != nil {
 		return nil, nil, fmt.Errorf("make veth pair %s, %s: %w", wiring.Device, wiring.Port, err)
 	}

@@ -29,7 +29,7 @@ type MissingError struct {
 
 func (e MissingError) Error() string {
 	why := strings.TrimPrefix(e.Err.Error(), "nf_tables: ")
-	lost := "so nobody could be kept from the endpoint"
+	lost := "without which others than the guest could reach the endpoint"
 	if !e.Piece.Needed && !e.Piece.NeededForPasst {
 		lost = "which is for " + e.Piece.For
 	}

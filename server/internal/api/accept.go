@@ -19,6 +19,9 @@ const (
 // Of types with equal weight, one that was named wins over one that a wildcard
 // let in, and then the server's order decides.
 func preferredMedia(accept []string) string {
+	if len(accept) == 0 || len(accept) == 1 && accept[0] == "*/*" { // most clients
+		return mediaJSON
+	}
 	preferred, best := mediaJSON, match{}
 	for _, media := range [...]string{mediaJSON, mediaJWT, mediaText} {
 		m := matchMedia(accept, media)

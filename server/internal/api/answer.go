@@ -25,8 +25,8 @@ func write(w http.ResponseWriter, status int, media string, body []byte) {
 	header := w.Header()
 	header["Cache-Control"] = noStore
 	header["X-Content-Type-Options"] = noSniff
-	header.Set("Content-Type", media)
-	header.Set("Content-Length", strconv.Itoa(len(body)))
+	values := []string{media, strconv.Itoa(len(body))}
+	header["Content-Type"], header["Content-Length"] = values[:1:1], values[1:]
 	w.WriteHeader(status)
 	w.Write(body) // which net/http drops if the method is HEAD
 }

@@ -108,7 +108,7 @@ func (g guard) urls() string {
 func (g guard) checkBrowser(r *http.Request) *problem {
 	for _, name := range [...]string{"Origin", "Sec-Fetch-Site"} {
 		if _, present := r.Header[name]; present {
-			return browserRequest.because("the header %s says that a browser sent this request; use a program that is none, such as curl", name)
+			return browserRequest.because("the header %s says that a browser sent this request; use a client that is no browser, such as curl", name)
 		}
 	}
 	return nil

@@ -25,7 +25,7 @@ func parseAudience(r *http.Request) (string, *problem) {
 	case !asked:
 		return "", nil
 	case len(audiences) > 1:
-		return "", invalidQuery.because("the parameter audience is there %d times; ask for one audience at a time", len(audiences))
+		return "", invalidQuery.because("the parameter audience is given %d times; ask for one audience at a time", len(audiences))
 	case audiences[0] == "":
 		return "", invalidQuery.because("the parameter audience is empty; name one, or leave it out for the default token")
 	default:
@@ -47,6 +47,9 @@ func checkNoQuery(r *http.Request) *problem {
 func parseQuery(r *http.Request) (url.Values, *problem) {
 	if r.ContentLength != 0 {
 		return nil, invalidQuery.because("the request has a body, which is not read; write parameters into the URL (curl -G --data-urlencode audience=A)")
+	}
+	if r.URL.RawQuery == "" {
+		return nil, nil
 	}
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {

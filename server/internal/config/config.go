@@ -201,7 +201,7 @@ func (e *environment) listen() Listen {
 		e.wrong("IMDS_LISTEN_DEVICE", "", "set it to the device of the link-local address in IMDS_LISTEN_ADDR")
 	}
 	if len(listen.Served()) == 0 {
-		e.wrong("IMDS_LISTEN_ADDR", e.text("IMDS_LISTEN_ADDR", fallback), "add an IPv4 address: IMDS_REDIRECT_PORT is for no other")
+		e.wrong("IMDS_LISTEN_ADDR", e.text("IMDS_LISTEN_ADDR", fallback), "add an IPv4 address: IMDS_REDIRECT_PORT works with IPv4 only")
 	}
 	return listen
 }
@@ -234,7 +234,7 @@ func (e *environment) redirectPort(name string) uint16 {
 	}
 	port, err := strconv.ParseUint(value, 10, 16)
 	if err != nil || port < 1024 {
-		e.wrong(name, value, "set it to a port from 1024 to 65535, the one that imds-init redirects the guest to, or leave it empty where the guest comes by a bridge")
+		e.wrong(name, value, "set it to a port from 1024 to 65535, the one that imds-init redirects the guest to, or leave it empty for a VM on a bridge")
 	}
 	return uint16(port)
 }

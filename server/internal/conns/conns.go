@@ -3,6 +3,7 @@
 package conns
 
 import (
+	"container/list"
 	"net"
 	"net/http"
 	"net/netip"
@@ -43,8 +44,8 @@ func NewLimit(probes netip.Addr, report func(remote net.Addr, detail string)) *L
 	return &Limit{probes: probes, report: report, guest: newPool(maxGuest), pod: newPool(maxPod)}
 }
 
-// Listener returns a listener that accepts the TCP connections to inner that the
-// limit admits, and closes the others.
+// Listener returns a listener that accepts the connections to inner, which is of TCP,
+// that the limit admits, and closes the others.
 func (l *Limit) Listener(inner net.Listener) net.Listener {
 	return &listener{Listener: inner, limit: l}
 }
@@ -54,61 +55,69 @@ type listener struct {
 	limit *Limit
 }
 
+// conn is a connection that a pool knows. It holds its place there, so that a request
+// need not look for it.
+type conn struct {
+	*net.TCPConn // all of it: net/http asks for more than a net.Conn has
+	pool         *pool
+	place        *list.Element // among the members; nil: it is none any more
+	waits        bool          // for a request, the first or the next one
+}
+
 // Accept returns the next connection that is admitted.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
-		conn, err := l.Listener.Accept()
+		accepted, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		switch surplus := l.limit.admit(conn); surplus {
+		newcomer := &conn{TCPConn: accepted.(*net.TCPConn), pool: l.limit.poolOf(accepted)}
+		switch surplus := l.limit.admit(newcomer); surplus {
 		case nil:
-			return conn, nil
-		case conn:
-			reset(conn)
-			l.limit.report(conn.RemoteAddr(), "closed a new connection, since the others are being answered")
+			return newcomer, nil
+		case newcomer:
+			surplus.reset()
+			l.limit.report(surplus.RemoteAddr(), "closed a new connection, since the others are being answered")
 		default:
-			reset(surplus)
+			surplus.reset()
 			l.limit.report(surplus.RemoteAddr(), "closed the connection that waited longest, to make room for a new one")
-			return conn, nil
+			return newcomer, nil
 		}
 	}
 }
 
-// admit counts conn in, and returns the connection to close for lack of room:
-// none, the one that has waited longest, or conn itself, which does not count
+// admit counts a connection in, and returns the connection to close for lack of room:
+// none, the one that has waited longest, or the new one itself, which does not count
 // then. It never waits, since the next in line may be a probe.
-func (l *Limit) admit(conn net.Conn) (surplus net.Conn) {
+func (l *Limit) admit(newcomer *conn) (surplus *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := l.poolOf(conn)
-	if len(p.members) >= p.max {
-		surplus = p.evict()
+	if newcomer.pool.isFull() {
+		surplus = newcomer.pool.evict()
 		if surplus == nil {
-			return conn
+			return newcomer
 		}
 	}
-	p.wait(conn)
+	newcomer.pool.add(newcomer)
 	return surplus
 }
 
 // Track follows the states of the connections; it is an http.Server's ConnState
-// hook.
-func (l *Limit) Track(conn net.Conn, state http.ConnState) {
+// hook. Connections that did not come by its listener are none of its concern.
+func (l *Limit) Track(tracked net.Conn, state http.ConnState) {
+	c, admitted := tracked.(*conn)
+	if !admitted {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := l.poolOf(conn)
 	switch state {
 	case http.StateIdle:
-		if _, member := p.members[conn]; member {
-			p.wait(conn)
-		}
+		c.pool.wait(c)
 	case http.StateActive:
-		p.stopWaiting(conn)
+		c.waits = false
 	case http.StateClosed:
-		p.stopWaiting(conn)
-		delete(p.members, conn)
-		delete(p.closing, conn)
+		c.pool.remove(c)
 	}
 }
 
@@ -122,9 +131,7 @@ func (l *Limit) poolOf(conn net.Conn) *pool {
 
 // reset closes a connection at once: what was not sent is dropped, and the
 // kernel keeps nothing for a peer that does not read or answer.
-func reset(conn net.Conn) {
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		tcp.SetLinger(0)
-	}
-	conn.Close()
+func (c *conn) reset() {
+	c.SetLinger(0)
+	c.Close()
 }

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -58,6 +59,8 @@ const (
 	acceptAgain = time.Second
 	// sendWithin bounds how long the agent may take to take the message.
 	sendWithin = 5 * time.Second
+	// comesAgain is how long after it has refused the pod an agent may come again.
+	comesAgain = time.Minute
 )
 
 // Agent is what the server knows of the agent. nil: the pod is wired by another.
@@ -114,7 +117,7 @@ func (a *Agent) become(now state) {
 }
 
 // noAgent is the reason while no agent is connected.
-const noAgent = "no agent of this node is connected; see that the DaemonSet imds-node-agent has a pod here"
+const noAgent = "no agent of this node is connected; check that the DaemonSet imds-node-agent has a pod on this node"
 
 // Serve hands the pod over to each agent that connects to the socket at path, until
 // ctx ends. One is connected at a time: another waits until the first one's connection
@@ -134,6 +137,11 @@ func (a *Agent) Serve(ctx context.Context, path string, pod Pod) {
 		if ctx.Err() != nil {
 			return
 		}
+		listener.SetDeadline(time.Time{})
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			a.become(state{waiting, noAgent})
+			continue
+		}
 		if err != nil { // too many files, which may end
 			a.become(state{failed, err.Error()})
 			time.Sleep(acceptAgain)
@@ -142,7 +150,13 @@ func (a *Agent) Serve(ctx context.Context, path string, pod Pod) {
 		if err := a.converse(ctx, conn, pod); err != nil {
 			a.become(state{waiting, err.Error()})
 		}
-		a.become(state{waiting, noAgent})
+		// An agent that refuses the pod ends the connection, and comes again: its reason
+		// stands until then, or until it does not come.
+		if _, hasFailed := a.Lack(); hasFailed {
+			listener.SetDeadline(time.Now().Add(comesAgain))
+		} else {
+			a.become(state{waiting, noAgent})
+		}
 	}
 }
 
@@ -181,7 +195,9 @@ func (a *Agent) converse(ctx context.Context, conn *net.UnixConn, pod Pod) error
 	if err := handOver(conn, pod); err != nil {
 		return fmt.Errorf("hand over the network namespace: %w", err)
 	}
-	a.become(state{waiting, "the agent of this node has not answered yet"})
+	if _, hasFailed := a.Lack(); !hasFailed {
+		a.become(state{waiting, "the agent of this node has not answered yet"})
+	}
 	lines := bufio.NewScanner(conn)
 	lines.Buffer(make([]byte, 0, maxLine), maxLine)
 	for lines.Scan() {
@@ -201,7 +217,7 @@ func (a *Agent) converse(ctx context.Context, conn *net.UnixConn, pod Pod) error
 // answer, with what it is a reason of.
 func parse(line []byte) (said state, err error) {
 	if json.Unmarshal(line, &said) != nil || said.State != waiting && said.State != wired && said.State != failed {
-		return said, fmt.Errorf("the agent of this node says %s, which is no state", quote.Text(string(line)))
+		return said, fmt.Errorf("the agent of this node says %s, which is not a known state", quote.Text(string(line)))
 	}
 	reason := strings.ToValidUTF8(said.Reason[:min(len(said.Reason), maxReason)], "")
 	said.Reason = strings.Map(func(r rune) rune {

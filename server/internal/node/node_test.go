@@ -147,8 +147,8 @@ func TestASecondAgentWaits(t *testing.T) {
 func TestWhatIsNoState(t *testing.T) {
 	_, path, lines := serving(t)
 	for said, logged := range map[string]string{
-		"hello\n":                      "which is no state",
-		`{"state":"happy"}` + "\n":     "which is no state",
+		"hello\n":                      "which is not a known state",
+		`{"state":"happy"}` + "\n":     "which is not a known state",
 		strings.Repeat("x", 2*maxLine): "token too long",
 	} {
 		conn := connect(t, path)
@@ -218,4 +218,32 @@ func TestWithoutAnAgent(t *testing.T) {
 	if reason, failed := agent.Lack(); reason != "" || failed {
 		t.Errorf("lacks %q, %t", reason, failed)
 	}
+}
+
+// An agent that refuses the pod says why, ends the connection, and comes again. Its
+// reason stands meanwhile, until an agent wires the pod.
+func TestReasonOfARefusalStands(t *testing.T) {
+	agent, path, lines := serving(t)
+	for range 3 {
+		conn := connect(t, path)
+		receive(t, conn)
+		fmt.Fprintln(conn, `{"state":"failed","reason":"the pod has a user namespace"}`)
+		conn.Close()
+		for { // until the next may come
+			next := connect(t, path)
+			receive(t, next)
+			if reason, hasFailed := agent.Lack(); !hasFailed || !strings.Contains(reason, "user namespace") {
+				t.Fatalf("while it comes again: %v, %q", hasFailed, reason)
+			}
+			next.Close()
+			break
+		}
+	}
+	lines.wait(t, "user namespace")
+	conn := connect(t, path)
+	receive(t, conn)
+	fmt.Fprintln(conn, `{"state":"wired","reason":""}`)
+	lines.wait(t, "wired by the agent")
+	conn.Close()
+	lines.wait(t, "no agent of this node is connected")
 }

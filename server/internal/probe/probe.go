@@ -41,6 +41,9 @@ type Server struct {
 // kubelet's restarts would only delay it.
 func Check(ctx context.Context, server Server, live bool) error {
 	err := ask(ctx, server, server.Address, live)
+	if err != nil && !live && !isLocal(server.Address.Addr()) {
+		return notWired(server.Address.Addr())
+	}
 	if err == nil || !live {
 		return err
 	}
@@ -112,6 +115,11 @@ func reason(body io.Reader) string {
 		return "without a problem document, so another program may listen there"
 	}
 	return problem.Detail
+}
+
+// notWired tells what is missing where nobody can answer yet.
+func notWired(address netip.Addr) error {
+	return fmt.Errorf("the pod does not have the address %s yet: neither imds-init nor the agent of the node has wired it; see the log of imds-server", address)
 }
 
 func noAnswer(address netip.AddrPort, err error) error {

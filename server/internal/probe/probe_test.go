@@ -123,7 +123,7 @@ func TestLivesWithoutItsAddress(t *testing.T) {
 		for _, source := range []string{"127.0.0.1", "169.254.169.254"} {
 			server := Server{Address: address, Listens: address, Host: address, Source: netip.MustParseAddr(source)}
 			wantError(t, Check(t.Context(), server, true), "")
-			wantError(t, Check(t.Context(), server, false), "no answer")
+			wantError(t, Check(t.Context(), server, false), "does not have the address 169.254.169.254 yet")
 		}
 	})
 }

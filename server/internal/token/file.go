@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -26,6 +27,10 @@ type file struct {
 	path string
 	log  *slog.Logger
 
+	// latest is what a request needs to know while nothing changes, so that it waits
+	// for no other; nil: look at it all.
+	latest atomic.Pointer[available]
+
 	mu sync.Mutex
 	// version is what token and malformed were read from; settled says that the
 	// version still tells, malformed why the content is no token.
@@ -36,6 +41,13 @@ type file struct {
 	// reportedToken or reportedReason is the state that was logged last.
 	reportedToken  *Token
 	reportedReason string
+}
+
+// available is a token that was valid when it was last looked at, in a version of the
+// file that still tells. It is in the log.
+type available struct {
+	version version
+	token   *Token
 }
 
 // version tells one content of a file from another. The kubelet swaps the whole
@@ -54,10 +66,20 @@ func versionOf(stat *syscall.Stat_t) version {
 // current returns the token that the file holds now, expired or not. The error
 // says why there is none, and what to do.
 func (f *file) current(now time.Time) (*Token, error) {
+	if latest := f.latest.Load(); latest != nil && latest.token.validAt(now) == nil {
+		var stat syscall.Stat_t
+		if err := syscall.Stat(f.path, &stat); err == nil && latest.version == versionOf(&stat) {
+			return latest.token, nil
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	token, err := f.load(now)
 	f.report(token, err, now)
+	f.latest.Store(nil)
+	if err == nil && f.settled && token.validAt(now) == nil {
+		f.latest.Store(&available{f.version, token})
+	}
 	return token, err
 }
 

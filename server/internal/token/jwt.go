@@ -28,7 +28,7 @@ const latestDate = 253402300799
 func parseJWT(compact []byte) (claims, error) {
 	parts := bytes.Split(compact, []byte("."))
 	if len(parts) != 3 {
-		return claims{}, errors.New("it has not three parts with a dot between them")
+		return claims{}, errors.New("it is not three parts separated by dots")
 	}
 	decoded := make([][]byte, len(parts))
 	for i, part := range parts {

@@ -106,6 +106,8 @@ func TestTokenUnavailable(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "not a regular file"},
+		"a loop of links": {func(t *testing.T, path string) { os.Symlink(path, path) }, "too many levels of symbolic links"},
+		"10 MB":           {write(strings.Repeat("x", 10<<20)), "10485760 bytes, more than the 65536"},
 		"a dangling link": {func(t *testing.T, path string) { os.Symlink("nowhere", path) }, "no such file"},
 	}
 	for name, test := range tests {

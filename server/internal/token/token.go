@@ -54,7 +54,7 @@ func (t *Token) validAt(now time.Time) error {
 		return fmt.Errorf("the token expired at %s by the node's clock; the kubelet renews it, see the events of the pod", t.expires.Format(time.RFC3339))
 	}
 	if now.Add(clockSkew).Before(t.notBefore) {
-		return fmt.Errorf("the token is not valid before %s, and by the node's clock that is to come; set the node's clock", t.notBefore.Format(time.RFC3339))
+		return fmt.Errorf("the token is not valid before %s, which is in the future by the node's clock; set the node's clock", t.notBefore.Format(time.RFC3339))
 	}
 	return nil
 }
