@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/example/kubevirt-imds/server/internal/token/tokentest"
+	"github.com/example/kubevirt-imds/server/internal/tokentest"
 )
 
 // processorTime is what a server has used so far, in clock ticks (proc_pid_stat(5)).
