@@ -37,8 +37,11 @@ func newNode(t *testing.T) *node {
 	// Its name is short: a socket's path has no more than 107 bytes.
 	folder, err := os.MkdirTemp("", "pods")
 	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(folder) })
-	return &node{folder: folder, status: filepath.Join(t.TempDir(), "status"), program: "/proc/self/exe"}
+	// Not t.TempDir: a status that was due when the agent ended may still be written.
+	status, err := os.MkdirTemp("", "status")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(folder); os.RemoveAll(status) })
+	return &node{folder: folder, status: filepath.Join(status, "status"), program: "/proc/self/exe"}
 }
 
 // runningNode makes a node with its agent.

@@ -18,12 +18,18 @@ import (
 
 	"github.com/VictoriaMetrics/metrics"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
 // metricsOf starts an agent with metrics, and returns where they are.
 func metricsOf(t *testing.T, n *node) (url string) {
 	t.Helper()
+	// The tests of an ordinary user have a network of their own, in which it is down.
+	lo, err := netlink.LinkByName("lo")
+	must(t, err)
+	must(t, netlink.LinkSetUp(lo))
 	n.start(t, exec.Command(n.program, "agent"), "IMDS_METRICS_ADDRESS=127.0.0.1:0")
 	return "http://" + regexp.MustCompile(`address=(\S+)`).FindStringSubmatch(n.waitFor(t, "metrics served"))[1] + "/metrics"
 }
