@@ -503,11 +503,14 @@ func TestSocketsThatLinger(t *testing.T) {
 		uid := fmt.Sprint("hostile", at)
 		network := newNamespace(t)
 		first, second := lingering(t, network)
-		server := speak(t, n.addPod(t, uid), func(conn *net.UnixConn) error {
-			err := say(conn, honest, network.FD())
-			say(conn, "x", first, second)
-			go unix.Close(first) // where this is the last reference, it is we who wait
-			go unix.Close(second)
+		var once sync.Once
+		server := speak(t, n.addPod(t, uid), func(conn *net.UnixConn) (err error) {
+			once.Do(func() { // the agent comes again
+				err = say(conn, honest, network.FD())
+				say(conn, "x", first, second)
+				go unix.Close(first) // where this is the last reference, it is we who wait
+				go unix.Close(second)
+			})
 			return err
 		})
 		<-server.conns
