@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -29,10 +27,7 @@ func FuzzHandler(f *testing.F) {
 		return review.Allow(), nil
 	})
 	f.Fuzz(func(t *testing.T, body []byte) {
-		request := httptest.NewRequest(http.MethodPost, "/mutate-pod", bytes.NewReader(body))
-		request.Header.Set("Content-Type", "application/json")
-		recorder := httptest.NewRecorder()
-		handler.ServeHTTP(recorder, request)
+		recorder := record(handler, "/mutate-pod", body)
 		switch recorder.Code {
 		case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusInternalServerError:
 		case http.StatusOK:

@@ -131,8 +131,7 @@ func (s *service) closing(handler http.Handler) http.Handler {
 // ready says whether the API server can be sent here. A renewed certificate that is not in use is named, but
 // does not make a replica unready: all of them would be gone at once.
 func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
-	err := s.notReady(time.Now())
-	_, unused := s.certificates.status(time.Now())
+	err, unused := s.state(time.Now())
 	if err != nil {
 		http.Error(w, errors.Join(err, unused).Error(), http.StatusServiceUnavailable)
 		return
@@ -146,13 +145,13 @@ func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// notReady says why the API server cannot be sent here.
-func (s *service) notReady(now time.Time) error {
+// state says why the API server cannot be sent here, and why a renewed certificate is not in use.
+func (s *service) state(now time.Time) (notReady, unused error) {
+	refused, unused := s.certificates.status(now)
 	if s.draining.Load() {
-		return errors.New("draining")
+		return errors.New("draining"), unused
 	}
-	refused, _ := s.certificates.status(now)
-	return errors.Join(refused, s.publisher.status())
+	return errors.Join(refused, s.publisher.status()), unused
 }
 
 // newServer returns a server whose connections are bounded.
