@@ -15,18 +15,21 @@ import (
 	"github.com/example/kubevirt-imds/tools/podnet"
 )
 
+// bridged is each binding by a bridge, wired by the sidecar. With the node agent one binding will do.
+var bridged = []struct {
+	way     vmtest.WiredBy
+	binding podnet.Binding
+}{
+	{vmtest.BySidecar, podnet.Masquerade},
+	{vmtest.BySidecar, podnet.Bridge},
+	{vmtest.ByNodeAgent, podnet.Bridge},
+}
+
 // Whatever happens in a VM's pod is over in less than a second: the guest asks ten times a second all the while, and
-// counts. In each binding one accident after the other happens to one guest. With the node agent one binding will do.
+// counts. In each binding one accident after the other happens to one guest.
 func TestAccidents(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct {
-		way     vmtest.WiredBy
-		binding podnet.Binding
-	}{
-		{vmtest.BySidecar, podnet.Masquerade},
-		{vmtest.BySidecar, podnet.Bridge},
-		{vmtest.ByNodeAgent, podnet.Bridge},
-	} {
+	for _, c := range bridged {
 		t.Run(string(c.way)+"/"+string(c.binding), func(t *testing.T) {
 			t.Parallel()
 			subject := groupIn(c.way, "accidents") + "/" + string(c.binding)

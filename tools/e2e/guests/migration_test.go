@@ -50,14 +50,7 @@ type migrations [2]migrated
 // the guest's MAC and, in bridge binding, its address in each.
 func TestMigration(t *testing.T) {
 	t.Parallel()
-	for _, way := range []struct {
-		way     vmtest.WiredBy
-		binding podnet.Binding
-	}{
-		{vmtest.BySidecar, podnet.Masquerade},
-		{vmtest.BySidecar, podnet.Bridge},
-		{vmtest.ByNodeAgent, podnet.Bridge},
-	} {
+	for _, way := range bridged {
 		t.Run(string(way.way)+"/"+string(way.binding), func(t *testing.T) {
 			t.Parallel()
 			var m migrations
