@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,13 +30,25 @@ func openTap(name string) (*os.File, error) {
 	request, err := unix.NewIfreq(name)
 	if err == nil {
 		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+		err = attachTap(fd, request)
 	}
 	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("attaching to the tap %s: %w", name, err)
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// attachTap waits while a tap that was closed is still held: a child that was
+// forked before the close has a copy of the descriptor until exec closes it,
+// which is after a vfork has returned. No event tells of that.
+func attachTap(fd int, request *unix.Ifreq) error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // tunError explains the ways in which opening /dev/net/tun fails.

@@ -132,7 +132,8 @@ func TestWiringIsKubeVirts(t *testing.T) {
 	})
 }
 
-func TestTapBelongsToQEMU(t *testing.T) {
+func needTaps(t *testing.T) {
+	t.Helper()
 	if !RealTaps() {
 		const why = "a veth pair is in place of the tap, since this user may not open " + tunDevice
 		if os.Getenv("CI") == "true" {
@@ -140,6 +141,10 @@ func TestTapBelongsToQEMU(t *testing.T) {
 		}
 		t.Skip(why)
 	}
+}
+
+func TestTapBelongsToQEMU(t *testing.T) {
+	needTaps(t)
 	p := newPod(t, Options{})
 	if err := p.Wire(); err != nil {
 		t.Fatal(err)
