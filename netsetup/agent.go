@@ -7,9 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/VictoriaMetrics/metrics"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +24,7 @@ type agent struct {
 	user    namespaceID
 	watch   *watcher
 	status  *status
-	metrics agentMetrics
+	metrics *agentMetrics
 	// keep wires a pod: the function keep, but in tests of its failures.
 	keep func(context.Context, target, func(outcome) bool, func(context.Context))
 
@@ -61,13 +61,12 @@ func runAgent(ctx context.Context, getenv func(string) string, stderr io.Writer)
 	if err != nil {
 		return err
 	}
-	bounded.leftOut = a.metrics.leftOut
-	if address := getenv("IMDS_METRICS_ADDRESS"); address != "" {
-		at, stop, err := a.metrics.serve(address)
+	bounded.leftOut = &a.metrics.leftOut
+	if socket := getenv("IMDS_METRICS_SOCKET"); socket != "" {
+		stop, err := a.metrics.serve(socket)
 		if err != nil { // the VMs are served without
 			log.Error("metrics not served", "reason", err)
 		} else {
-			log.Info("metrics served", "address", at)
 			defer stop()
 		}
 	}
@@ -84,7 +83,7 @@ func runAgent(ctx context.Context, getenv func(string) string, stderr io.Writer)
 func newAgent(folder, own, statusFile string, log *slog.Logger) (a *agent, err error) {
 	a = &agent{log: log, report: reporter{log: log, now: time.Now}, keep: keep, found: map[string]*podFolder{}, starting: map[int]string{}, taken: map[namespaceID]string{}}
 	a.status = &status{file: statusFile, report: reporter{log: log, now: time.Now}, pods: map[string]progress{}}
-	a.metrics = newAgentMetrics(a)
+	a.metrics = &agentMetrics{agent: a}
 	if a.net, err = namespaceAt("/proc/thread-self/ns/net"); err != nil {
 		return nil, err
 	}
@@ -145,13 +144,13 @@ func (a *agent) take(id namespaceID, uid string) (giveBack func(), err error) {
 type boundedLog struct {
 	to      io.Writer
 	lines   *allowance
-	leftOut *metrics.Counter // nil: not counted
+	leftOut *atomic.Int64 // nil: not counted
 }
 
 func (b *boundedLog) Write(line []byte) (int, error) {
 	if !b.lines.take(time.Now()) {
 		if b.leftOut != nil {
-			b.leftOut.Inc()
+			b.leftOut.Add(1)
 		}
 		return len(line), nil
 	}

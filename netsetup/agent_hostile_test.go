@@ -452,7 +452,7 @@ func TestAFaultIsOnePodsAlone(t *testing.T) {
 	faulty("panics").await(t, stateFailed, "a fault of the agent, please report it: a bridge that nobody has thought of")
 	log.wait(t, "agent_hostile_test.go") // the place
 	var told strings.Builder
-	a.metrics.set.WritePrometheus(&told)
+	a.metrics.write(&told)
 	if want := `imds_agent_pods{state="failed",reason="fault"} 1`; !strings.Contains(told.String(), want) {
 		t.Errorf("no %s in\n%s", want, &told)
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,30 +12,43 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
-	"github.com/VictoriaMetrics/metrics"
-
-	"github.com/vishvananda/netlink"
-
 	"github.com/example/kubevirt-imds/tools/podnet"
+	"github.com/example/kubevirt-imds/tools/podnet/container"
 )
 
-// metricsOf starts an agent with metrics, and returns where they are.
-func metricsOf(t *testing.T, n *node) (url string) {
+// scraper is where the metrics of an agent are.
+type scraper struct{ *http.Client }
+
+// metricsOf starts an agent with metrics, and what serves them, as its pod does.
+func metricsOf(t *testing.T, n *node) scraper {
 	t.Helper()
-	// The tests of an ordinary user have a network of their own, in which it is down.
-	lo, err := netlink.LinkByName("lo")
+	network := nodeNetwork(t)
+	lo, err := network.Netlink().LinkByName("lo")
 	must(t, err)
-	must(t, netlink.LinkSetUp(lo))
-	n.start(t, exec.Command(n.program, "agent"), "IMDS_METRICS_ADDRESS=127.0.0.1:0")
-	return "http://" + regexp.MustCompile(`address=(\S+)`).FindStringSubmatch(n.waitFor(t, "metrics served"))[1] + "/metrics"
+	must(t, network.Netlink().LinkSetUp(lo))
+	shared := filepath.Dir(n.status)
+	must(t, os.Chmod(shared, 0o777)) // as the kubelet makes an emptyDir
+	n.start(t, exec.Command(n.program, "agent"), "IMDS_METRICS_SOCKET="+shared+"/metrics.sock")
+	n.waitFor(t, "msg=starting")
+	folder, err := serverImage()
+	must(t, err)
+	startContainer(t, network, container.Spec{
+		Name: "metrics", Image: folder, Command: []string{"/imds-server", "agent-metrics"},
+		Mounts: []container.Mount{{Source: shared, Target: "/run/imds-node-agent", ReadOnly: true}},
+		Env:    []string{"IMDS_METRICS_SOCKET=/run/imds-node-agent/metrics.sock", "IMDS_METRICS_ADDRESS=127.0.0.1:9438"},
+		UID:    65532, GID: 65532,
+	}).waitFor(t, "agent's metrics served")
+	return scraper{network.HTTPClient()}
 }
 
-func scrape(t *testing.T, url string) string {
+func (s scraper) scrape(t *testing.T) string {
 	t.Helper()
-	response, err := http.Get(url)
+	response, err := s.Get("http://127.0.0.1:9438/metrics")
 	must(t, err)
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
@@ -47,11 +59,11 @@ func scrape(t *testing.T, url string) string {
 	return string(body)
 }
 
-// awaitMetric waits until there is a line.
-func awaitMetric(t *testing.T, url, line string) {
+// await waits until there is a line.
+func (s scraper) await(t *testing.T, line string) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		text := scrape(t, url)
+		text := s.scrape(t)
 		if slices.Contains(strings.Split(text, "\n"), line) {
 			return
 		} else if time.Now().After(deadline) {
@@ -69,29 +81,29 @@ func seriesOf(text string) string {
 
 func TestMetricsOfTheAgent(t *testing.T) {
 	n := newNode(t)
-	url := metricsOf(t, n)
-	before := scrape(t, url)
+	agent := metricsOf(t, n)
+	before := agent.scrape(t)
 	pod := newAgentPod(t, n, "uid", podnet.Options{Binding: podnet.Bridge})
-	awaitMetric(t, url, `imds_agent_pods{state="waiting",reason="guest"} 1`)
-	awaitMetric(t, url, "imds_agent_connected_pods 1")
+	agent.await(t, `imds_agent_pods{state="waiting",reason="guest"} 1`)
+	agent.await(t, "imds_agent_connected_pods 1")
 	pod.serveGuest(t)
-	awaitMetric(t, url, `imds_agent_pods{state="wired",reason=""} 1`)
-	awaitMetric(t, url, "imds_agent_repairs_total 0")
+	agent.await(t, `imds_agent_pods{state="wired",reason=""} 1`)
+	agent.await(t, "imds_agent_repairs_total 0")
 	pod.unplugEndpoint(t)
-	awaitMetric(t, url, "imds_agent_repairs_total 1")
+	agent.await(t, "imds_agent_repairs_total 1")
 
 	n.addPod(t, "silent")
-	awaitMetric(t, url, `imds_agent_pods{state="waiting",reason="server"} 1`)
+	agent.await(t, `imds_agent_pods{state="waiting",reason="server"} 1`)
 	file := filepath.Join(n.addPod(t, "file"), "imds.sock")
 	must(t, os.WriteFile(file+".new", nil, 0o600))
 	must(t, os.Rename(file+".new", file))
-	awaitMetric(t, url, `imds_agent_pods{state="failed",reason="socket"} 1`)
+	agent.await(t, `imds_agent_pods{state="failed",reason="socket"} 1`)
 	speak(t, n.addPod(t, "stammers"), func(conn *net.UnixConn) error { return say(conn, "tenant's text", pod.Pod.Pod.FD()) })
-	awaitMetric(t, url, `imds_agent_pods{state="failed",reason="message"} 1`)
+	agent.await(t, `imds_agent_pods{state="failed",reason="message"} 1`)
 	handOver(t, n.addPod(t, "twice"), pod.Pod.Pod)
-	awaitMetric(t, url, `imds_agent_pods{state="failed",reason="namespace"} 1`)
+	agent.await(t, `imds_agent_pods{state="failed",reason="namespace"} 1`)
 
-	after := scrape(t, url)
+	after := agent.scrape(t)
 	if seriesOf(before) != seriesOf(after) {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
@@ -108,101 +120,65 @@ func TestMetricsOfTheAgent(t *testing.T) {
 		t.Errorf("no reconcile is counted:\n%s", after)
 	}
 	must(t, os.RemoveAll(filepath.Join(n.folder, pod.uid)))
-	awaitMetric(t, url, `imds_agent_pods{state="wired",reason=""} 0`)
+	agent.await(t, `imds_agent_pods{state="wired",reason=""} 0`)
 }
 
-// Who asks otherwise, slowly or all the time gets nothing, and holds nothing up for long.
-func TestServerOfMetricsIsBounded(t *testing.T) {
+// Neither a reader that is slow nor an agent that was killed keeps the next one from
+// the metrics, and a socket that cannot be made holds up no VM.
+func TestMetricsAreToldAgain(t *testing.T) {
 	n := newNode(t)
-	url := metricsOf(t, n)
-	status := func(method, url, header string) int {
-		request, err := http.NewRequest(method, url, nil)
+	agent := metricsOf(t, n)
+	for range 3 * 100 {
+		conn, err := net.Dial("unix", filepath.Join(filepath.Dir(n.status), "metrics.sock"))
 		must(t, err)
-		request.Header.Set("X", header)
-		response, err := http.DefaultClient.Do(request)
-		must(t, err)
-		response.Body.Close()
-		return response.StatusCode
+		defer conn.Close() // without a word
 	}
-	for request, want := range map[[3]string]int{
-		{"GET", url, ""}:  http.StatusOK,
-		{"POST", url, ""}: http.StatusMethodNotAllowed,
-		{"GET", strings.TrimSuffix(url, "metrics"), ""}:    http.StatusNotFound,
-		{"GET", url + "/x", ""}:                            http.StatusNotFound,
-		{"GET", url, strings.Repeat("x", 4*scrapeHeader)}:  http.StatusRequestHeaderFieldsTooLarge,
-		{"GET", url + "?debug=1", ""}:                      http.StatusOK,
-		{"DELETE", strings.TrimSuffix(url, "metrics"), ""}: http.StatusNotFound,
-	} {
-		if got := status(request[0], request[1], request[2]); got != want {
-			t.Errorf("%s %s: %d, want %d", request[0], request[1], got, want)
-		}
+	agent.await(t, "imds_agent_connected_pods 0")
+	n.stopAgent(t, syscall.SIGKILL)
+	if response, err := agent.Get("http://127.0.0.1:9438/metrics"); err != nil || response.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("without an agent: %v, %v", response, err)
 	}
+	n.startAgent(t, "IMDS_METRICS_SOCKET="+filepath.Join(filepath.Dir(n.status), "metrics.sock"))
+	agent.await(t, "imds_agent_connected_pods 0")
 
-	address := strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/metrics")
-	var held []net.Conn
-	for range 2 * scrapesAtOnce {
-		conn, err := net.Dial("tcp", address)
-		must(t, err)
-		defer conn.Close()
-		held = append(held, conn)
-	}
-	// All end, the later ones at once.
-	for i, conn := range slices.Backward(held) {
-		conn.SetReadDeadline(time.Now().Add(time.Minute))
-		if _, err := bufio.NewReader(conn).ReadByte(); err == nil {
-			t.Errorf("connection %d is answered", i)
-		} else if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
-			t.Errorf("connection %d is not ended", i)
-		}
-	}
-	awaitMetric(t, url, "imds_agent_connected_pods 0")
+	other := newNode(t)
+	other.start(t, exec.Command(other.program, "agent"), "IMDS_METRICS_SOCKET="+filepath.Join(other.folder, "none", "metrics.sock"))
+	other.waitFor(t, "metrics not served")
+	other.waitFor(t, "msg=starting")
 }
 
-// Without the variable no port is opened, and one that is taken holds up no VM.
-func TestAgentOpensNoPortByItself(t *testing.T) {
-	listening := func(n *node) bool {
-		sockets, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", n.process.Process.Pid))
+// The agent, which may enter each pod, opens no port.
+func TestAgentOpensNoPort(t *testing.T) {
+	n := newNode(t)
+	metricsOf(t, n)
+	sockets, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", n.process.Process.Pid))
+	must(t, err)
+	held := 0
+	for _, protocol := range []string{"unix", "tcp", "tcp6", "udp", "udp6"} {
+		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", n.process.Process.Pid, protocol))
 		must(t, err)
-		var table []byte
-		for _, protocol := range []string{"tcp", "tcp6"} {
-			content, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", n.process.Process.Pid, protocol))
-			must(t, err)
-			table = append(table, content...)
-		}
 		for _, socket := range sockets {
 			name, _ := os.Readlink(socket)
 			inode, isSocket := strings.CutPrefix(name, "socket:[")
-			if isSocket && strings.Contains(string(table), " "+strings.TrimSuffix(inode, "]")+" ") {
-				return true
+			if !isSocket || !strings.Contains(string(table), " "+strings.TrimSuffix(inode, "]")+" ") {
+				continue
+			} else if held++; protocol != "unix" {
+				t.Errorf("the agent has a socket of %s", protocol)
 			}
 		}
-		return false
 	}
-	n := runningNode(t)
-	if listening(n) {
-		t.Error("the agent listens")
-	}
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer taken.Close()
-	other := newNode(t)
-	other.start(t, exec.Command(other.program, "agent"), "IMDS_METRICS_ADDRESS="+taken.Addr().String())
-	other.waitFor(t, "metrics not served")
-	other.waitFor(t, "msg=starting")
-	third := newNode(t)
-	metricsOf(t, third)
-	if !listening(third) {
-		t.Error("this test does not see who listens")
+	if held == 0 {
+		t.Error("this test does not see which sockets the agent has")
 	}
 }
 
 func TestLinesLeftOutAreCounted(t *testing.T) {
-	counter := metrics.NewSet().NewCounter("lines")
-	log := slog.New(slog.NewTextHandler(&boundedLog{to: io.Discard, lines: newAllowance(3, time.Hour, time.Now()), leftOut: counter}, nil))
+	var counter atomic.Int64
+	log := slog.New(slog.NewTextHandler(&boundedLog{to: io.Discard, lines: newAllowance(3, time.Hour, time.Now()), leftOut: &counter}, nil))
 	for range 10 {
 		log.Info("line")
 	}
-	if counter.Get() != 7 {
-		t.Errorf("%d lines", counter.Get())
+	if counter.Load() != 7 {
+		t.Errorf("%d lines", counter.Load())
 	}
 }

@@ -270,10 +270,10 @@ func (p *podWiring) tell(o outcome) (owed bool) {
 	owed = p.report.tell(o)
 	m := p.agent.metrics
 	if o.took > 0 { // there was one
-		m.reconciles.Update(o.took.Seconds())
+		m.reconciles.add(o.took)
 	}
 	if o.changed && o.err == nil && p.state.State == stateWired {
-		m.repairs.Inc()
+		m.repairs.Add(1)
 	}
 	switch {
 	case o.err != nil:

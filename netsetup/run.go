@@ -52,9 +52,9 @@ environment of the agent, which takes the above from each pod's imds-server:
                      matter
   IMDS_STATUS_FILE   where to write how many pods are wired, waiting and failed,
                      by reason, as JSON; empty: nowhere
-  IMDS_METRICS_ADDRESS
-                     where to answer GET /metrics of Prometheus, such as
-                     192.0.2.1:9438; empty: no port is opened
+  IMDS_METRICS_SOCKET
+                     the Unix socket on which to tell the metrics, which imds-server
+                     agent-metrics serves to Prometheus; empty: none
 `
 
 // version is set by the build with -ldflags "-X main.version=v1.2.3".

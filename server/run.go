@@ -43,6 +43,11 @@ func run(ctx context.Context, args []string, lookupEnv config.Lookup, stdout, st
 			return usageError(stderr, "serve takes no arguments, got %q", rest)
 		}
 		return exitStatus(runServe(ctx, lookupEnv, stderr), stderr)
+	case "agent-metrics":
+		if len(rest) > 0 {
+			return usageError(stderr, "agent-metrics takes no arguments, got %q", rest)
+		}
+		return exitStatus(runAgentMetrics(ctx, lookupEnv, stderr), stderr)
 	case "probe":
 		options := newFlagSet("imds-server probe")
 		live := options.Bool("live", false, "")
@@ -54,7 +59,7 @@ func run(ctx context.Context, args []string, lookupEnv config.Lookup, stdout, st
 		}
 		return exitStatus(runProbe(ctx, lookupEnv, *live), stderr)
 	default:
-		return usageError(stderr, "no command %q, use serve or probe", command)
+		return usageError(stderr, "no command %q, use serve, probe or agent-metrics", command)
 	}
 }
 
@@ -69,6 +74,14 @@ func runServe(ctx context.Context, lookupEnv config.Lookup, stderr io.Writer) er
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	log.Info("starting", "version", buildVersion())
 	return serve(ctx, settings, log)
+}
+
+func runAgentMetrics(ctx context.Context, lookupEnv config.Lookup, stderr io.Writer) error {
+	settings, err := config.AgentMetricsFromEnvironment(lookupEnv)
+	if err != nil {
+		return err
+	}
+	return serveAgentMetrics(ctx, settings, slog.New(slog.NewTextHandler(stderr, nil)))
 }
 
 func runProbe(ctx context.Context, lookupEnv config.Lookup, live bool) error {

@@ -25,6 +25,8 @@ func TestCommandLine(t *testing.T) {
 		"serve with an argument":    {[]string{"serve", "now"}, 2, "", `["now"]`},
 		"probe with an argument":    {[]string{"probe", "now"}, 2, "", `["now"]`},
 		"probe with unknown option": {[]string{"probe", "--dead"}, 2, "", "-dead"},
+		"agent-metrics, argument":   {[]string{"agent-metrics", "now"}, 2, "", `["now"]`},
+		"agent-metrics, nothing":    {[]string{"agent-metrics"}, 1, "", "IMDS_METRICS_ADDRESS"},
 		"no environment":            {nil, 1, "", "IMDS_NAMESPACE"},
 		"serve, no environment":     {[]string{"serve"}, 1, "", "IMDS_NAMESPACE"},
 	}
@@ -69,11 +71,13 @@ func TestVersionOfTheBuild(t *testing.T) {
 
 func TestManualNamesEveryVariable(t *testing.T) {
 	var names []string
-	config.FromEnvironment(func(name string) (string, bool) {
+	note := func(name string) (string, bool) {
 		names = append(names, name)
 		return "", false
-	})
-	if len(names) != 16 {
+	}
+	config.FromEnvironment(note)
+	config.AgentMetricsFromEnvironment(note)
+	if len(names) != 18 {
 		t.Errorf("the server reads %d variables: %q", len(names), names)
 	}
 	for _, name := range names {

@@ -13,6 +13,9 @@ Usage:
                            token can be had; else print the reason and exit 1
   imds-server probe -live  exit 0 if the server answers at all within 4 s: for a
                            livenessProbe, since a restart cures no missing token
+  imds-server agent-metrics
+                           serve what imds-init agent tells of itself on a Unix
+                           socket to Prometheus, at /metrics, and nothing else
   imds-server --version    print the version
   imds-server --help       print this text
 
@@ -58,6 +61,9 @@ Environment:
   IMDS_BRIDGE_NAME     for that agent: the VM's bridge; see imds-init --help
   IMDS_PREFERRED_BRIDGE for that agent: the bridge to take of several
   IMDS_NETWORK         for that agent: the network that the VM's owner has named
+  IMDS_METRICS_SOCKET  for agent-metrics: path of the agent's socket (required)
+  IMDS_METRICS_ADDRESS for agent-metrics: where to listen, such as
+                       192.0.2.1:9438 (required)
 
 The server waits for each address and its device as long as it takes, and serves
 the others meanwhile: a pod without IPv6 has no link-local address. A port

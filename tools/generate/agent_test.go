@@ -236,8 +236,8 @@ func TestOpenShiftAdmitsTheAgent(t *testing.T) {
 	if required := r.daemonSet.Spec.Template.Annotations["openshift.io/required-scc"]; required != name {
 		t.Errorf("the pod wants the constraints %q, not %q", required, name)
 	}
-	if own.SELinuxOptions == nil || *own.SELinuxOptions != (corev1.SELinuxOptions{Type: "spc_t"}) {
-		t.Errorf("SELinux options %+v", own.SELinuxOptions)
+	if of := pod.SecurityContext; of == nil || of.SELinuxOptions == nil || *of.SELinuxOptions != (corev1.SELinuxOptions{Type: "spc_t"}) {
+		t.Errorf("the pod's security context %+v", of)
 	}
 	var capabilities, volumes []any
 	for _, capability := range own.Capabilities.Add {
@@ -259,7 +259,7 @@ func TestOpenShiftAdmitsTheAgent(t *testing.T) {
 		"requiredDropCapabilities": []any{"ALL"},
 		"volumes":                  volumes,
 		"seccompProfiles":          []any{"runtime/default", "localhost/imds/imds-agent.json"},
-		"runAsUser":                map[string]any{"type": "MustRunAs", "uid": float64(*own.RunAsUser)},
+		"runAsUser":                map[string]any{"type": "MustRunAsRange", "uidRangeMin": float64(*own.RunAsUser), "uidRangeMax": float64(65532)},
 	} {
 		if diff := cmp.Diff(want, r.constraints[field]); diff != "" {
 			t.Errorf("%s (-what the agent has +allowed):\n%s", field, diff)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
@@ -165,11 +166,15 @@ func TestPrometheusFindsTheWebhook(t *testing.T) {
 	}
 }
 
-// TestPrometheusFindsTheAgent: the port that is declared is the one that the agent is
-// told, on one address of the node.
+// TestPrometheusFindsTheAgent: the port that is declared is the one that is served, on
+// one address of the node, without a privilege, from the agent's own socket.
 func TestPrometheusFindsTheAgent(t *testing.T) {
 	r := decode(t, renderMine(t, "resources: [../kubevirt-imds/overlays/cert-manager]\ncomponents:\n- ../kubevirt-imds/kustomize/components/node-agent\n- ../kubevirt-imds/kustomize/components/node-agent-metrics\n", nil))
-	container := r.agent.daemonSet.Spec.Template.Spec.Containers[0]
+	containers := r.agent.daemonSet.Spec.Template.Spec.Containers
+	if len(containers) != 2 || containers[0].Name != contract.NodeAgent {
+		t.Fatalf("containers %+v", containers) // the first is what kubectl logs takes
+	}
+	agent, container := containers[0], containers[1]
 	environment := map[string]corev1.EnvVar{}
 	for i, variable := range container.Env {
 		environment[variable.Name] = variable
@@ -185,6 +190,19 @@ func TestPrometheusFindsTheAgent(t *testing.T) {
 		if err != nil || address.IP.String() != node || int32(address.Port) != container.Ports[0].ContainerPort {
 			t.Errorf("%v, %v; declared %+v", address, err, container.Ports)
 		}
+	}
+	socket := environment["IMDS_METRICS_SOCKET"]
+	isAt := func(m corev1.VolumeMount) bool { return m.Name == "status" && m.MountPath == filepath.Dir(socket.Value) }
+	if !slices.Contains(agent.Env, socket) || !slices.ContainsFunc(agent.VolumeMounts, isAt) || !slices.ContainsFunc(container.VolumeMounts, isAt) {
+		t.Errorf("the socket %+v is not in both of %+v and %+v", socket, agent, container)
+	}
+	if agent.Ports != nil || agent.Image != container.Image {
+		t.Errorf("the agent has the ports %+v and the image %s, what serves its metrics %s", agent.Ports, agent.Image, container.Image)
+	}
+	server := serverIn(t, injectWith(t, nil, "cert-manager").Spec.InitContainers).SecurityContext
+	server.Privileged = new(bool)
+	if diff := cmp.Diff(server, container.SecurityContext); diff != "" {
+		t.Errorf("other privileges than imds-server's in a VM's pod (-want +got):\n%s", diff)
 	}
 	spec := r.custom["PodMonitor/imds-node-agent"]["spec"].(map[string]any)
 	if labels := spec["selector"].(map[string]any)["matchLabels"].(map[string]any); labels["app.kubernetes.io/name"] != contract.NodeAgent {

@@ -41,7 +41,7 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 		return r.custom["ServiceMonitor/imds-webhook"] != nil && len(r.service.Spec.Ports) == 2
 	},
 	"node-agent-metrics": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
-		return r.custom["PodMonitor/imds-node-agent"] != nil && len(r.agent.daemonSet.Spec.Template.Spec.Containers[0].Ports) == 1
+		return r.custom["PodMonitor/imds-node-agent"] != nil && len(r.agent.daemonSet.Spec.Template.Spec.Containers) == 2
 	},
 	"node-agent": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
 		return podsFolder(t, r) != "" && pod.Annotations[annotation.WiredBy] == annotation.WiredByNodeAgent
@@ -50,8 +50,8 @@ var effects = map[string]func(t *testing.T, r rendered, pod *corev1.Pod) bool{
 		return hasOwnProfile(t, "node-agent-seccomp", r.agent.daemonSet.Spec.Template.Spec.Containers[0])
 	},
 	"openshift": func(t *testing.T, r rendered, pod *corev1.Pod) bool {
-		options := r.agent.daemonSet.Spec.Template.Spec.Containers[0].SecurityContext.SELinuxOptions
-		return r.agent.constraints != nil && r.agent.binding != nil && options != nil && options.Type == "spc_t"
+		own := r.agent.daemonSet.Spec.Template.Spec.SecurityContext
+		return r.agent.constraints != nil && r.agent.binding != nil && own != nil && own.SELinuxOptions.Type == "spc_t"
 	},
 	"openshift-webhook": func(t *testing.T, r rendered, pod *corev1.Pod) bool { return r.constraints != nil },
 	"policy": func(t *testing.T, r rendered, pod *corev1.Pod) bool {

@@ -152,6 +152,24 @@ func ListenFromEnvironment(lookup Lookup) (Listen, error) {
 	return listen, errors.Join(e.problems...)
 }
 
+// AgentMetrics is where the metrics of the node's agent come from, and where they are
+// served.
+type AgentMetrics struct {
+	Socket  string // on which the agent tells them
+	Address string // host and port
+}
+
+// AgentMetricsFromEnvironment reads the settings of the server of these metrics. The
+// error is like FromEnvironment's.
+func AgentMetricsFromEnvironment(lookup Lookup) (AgentMetrics, error) {
+	e := environment{lookup: lookup}
+	settings := AgentMetrics{
+		Socket:  e.required("IMDS_METRICS_SOCKET", "the path that imds-init agent has in its own"),
+		Address: e.required("IMDS_METRICS_ADDRESS", "where to answer Prometheus, such as 192.0.2.1:9438"),
+	}
+	return settings, errors.Join(e.problems...)
+}
+
 // environment reads variables and collects what is wrong with them.
 type environment struct {
 	lookup   Lookup
