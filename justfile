@@ -96,6 +96,11 @@ bench *ARGS:
     go run ./tools/bench {{ ARGS }}
     go test -count=1 -v -run TestCost ./netsetup -cost-of 1,10,100,300
 
+# load, rotations, killed sidecars and accidents for long, and then a flood of the webhook for a minute
+soak time='20m':
+    IMDS_SOAK={{ time }} go test -count=1 -v -timeout 0 -run TestSoak ./netsetup
+    IMDS_FLOOD=60s go test -count=1 -v -run TestFlood ./injector
+
 # fuzz each target for a while
 fuzz time='30s':
     @go list -f '{{{{ .Dir }}' ./... | while read -r dir; do \
