@@ -63,7 +63,7 @@ func receive(conn *net.UnixConn) (h handed, err error) {
 	h.descriptors = descriptorsIn(control[:controlled])
 	switch {
 	case len(h.descriptors) != 1 || flags&unix.MSG_CTRUNC != 0:
-		err = errors.New("the pod's message has not one file descriptor")
+		err = errors.New("the pod's message has no file descriptor, or more than one")
 	case n > maxMessage:
 		err = fmt.Errorf("the pod's message is longer than %d bytes", maxMessage)
 	}
@@ -71,7 +71,7 @@ func receive(conn *net.UnixConn) (h handed, err error) {
 		return h, err
 	}
 	if err = json.Unmarshal(bytes.TrimSpace(text[:n]), &h); err != nil {
-		return h, errors.New("the pod's message is not the JSON that it should be")
+		return h, errors.New("the pod's message is not the JSON of imds-server")
 	}
 	if h.target, err = h.check(); err != nil {
 		return h, err
@@ -97,7 +97,7 @@ func (h handed) check() (target, error) {
 	}
 	for _, name := range []string{h.Namespace, h.Pod, h.VM} {
 		if !isObjectName(name) {
-			return target{}, fmt.Errorf("%.100q is no name of a Kubernetes object", name)
+			return target{}, fmt.Errorf("%.100q is not a name of a Kubernetes object", name)
 		}
 	}
 	for _, name := range []string{h.BridgeName, h.PreferredBridge} {
@@ -138,7 +138,7 @@ func namespaceAt(path string) (namespaceID, error) {
 }
 
 // errNoNetwork refuses a descriptor.
-var errNoNetwork = errors.New("what the pod hands over is no network namespace")
+var errNoNetwork = errors.New("the file descriptor that the pod sent is not a network namespace")
 
 // check judges a descriptor that a pod has handed over.
 func (a *agent) check(fd int) (namespaceID, error) {

@@ -205,7 +205,7 @@ func TestPathsAreNotFollowed(t *testing.T) {
 	n.startAgent(t)
 	has := n.awaitCounts(t, func(c counts) bool {
 		return c.Failed["there is a symbolic link in the path of the pod's socket"] == 1 &&
-			c.Failed["what the pod has in place of its socket is none"] == 3 &&
+			c.Failed["the file in the place of the pod's socket is not a socket"] == 3 &&
 			c.Waiting["imds-server does not listen on its socket yet"] == 1
 	})
 	if len(has.Failed) != 3 || has.Wired != 0 {

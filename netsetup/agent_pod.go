@@ -162,7 +162,7 @@ func (p *podWiring) dial() (*net.UnixConn, error) {
 		return nil, err
 	}
 	if stat.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return nil, errors.New("what the pod has in place of its socket is none")
+		return nil, errors.New("the file in the place of the pod's socket is not a socket")
 	}
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: descriptor(socket)})
 	if err != nil {
@@ -250,7 +250,7 @@ func (p *podWiring) serve(ctx context.Context) (err error) {
 	}
 	if says {
 		class = byMessage
-		return errors.New("the pod says more than its message")
+		return errors.New("the pod sent more after its message")
 	}
 	letGo(func() { conn.Close() })
 	p.conn = nil // there is nobody to tell

@@ -157,7 +157,7 @@ func (a *agent) discover(ctx context.Context, uid string) {
 	if f.watch == 0 {
 		if f.watch, err = a.watch.add(folder, unix.IN_CREATE|unix.IN_MOVED_TO, nil); err != nil {
 			a.overlooked = true
-			a.report.tellOf("a pod is found late", fmt.Errorf("pod with the UID %.64q: %w", uid, err))
+			a.report.tellOf("pod found late, its event was lost", fmt.Errorf("pod with the UID %.64q: %w", uid, err))
 		} else {
 			a.starting[f.watch] = uid
 		}

@@ -38,7 +38,7 @@ func parsePort(text string) (uint16, error) {
 	}
 	port, err := strconv.ParseUint(text, 10, 16)
 	if err != nil || port < lowestPort {
-		return 0, fmt.Errorf("is no port from %d to 65535; give the one that imds-server listens on, or leave it empty for a VM on a bridge", lowestPort)
+		return 0, fmt.Errorf("is not a port from %d to 65535; give the one that imds-server listens on, or leave it empty for a VM on a bridge", lowestPort)
 	}
 	return uint16(port), nil
 }
@@ -53,7 +53,7 @@ func validInterfaceName(name string) error {
 	case len(name) > maxInterfaceName:
 		return fmt.Errorf("is longer than %d bytes; give the name of the VM's bridge in the pod, such as k6t-eth0", maxInterfaceName)
 	case name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r"):
-		return errors.New("is no interface name; give the name of the VM's bridge in the pod, such as k6t-eth0")
+		return errors.New("is not an interface name; give the name of the VM's bridge in the pod, such as k6t-eth0")
 	}
 	return nil
 }

@@ -35,6 +35,7 @@ type soaked struct {
 	answered  atomic.Int64
 	failed    atomic.Int64
 	fault     atomic.Pointer[string] // the first one that no accident excuses
+	wired     podState // as it is to be again after each accident
 	rotations int
 	accidents map[string]int
 }
@@ -130,7 +131,9 @@ func newSoaked(t *testing.T, binding podnet.Binding) *soaked {
 	must(t, s.server.Start())
 	must(t, s.pod.Wire())
 	must(t, s.pod.StartGuest())
+	s.init.waitFor(t, "msg=wired")
 	s.awaitToken(t, "the start")
+	s.wired = snapshot(t, s.pod)
 	return s
 }
 
@@ -230,7 +233,6 @@ func (s *soaked) live(t *testing.T, lasts time.Duration, restarts bool) {
 	client := s.pod.Guest.HTTPClient()
 	client.Timeout = 5 * time.Second
 	for end := time.Now().Add(lasts); time.Now().Before(end) && t.Context().Err() == nil; {
-		before := snapshot(t, s.pod)
 		what := "a rotation"
 		switch chance := order.IntN(10); {
 		case chance < 6:
@@ -254,7 +256,7 @@ func (s *soaked) live(t *testing.T, lasts time.Duration, restarts bool) {
 		}
 		if what != "a rotation" {
 			s.accidents[what]++
-			s.init.awaitState(t, s.pod, before, what)
+			s.init.awaitState(t, s.pod, s.wired, what)
 		}
 		s.awaitToken(t, what)
 		s.init.said()

@@ -164,7 +164,7 @@ type AgentMetrics struct {
 func AgentMetricsFromEnvironment(lookup Lookup) (AgentMetrics, error) {
 	e := environment{lookup: lookup}
 	settings := AgentMetrics{
-		Socket:  e.required("IMDS_METRICS_SOCKET", "the path that imds-init agent has in its own"),
+		Socket:  e.required("IMDS_METRICS_SOCKET", "the path in IMDS_METRICS_SOCKET of imds-init agent"),
 		Address: e.required("IMDS_METRICS_ADDRESS", "where to answer Prometheus, such as 192.0.2.1:9438"),
 	}
 	return settings, errors.Join(e.problems...)
