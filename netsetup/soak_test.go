@@ -35,7 +35,7 @@ type soaked struct {
 	answered  atomic.Int64
 	failed    atomic.Int64
 	fault     atomic.Pointer[string] // the first one that no accident excuses
-	wired     podState // as it is to be again after each accident
+	wired     podState               // as it is to be again after each accident
 	rotations int
 	accidents map[string]int
 }
