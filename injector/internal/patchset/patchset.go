@@ -235,7 +235,8 @@ func (s *Set) touch(spec jsontree.Object) bool {
 const hidden = "\x00"
 
 // merge applies the patches to a pod, whatever is in it and in them.
-func (s *Set) merge(pod jsontree.Object) (jsontree.Object, error) {
+func (s *Set) merge(pod jsontree.Object) (merged jsontree.Object, err error) {
+	own := map[string][]any{}
 	for _, list := range lists {
 		elements := jsontree.Lookup[[]any](pod, "spec", list)
 		for _, name := range s.named[list] {
@@ -246,28 +247,22 @@ func (s *Set) merge(pod jsontree.Object) (jsontree.Object, error) {
 				elements[i] = jsontree.Object{"name": jsontree.Name(text), hidden: text}
 			}
 		}
+		own[list] = slices.Clone(elements)
 	}
-	original := jsontree.Clone(pod)
-	var specs []jsontree.Object
 	for _, file := range s.files {
-		var err error
-		// The merge consumes the patch that it is given.
-		pod, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(pod, jsontree.Clone(file.patch), podSchema)
-		if err != nil {
+		patch := jsontree.Clone(file.patch) // which the merge consumes
+		makeRoom(jsontree.Lookup[jsontree.Object](pod, "spec"), jsontree.Lookup[jsontree.Object](patch, "spec"), lists...)
+		if pod, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(pod, patch, podSchema); err != nil {
 			return nil, fmt.Errorf("%s: %w", file.name, err)
 		}
-		specs = append(specs, jsontree.Lookup[jsontree.Object](file.patch, "spec"))
 	}
-	dropNulls(pod, original)
-	spec, originalSpec := jsontree.Lookup[jsontree.Object](pod, "spec"), jsontree.Lookup[jsontree.Object](original, "spec")
-	restoreOrder(spec, originalSpec, specs, lists...)
 	for _, list := range lists {
-		elements, own := jsontree.Lookup[[]any](spec, list), jsontree.Lookup[[]any](originalSpec, list)
+		elements := jsontree.Lookup[[]any](pod, "spec", list)
 		for i, element := range elements {
 			object, _ := element.(jsontree.Object)
 			if text, isText := object[hidden].(jsontree.Value); isText {
 				elements[i] = text
-			} else if list != "volumes" && jsontree.IndexOf(own, jsontree.Name(object)) < 0 && jsontree.Lookup[string](object, "image") == "" {
+			} else if list != "volumes" && jsontree.IndexOf(own[list], jsontree.Name(object)) < 0 && jsontree.Lookup[string](object, "image") == "" {
 				object["image"] = s.serverImage
 			}
 		}
@@ -275,56 +270,33 @@ func (s *Set) merge(pod jsontree.Object) (jsontree.Object, error) {
 	return pod, nil
 }
 
-// dropNulls removes nulls that the original has not: strategic merge leaves the null of a field that is not
-// there, and the API server reads that of a quantity as 0.
-func dropNulls(merged, original any) {
-	switch merged := merged.(type) {
-	case jsontree.Object:
-		before, _ := original.(jsontree.Object)
-		for key, value := range merged {
-			if was, found := before[key]; value != nil || found {
-				dropNulls(value, was)
-			} else {
-				delete(merged, key)
-			}
-		}
-	case []any:
-		before, _ := original.([]any)
-		for _, element := range merged {
-			dropNulls(element, jsontree.Named(before, jsontree.Name(element)))
-		}
-	}
-}
-
-// elementOrder is the directive by which a patch states the order of a list.
-const elementOrder = "$setElementOrder/"
-
-// restoreOrder sorts lists, and the environment of the containers in them: first the original's elements,
-// then the patches', unless a patch states the order. Strategic merge puts new elements first, and init
-// containers start in their order.
-func restoreOrder(merged, original jsontree.Object, patches []jsontree.Object, lists ...string) {
+// makeRoom has an element, at the end of its list, for each that a patch brings, and so for the environment of
+// containers; and the changes of a list in its order, unless the patch states one. Strategic merge itself would put
+// new elements first, with nulls for what they do not have. But init containers start in their order, and the API
+// server reads the null of a quantity as 0.
+func makeRoom(object, patch jsontree.Object, lists ...string) {
 	for _, list := range lists {
-		elements, own := jsontree.Lookup[[]any](merged, list), jsontree.Lookup[[]any](original, list)
-		order, stated := slices.Clone(own), false
-		for _, patch := range patches {
-			_, states := patch[elementOrder+list]
-			order, stated = append(order, jsontree.Lookup[[]any](patch, list)...), stated || states
+		elements, changes := jsontree.Lookup[[]any](object, list), jsontree.Lookup[[]any](patch, list)
+		isReplacement := func(change any) bool { return change.(jsontree.Object)["$patch"] == "replace" }
+		if slices.ContainsFunc(changes, isReplacement) {
+			elements, changes = []any{}, slices.DeleteFunc(changes, isReplacement)
+			patch[list] = changes
 		}
-		if !stated {
-			slices.SortStableFunc(elements, func(a, b any) int {
-				return jsontree.IndexOf(order, jsontree.Name(a)) - jsontree.IndexOf(order, jsontree.Name(b))
+		for _, change := range changes {
+			name := jsontree.Name(change)
+			if i := jsontree.IndexOf(elements, name); i >= 0 && list != "env" {
+				makeRoom(elements[i].(jsontree.Object), change.(jsontree.Object), "env")
+			} else if i < 0 && name != "" && change.(jsontree.Object)["$patch"] == nil {
+				elements = append(elements, jsontree.Object{"name": name})
+			}
+		}
+		if elements != nil {
+			object[list] = elements
+		}
+		if _, stated := patch["$setElementOrder/"+list]; !stated {
+			slices.SortStableFunc(changes, func(a, b any) int {
+				return jsontree.IndexOf(elements, jsontree.Name(a)) - jsontree.IndexOf(elements, jsontree.Name(b))
 			})
-		}
-		for _, element := range elements {
-			var changes []jsontree.Object
-			for _, change := range order[len(own):] {
-				if change := jsontree.Named([]any{change}, jsontree.Name(element)); change != nil {
-					changes = append(changes, change)
-				}
-			}
-			if object, _ := element.(jsontree.Object); changes != nil && list != "env" {
-				restoreOrder(object, jsontree.Named(own, jsontree.Name(element)), changes, "env")
-			}
 		}
 	}
 }
