@@ -97,7 +97,7 @@ func openCertificates(opts options, pod podEnvironment, timing timing, log *slog
 		return nil, nil, fmt.Errorf("--self-signed: %w, or give --tls-cert and --tls-key", err)
 	}
 	fixed, err := parseChain(bundle.Certificate, bundle.Key, bundle.CA)
-	return &certificateSource{service: opts.service, current: fixed, log: log}, publisher, err
+	return &certificateSource{service: opts.service, current: fixed, log: log, told: problems{}}, publisher, err
 }
 
 // limitMemory has the garbage collector work harder above three eighths of the container's memory limit

@@ -80,11 +80,10 @@ func (s *service) metrics(m admissionMetrics, patchesHash string) http.HandlerFu
 		return 0
 	}
 	m.set.NewGauge(fmt.Sprintf("imds_webhook_info{version=%q,patches=%q}", buildVersion(), patchesHash), func() float64 { return 1 })
-	m.set.NewGauge("imds_webhook_ready", func() float64 {
-		notReady, _ := s.state(time.Now())
-		return isNil(notReady)
+	m.set.NewGauge("imds_webhook_ready", func() float64 { return isNil(s.notReady(s.certificates.look(time.Now()))) })
+	m.set.NewGauge("imds_webhook_certificate_expiry_timestamp_seconds", func() float64 {
+		return float64(s.certificates.look(time.Now()).expires.Unix())
 	})
-	m.set.NewGauge("imds_webhook_certificate_expiry_timestamp_seconds", func() float64 { return float64(s.certificates.expiry().Unix()) })
 	if s.publisher != nil {
 		m.set.NewGauge("imds_webhook_ca_published", func() float64 { return isNil(s.publisher.status()) })
 	}
