@@ -152,7 +152,7 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: verdict.Reason}
 	}
 	answer, err = json.Marshal(&admissionv1.AdmissionReview{TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"}, Response: response})
-	return answer, verdict.Result(), http.StatusInternalServerError, err
+	return answer, verdict.Outcome, http.StatusInternalServerError, err
 }
 
 func readBody(r *http.Request) (body []byte, status int, err error) {

@@ -72,7 +72,7 @@ func listen(opts options, certificates *certificateSource, publisher *publisher,
 	if err != nil {
 		return nil, err
 	}
-	log.Info("patches read", "files", patches.Files(), "hash", patches.Hash, "leftOut", patches.LeftOut, "wiredBy", patches.WiredBy, "serverImage", opts.serverImage, "version", buildVersion())
+	log.Info("patches read", "files", patches.Files, "hash", patches.Hash, "leftOut", patches.LeftOut, "wiredBy", patches.WiredBy, "serverImage", opts.serverImage, "version", buildVersion())
 	reviews := http.NewServeMux()
 	admission, reviewer := newAdmission(log, strangers, timing.arrival), review.New(patches, buildVersion(), log)
 	for path, decide := range map[string]review.Func{

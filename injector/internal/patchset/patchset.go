@@ -37,11 +37,12 @@ func IsSidecar(name string) bool { return name == InitContainer || name == Serve
 
 // Set is the patches of one folder, ready to be applied. It does not change.
 type Set struct {
-	WiredBy     string   // who wires the pods: a value of annotation.WiredBy
-	LeftOut     []string // files that are no patches, by their names
-	Hash        string   // of the files
-	files       []file
-	sysctls     []any // as in a pod
+	WiredBy     string            // who wires the pods: a value of annotation.WiredBy
+	Files       []string          // by their names
+	LeftOut     []string          // those that are no patches
+	Hash        string            // of the files
+	patches     []jsontree.Object // of the files, without what the Set applies itself
+	sysctls     []any             // as in a pod
 	serverImage string
 	// What an outline has of the metadata and of the spec, and the elements that patches name, by list.
 	metadata jsontree.Object
@@ -51,20 +52,6 @@ type Set struct {
 	additive        bool
 	brought         map[string][]any
 	broughtMetadata jsontree.Object
-}
-
-// file is one patch as a tree, without what the Set applies itself.
-type file struct {
-	name  string
-	patch jsontree.Object
-}
-
-// Files returns the names of the files that the set was read from.
-func (s *Set) Files() (names []string) {
-	for _, file := range s.files {
-		names = append(names, file.name)
-	}
-	return names
 }
 
 // podSchema tells strategic merge which lists of a Pod are merged by which key.
@@ -106,10 +93,10 @@ func Open(folder, serverImage string) (*Set, error) {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		s.learn(patch)
-		s.files = append(s.files, file{name, patch})
+		s.Files, s.patches = append(s.Files, name), append(s.patches, patch)
 	}
 	s.Hash = fmt.Sprintf("%.6x", hash.Sum(nil))
-	if s.files == nil {
+	if s.Files == nil {
 		return nil, errors.New("no patch files in " + folder + ": want *.yaml, *.yml or *.json")
 	}
 	if err := s.prove(); err != nil {
@@ -249,11 +236,11 @@ func (s *Set) merge(pod jsontree.Object) (merged jsontree.Object, err error) {
 		}
 		own[list] = slices.Clone(elements)
 	}
-	for _, file := range s.files {
-		patch := jsontree.Clone(file.patch) // which the merge consumes
+	for i, patch := range s.patches {
+		patch = jsontree.Clone(patch) // which the merge consumes
 		makeRoom(jsontree.Lookup[jsontree.Object](pod, "spec"), jsontree.Lookup[jsontree.Object](patch, "spec"), lists...)
 		if pod, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(pod, patch, podSchema); err != nil {
-			return nil, fmt.Errorf("%s: %w", file.name, err)
+			return nil, fmt.Errorf("%s: %w", s.Files[i], err)
 		}
 	}
 	for _, list := range lists {

@@ -519,8 +519,8 @@ func TestConfigMapVolume(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if set := open(t, dir); len(set.files) != 1 {
-		t.Errorf("%d files", len(set.files))
+	if set := open(t, dir); len(set.Files) != 1 {
+		t.Errorf("%d files", len(set.Files))
 	}
 }
 
@@ -596,7 +596,7 @@ func TestQuantitiesHaveOneForm(t *testing.T) {
 
 func TestFilesThatAreNoPatches(t *testing.T) {
 	set := open(t, folder(t, "a.yaml", whole, "b.YAML", "x", "kustomization.yaml", "x", ".hidden", "x"))
-	if got := strings.Join(append(set.Files(), set.LeftOut...), " "); got != "a.yaml b.YAML" {
+	if got := strings.Join(append(set.Files, set.LeftOut...), " "); got != "a.yaml b.YAML" {
 		t.Errorf("read, and then left out: %s", got)
 	}
 }

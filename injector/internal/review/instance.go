@@ -41,12 +41,12 @@ func (r *Reviewer) instance(request *Request) (Verdict, error) {
 	if judged.changed {
 		judged.warnings = append(judged.warnings, "a running instance takes changed imds.kubevirt.io/ annotations at its next live migration; a restart takes those of the VM")
 	}
-	patch := jsontree.Diff(before, after)
-	if patch != nil {
+	result := change(before, after, judged.warnings, judged.outcome)
+	if result.Patch != nil {
 		r.log.Info("virtual machine instance judged", "namespace", request.Namespace, "vmi", request.ObjectName(),
 			"wiring", verdict[annotation.Wiring], "bridge", verdict[annotation.PreferredBridge], "port", verdict[annotation.RedirectPort], "reason", verdict[annotation.Reason])
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings, Outcome: judged.outcome}, nil
+	return result, nil
 }
 
 // verdictPart is what is decoded of an instance.

@@ -92,7 +92,7 @@ type Verdict struct {
 	Reason   string   // of a refusal: one sentence, for whoever ran kubectl apply
 	Warnings []string // for the client of an allowed request
 	Patch    []byte   // the JSON patch for its object
-	Outcome  Outcome  // the zero value: as Allowed and Patch say
+	Outcome  Outcome
 }
 
 // Outcome is what a request came to, for metrics: one of Outcomes, without a word of a tenant's.
@@ -130,19 +130,20 @@ func Outcomes() []Outcome {
 	return outcomes
 }
 
-// Result is the outcome that the verdict has.
-func (v Verdict) Result() Outcome {
-	switch {
-	case v.Outcome != Outcome{}:
-		return v.Outcome
-	case v.Patch != nil:
-		return Outcome{Result: patched}
-	}
-	return Outcome{Result: allowed}
+// Allow lets the object pass as it is.
+func Allow(warnings ...string) Verdict {
+	return Verdict{Allowed: true, Warnings: warnings, Outcome: Outcome{Result: allowed}}
 }
 
-// Allow lets the object pass as it is.
-func Allow(warnings ...string) Verdict { return Verdict{Allowed: true, Warnings: warnings} }
+// change lets it pass with what leads from before to after; outcome, if it is not zero, tells more than that.
+func change(before, after jsontree.Object, warnings []string, outcome Outcome) Verdict {
+	verdict := Allow(warnings...)
+	if verdict.Patch = jsontree.Diff(before, after); verdict.Patch != nil {
+		verdict.Outcome.Result = patched
+	}
+	verdict.Outcome = cmp.Or(outcome, verdict.Outcome)
+	return verdict
+}
 
 // Func decides about one request. An error is a fault of ours: the failurePolicy says what comes of it.
 type Func func(*Request) (Verdict, error)

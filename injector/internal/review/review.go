@@ -74,26 +74,29 @@ func (r *Reviewer) judge(request *Request, now, old subject) judgement {
 	}
 	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(request.metadata["ownerReferences"]) != nil)
 	var unrefused []string // the client may drop warnings
-	sort := func(reason string, problems, before []string, mayRefuse bool) {
+	sort := func(reason string, problems, before []string) {
 		for _, problem := range problems {
-			isNew := mayRefuse && !slices.Contains(before, problem)
-			if isNew && refuses {
+			switch isNew := !slices.Contains(before, problem); {
+			case isNew && refuses:
 				result.refusals = append(result.refusals, problem)
 				result.refusedBy = cmp.Or(result.refusedBy, reason)
 				continue
-			} else if isNew {
+			case isNew:
 				unrefused = append(unrefused, problem)
 				result.outcome = cmp.Or(result.outcome, Outcome{tolerated, reason})
 			}
 			result.warnings = append(result.warnings, problem)
 		}
 	}
-	before, wiringBefore := old.annotations.problems(), old.wiring().problems
+	before, wiringBefore := old.annotations.problems(), result.wiring.problems
 	if now.annotations.ask() && !old.annotations.ask() {
 		before = nil // what was wrong all the time begins to count
 	}
-	sort(byAnnotation, now.annotations.problems(), before, true)
-	sort(bySpec, result.wiring.problems, wiringBefore, created || result.changed)
+	if created || result.changed {
+		wiringBefore = old.wiring().problems
+	}
+	sort(byAnnotation, now.annotations.problems(), before)
+	sort(bySpec, result.wiring.problems, wiringBefore)
 	if unrefused != nil {
 		r.log.Warn("not refused, since a controller made it", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "problems", join(unrefused))
 	}

@@ -58,11 +58,11 @@ func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
 	if judged.changed && object.Get("status", "created").IsTrue() {
 		warnings = append(warnings, "the VM takes the changed imds.kubevirt.io/ annotations when it restarts")
 	}
-	patch := jsontree.Diff(before, after)
-	if patch != nil {
+	verdict := change(before, after, warnings, judged.outcome)
+	if verdict.Patch != nil {
 		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: warnings, Outcome: judged.outcome}, nil
+	return verdict, nil
 }
 
 // templatePath is where the template's annotations are, templatePart what is decoded of a VM.
