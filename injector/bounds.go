@@ -152,6 +152,10 @@ func (g *gate) enter(ctx context.Context, on *connection, body int64, interrupt 
 			if !entered {
 				return nil, errBusy
 			}
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			p.since = time.Now()
+			g.inside = append(g.inside, p)
 			return p, nil
 		case <-impatient.C:
 			g.interrupt()
@@ -161,7 +165,6 @@ func (g *gate) enter(ctx context.Context, on *connection, body int64, interrupt 
 			if slices.Contains(g.waiting, p) {
 				g.answer(p, false)
 			} else if <-p.enter {
-				g.inside = without(g.inside, p)
 				g.next()
 			}
 			return nil, ctx.Err()
@@ -239,10 +242,6 @@ func (g *gate) turnAway() {
 
 func (g *gate) answer(p *place, enter bool) {
 	g.waiting = without(g.waiting, p)
-	if enter {
-		p.since = time.Now()
-		g.inside = append(g.inside, p)
-	}
 	p.enter <- enter
 }
 
