@@ -72,7 +72,7 @@ func (a *admission) bounded(reviews *http.ServeMux) http.Handler {
 			if errors.Is(err, errBusy) {
 				outcome = turnedAway
 			}
-			a.metrics.count(pattern, outcome)
+			a.metrics.of(pattern, outcome).Inc()
 			a.strangers.Warn("request turned away", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
 			w.WriteHeader(http.StatusServiceUnavailable) // a text would wait to be taken
 			return
@@ -96,7 +96,7 @@ func (a *admission) handler(decide review.Func) http.Handler {
 		if err != nil {
 			outcome = outcomeOf(status)
 		}
-		a.metrics.count(r.Pattern, outcome)
+		a.metrics.of(r.Pattern, outcome).Inc()
 		if err != nil {
 			a.strangers.Warn("request refused", "path", r.URL.Path, "remote", r.RemoteAddr, "status", status, "err", err)
 			http.Error(w, err.Error(), status)

@@ -62,23 +62,15 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 	log := slog.New(slog.NewTextHandler(&limitedLines{Writer: stderr, most: maxLines}, nil))
 	strangers := slog.New(slog.NewTextHandler(&limitedLines{Writer: stderr, most: maxLinesOfOthers}, nil))
 	limitMemory(log)
-	if err := serve(ctx, opts, pod, timing, log, strangers); err != nil {
+	service, err := listen(opts, pod, timing, log, strangers)
+	if err == nil {
+		err = service.run(ctx)
+	}
+	if err != nil {
 		log.Error("imds-webhook ends", "err", err)
 		return 1
 	}
 	return 0
-}
-
-func serve(ctx context.Context, opts options, pod podEnvironment, timing timing, log, strangers *slog.Logger) error {
-	certificates, publisher, err := openCertificates(opts, pod, timing, log)
-	if err != nil {
-		return err
-	}
-	service, err := listen(opts, certificates, publisher, timing, log, strangers)
-	if err != nil {
-		return err
-	}
-	return service.run(ctx)
 }
 
 // openCertificates returns the certificate to serve, and the publisher of its CA, which may be nil.

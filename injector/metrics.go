@@ -41,19 +41,15 @@ func newAdmissionMetrics() admissionMetrics {
 	for _, pattern := range []string{"POST /mutate-pod", "POST /mutate-virtualmachine", "POST /mutate-virtualmachineinstance"} {
 		// From zero, so that a rate has the first of each.
 		for _, outcome := range append(review.Outcomes(), failed, noReview, turnedAway, tooSlow) {
-			m.counter(pattern, outcome)
+			m.of(pattern, outcome)
 		}
 		m.duration(pattern)
 	}
 	return m
 }
 
-// count counts a request that matched a pattern of the paths.
-func (m admissionMetrics) count(pattern string, outcome review.Outcome) {
-	m.counter(pattern, outcome).Inc()
-}
-
-func (m admissionMetrics) counter(pattern string, outcome review.Outcome) *metrics.Counter {
+// of returns the counter of requests that match a pattern of the paths, by what they came to.
+func (m admissionMetrics) of(pattern string, outcome review.Outcome) *metrics.Counter {
 	return m.set.GetOrCreateCounter(fmt.Sprintf("imds_webhook_admissions_total{resource=%q,result=%q,reason=%q}", resourceOf(pattern), outcome.Result, outcome.Reason))
 }
 

@@ -66,8 +66,12 @@ type service struct {
 	draining                        atomic.Bool
 }
 
-// listen opens the patches and both listeners.
-func listen(opts options, certificates *certificateSource, publisher *publisher, timing timing, log, strangers *slog.Logger) (*service, error) {
+// listen opens the certificate, the patches and both listeners.
+func listen(opts options, pod podEnvironment, timing timing, log, strangers *slog.Logger) (*service, error) {
+	certificates, publisher, err := openCertificates(opts, pod, timing, log)
+	if err != nil {
+		return nil, err
+	}
 	patches, err := patchset.Open(opts.patches, opts.serverImage)
 	if err != nil {
 		return nil, err

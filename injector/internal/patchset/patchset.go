@@ -86,10 +86,10 @@ func Open(folder, serverImage string) (*Set, error) {
 		}
 		fmt.Fprintf(hash, "%s\x00%d\x00%s", name, len(content), content)
 		patch, err := decodePatch(content)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+		if err == nil {
+			err = s.takeSysctls(patch)
 		}
-		if err := s.takeSysctls(patch); err != nil {
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		s.learn(patch)
@@ -151,18 +151,12 @@ func (s *Set) prove() error {
 	}
 	s.broughtMetadata, s.brought = jsontree.Lookup[jsontree.Object](tree, "metadata"), map[string][]any{}
 	for _, list := range lists {
-		for i, element := range jsontree.Lookup[[]any](tree, "spec", list) {
-			switch jsontree.Name(element) {
-			case "":
-				return fmt.Errorf("spec.%s[%d] has no name", list, i)
-			case "compute":
-				continue
+		for element := range jsontree.Value(text).Get("spec", list).Elements() {
+			if name := jsontree.Name(element); name == "" {
+				return fmt.Errorf("spec.%s has an element without a name", list)
+			} else if name != "compute" {
+				s.brought[list] = append(s.brought[list], element)
 			}
-			text, err := json.Marshal(element)
-			if err != nil {
-				return err
-			}
-			s.brought[list] = append(s.brought[list], jsontree.Value(text))
 		}
 	}
 	_, err = TokenProjection(tree)
@@ -186,8 +180,14 @@ func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
 
 // Apply applies all patches to an outline, which is used up. The pod's own elements stay first, in order.
 func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
-	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
-	if !s.additive || s.touch(spec) {
+	spec, mustMerge := jsontree.Lookup[jsontree.Object](pod, "spec"), !s.additive
+	for list, names := range s.named {
+		elements := jsontree.Lookup[[]any](spec, list)
+		for _, name := range names {
+			mustMerge = jsontree.Named(elements, name) != nil || mustMerge
+		}
+	}
+	if mustMerge {
 		merged, err := s.merge(pod)
 		if err != nil {
 			return nil, err
@@ -207,28 +207,14 @@ func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 	return pod, s.mergeSysctls(pod)
 }
 
-// touch reports whether the pod has an element that the patches name.
-func (s *Set) touch(spec jsontree.Object) bool {
-	for list, names := range s.named {
-		elements := jsontree.Lookup[[]any](spec, list)
-		if slices.ContainsFunc(names, func(name string) bool { return jsontree.IndexOf(elements, name) >= 0 }) {
-			return true
-		}
-	}
-	return false
-}
-
 // hidden is the member for the text of an element in the object that strategic merge wants in its place.
 const hidden = "\x00"
 
-// merge applies the patches to a pod, whatever is in it and in them.
+// merge applies the patches to a pod whose elements are decoded where patches name them.
 func (s *Set) merge(pod jsontree.Object) (merged jsontree.Object, err error) {
 	own := map[string][]any{}
 	for _, list := range lists {
 		elements := jsontree.Lookup[[]any](pod, "spec", list)
-		for _, name := range s.named[list] {
-			jsontree.Named(elements, name)
-		}
 		for i, element := range elements {
 			if text, isText := element.(jsontree.Value); isText {
 				elements[i] = jsontree.Object{"name": jsontree.Name(text), hidden: text}
