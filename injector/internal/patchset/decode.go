@@ -78,12 +78,12 @@ func canonical(value any, path string) error {
 			}
 		}
 	case jsontree.Object:
+		isQuantities := strings.HasSuffix(path, ".resources.requests") || strings.HasSuffix(path, ".resources.limits")
 		for key, member := range value {
 			at := strings.TrimPrefix(path+"."+key, ".")
 			if err := canonical(member, at); err != nil {
 				return err
-			}
-			if list := strings.HasSuffix(path, ".resources.requests") || strings.HasSuffix(path, ".resources.limits"); !list || member == nil || key[0] == '$' {
+			} else if !isQuantities || member == nil || strings.HasPrefix(key, "$") {
 				continue
 			}
 			quantity, err := resource.ParseQuantity(fmt.Sprint(member))

@@ -193,6 +193,7 @@ func TestWrongFilesNameFileFieldAndReason(t *testing.T) {
 		"no containers left":   {patch("  containers:\n  - {name: compute, $patch: delete}\n"), "the patches remove the container compute"},
 		"empty list element":   {patch("  volumes:\n  -\n"), "20-wrong.yaml: line 5: an element of the list is empty"},
 		"wrong quantity":       {patch("  containers:\n  - name: a\n    resources:\n      limits: {cpu: much}\n"), "20-wrong.yaml: field spec.containers[0].resources.limits.cpu: much is not a quantity such as 100m"},
+		"quantity of nothing":  {patch("  containers:\n  - name: a\n    resources:\n      limits: {'': much}\n"), "20-wrong.yaml: field spec.containers[0].resources.limits.: much is not a quantity"},
 		"wrong unit":           {patch("  containers:\n  - name: a\n    resources:\n      requests: {memory: 64MB}\n"), "field spec.containers[0].resources.requests.memory: 64MB is not a quantity"},
 		"infinite":             {patch("  containers:\n  - name: a\n    securityContext: {runAsUser: .inf}\n"), "20-wrong.yaml: it cannot be converted to JSON"},
 		"empty field":          {patch("  securityContext:\n    # sysctls: []\n"), "20-wrong.yaml: field spec.securityContext is empty, which would remove the pod's own"},
