@@ -38,7 +38,7 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 	after := jsontree.Clone(before)
 	if isInjected {
 		fitResources(before, after, true) // another webhook may have changed the pod's QoS class since
-		return change(before, after, nil, Outcome{}), nil
+		return Allow().change(before, after), nil
 	}
 	meant, problems := found.understood()
 	port, by, why := reachedBy(request.metadata["annotations"], meant)
@@ -54,12 +54,14 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 	if why != "" {
 		r.log.Warn("pod not injected", append(who, "reason", why)...)
 		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: "", annotation.WiredBy: "", annotation.Version: ""})
-		return change(before, after, []string{"IMDS is not injected: " + why}, Outcome{notInjected, by}), nil
+		verdict := Allow("IMDS is not injected: " + why)
+		verdict.Outcome = Outcome{notInjected, by}
+		return verdict.change(before, after), nil
 	}
 
-	var outcome Outcome
+	verdict := Allow()
 	if problems != nil {
-		outcome = Outcome{tolerated, byAnnotation}
+		verdict.Outcome = Outcome{tolerated, byAnnotation}
 	}
 	// The sidecars read a user's annotations: as they are meant, and as the operator's patches change them.
 	values := map[string]string{annotation.RedirectPort: port} // which the patches go by
@@ -74,17 +76,16 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		return Verdict{}, err
 	}
 	fitResources(before, after, false)
-	var warnings []string
 	if r.patches.WiredBy == annotation.WiredByNodeAgent && jsontree.Lookup[any](before, "spec", "hostUsers") == false {
-		warnings = []string{"spec.hostUsers is false: the node agent does not wire a pod with a user namespace of its own, so its guest finds no IMDS"}
-		problems = append(problems, warnings...)
+		verdict.Warnings = []string{"spec.hostUsers is false: the node agent does not wire a pod with a user namespace of its own, so its guest finds no IMDS"}
+		problems = append(problems, verdict.Warnings...)
 	}
 	annotate(after, map[string]string{
 		annotation.Injected: "true", annotation.WiredBy: r.patches.WiredBy, annotation.Version: r.version, annotation.VMName: vmName, annotation.VMIUID: vmiUID,
 		annotation.Warnings: join(problems), annotation.NotInjected: "",
 	})
 	r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
-	return change(before, after, warnings, outcome), nil
+	return verdict.change(before, after), nil
 }
 
 // reachedBy returns the port of the redirection, empty for a bridge, or why the pod must not be injected (by: in a word).

@@ -135,14 +135,12 @@ func Allow(warnings ...string) Verdict {
 	return Verdict{Allowed: true, Warnings: warnings, Outcome: Outcome{Result: allowed}}
 }
 
-// change lets it pass with what leads from before to after; outcome, if it is not zero, tells more than that.
-func change(before, after jsontree.Object, warnings []string, outcome Outcome) Verdict {
-	verdict := Allow(warnings...)
-	if verdict.Patch = jsontree.Diff(before, after); verdict.Patch != nil {
-		verdict.Outcome.Result = patched
+// change has the verdict lead from before to after.
+func (v Verdict) change(before, after jsontree.Object) Verdict {
+	if v.Patch = jsontree.Diff(before, after); v.Patch != nil && v.Outcome.Result == allowed {
+		v.Outcome.Result = patched
 	}
-	verdict.Outcome = cmp.Or(outcome, verdict.Outcome)
-	return verdict
+	return v
 }
 
 // Func decides about one request. An error is a fault of ours: the failurePolicy says what comes of it.

@@ -50,16 +50,15 @@ func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
 	if err != nil {
 		return r.refuse(request, byTemplate, err.Error()), nil
 	}
-	judged := r.judge(request, now.subject(), old.subject())
-	if judged.refusals != nil {
-		return r.refuse(request, judged.refusedBy, join(judged.refusals)), nil
+	verdict, _, changed := r.judge(request, now.subject(), old.subject())
+	if !verdict.Allowed {
+		return verdict, nil
 	}
-	warnings := append(copied, judged.warnings...)
-	if judged.changed && object.Get("status", "created").IsTrue() {
-		warnings = append(warnings, "the VM takes the changed imds.kubevirt.io/ annotations when it restarts")
+	verdict.Warnings = append(copied, verdict.Warnings...)
+	if changed && object.Get("status", "created").IsTrue() {
+		verdict.Warnings = append(verdict.Warnings, "the VM takes the changed imds.kubevirt.io/ annotations when it restarts")
 	}
-	verdict := change(before, after, warnings, judged.outcome)
-	if verdict.Patch != nil {
+	if verdict = verdict.change(before, after); verdict.Patch != nil {
 		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
 	}
 	return verdict, nil
