@@ -151,9 +151,9 @@ func (s *Set) prove() error {
 	}
 	s.broughtMetadata, s.brought = jsontree.Lookup[jsontree.Object](tree, "metadata"), map[string][]any{}
 	for _, list := range lists {
-		for element := range jsontree.Value(text).Get("spec", list).Elements() {
+		for i, element := range slices.Collect(jsontree.Value(text).Get("spec", list).Elements()) {
 			if name := jsontree.Name(element); name == "" {
-				return fmt.Errorf("spec.%s has an element without a name", list)
+				return fmt.Errorf("spec.%s[%d] has no name", list, i)
 			} else if name != "compute" {
 				s.brought[list] = append(s.brought[list], element)
 			}
