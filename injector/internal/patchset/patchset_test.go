@@ -433,6 +433,20 @@ spec:
 	}
 }
 
+// In a pod such a directive would be a field that nobody knows.
+func TestDirectivesOfNewElementsDoNotStay(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", patch("  volumes:\n  - name: cache\n    $retainKeys: [name, emptyDir]\n    emptyDir: {}\n"))
+	for _, pod := range []string{
+		"{metadata: {}, spec: {containers: [{name: compute}]}}",
+		"{metadata: {}, spec: {containers: [{name: compute}], volumes: [{name: cache, hostPath: {path: /}}]}}",
+	} {
+		volumes := jsontree.Lookup[[]any](patchedBy(t, dir, pod), "spec", "volumes")
+		if got := encoded(t, jsontree.Named(volumes, "cache")); got != `{"emptyDir":{},"name":"cache"}` {
+			t.Errorf("%s: got %s", pod, got)
+		}
+	}
+}
+
 // A key whose value somebody commented out.
 func TestEmptyMetadataRemovesNothing(t *testing.T) {
 	dir := folder(t, "a.yaml", whole,
