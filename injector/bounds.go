@@ -103,22 +103,19 @@ type gate struct {
 	mu      sync.Mutex
 	free    int
 	most    int64                    // what all that wait may hold, in bytes
-	waiting []*waiter                // in the order of their arrival
+	waiting []*place                 // in the order of their arrival
 	inside  []*place                 // the oldest first
 	usual   map[string]time.Duration // how long a request of a host holds a place
 }
 
-// place is what a request holds.
+// place is what a request waits for, and then holds.
 type place struct {
+	on        *connection
+	holds     int64     // bytes, while it waits
+	enter     chan bool // true: it is given; false: it is not
 	since     time.Time
 	reviewed  atomic.Bool // now: its client is not waited for
 	interrupt func()      // ends the reading or writing; nil: it is ended
-}
-
-type waiter struct {
-	host  string
-	holds int64     // bytes
-	enter chan bool // true: a place; false: none
 }
 
 const (
@@ -136,10 +133,10 @@ func newGate(places int, most int64) *gate {
 
 // enter waits for a place with a body of so many bytes, and leave gives it back; interrupt ends whatever waits for
 // the client. errBusy: too many wait, most of them from this host.
-func (g *gate) enter(ctx context.Context, host string, body int64, interrupt func()) (p *place, err error) {
-	w := &waiter{host: host, holds: waiterHolds + min(max(body, 0), maxReceiveBuffer), enter: make(chan bool, 1)}
+func (g *gate) enter(ctx context.Context, on *connection, body int64, interrupt func()) (*place, error) {
+	p := &place{on: on, holds: waiterHolds + min(max(body, 0), maxReceiveBuffer), enter: make(chan bool, 1), interrupt: interrupt}
 	g.mu.Lock()
-	g.waiting = append(g.waiting, w)
+	g.waiting = append(g.waiting, p)
 	if g.free > 0 {
 		g.free--
 		g.next()
@@ -151,13 +148,13 @@ func (g *gate) enter(ctx context.Context, host string, body int64, interrupt fun
 	defer impatient.Stop()
 	for {
 		select {
-		case entered := <-w.enter:
+		case entered := <-p.enter:
 			if !entered {
 				return nil, errBusy
 			}
 			g.mu.Lock()
 			defer g.mu.Unlock()
-			p = &place{since: time.Now(), interrupt: interrupt}
+			p.since = time.Now()
 			g.inside = append(g.inside, p)
 			return p, nil
 		case <-impatient.C:
@@ -165,9 +162,9 @@ func (g *gate) enter(ctx context.Context, host string, body int64, interrupt fun
 		case <-ctx.Done():
 			g.mu.Lock()
 			defer g.mu.Unlock()
-			if i := slices.Index(g.waiting, w); i >= 0 {
-				g.waiting = slices.Delete(g.waiting, i, i+1)
-			} else if <-w.enter {
+			if slices.Contains(g.waiting, p) {
+				g.answer(p, false)
+			} else if <-p.enter {
 				g.next()
 			}
 			return nil, ctx.Err()
@@ -176,12 +173,12 @@ func (g *gate) enter(ctx context.Context, host string, body int64, interrupt fun
 }
 
 // leave gives a place back.
-func (g *gate) leave(p *place, host string) {
+func (g *gate) leave(p *place) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.inside = slices.DeleteFunc(g.inside, func(other *place) bool { return other == p })
+	g.inside = without(g.inside, p)
 	held := time.Since(p.since)
-	usual, known := g.usual[host]
+	usual, known := g.usual[p.on.host]
 	if !known {
 		usual = held
 		for other := range g.usual {
@@ -191,8 +188,12 @@ func (g *gate) leave(p *place, host string) {
 			delete(g.usual, other)
 		}
 	}
-	g.usual[host] = (3*usual + held) / 4
+	g.usual[p.on.host] = (3*usual + held) / 4
 	g.next()
+}
+
+func without(places []*place, gone *place) []*place {
+	return slices.DeleteFunc(places, func(p *place) bool { return p == gone })
 }
 
 // interrupt has as many lose their place as wait for one, if their clients have been waited for long enough.
@@ -209,8 +210,8 @@ func (g *gate) interrupt() {
 	}
 }
 
-func (g *gate) usualOf(host string) time.Duration {
-	if usual, known := g.usual[host]; known {
+func (g *gate) usualOf(p *place) time.Duration {
+	if usual, known := g.usual[p.on.host]; known {
 		return usual
 	}
 	return unknownHost
@@ -218,22 +219,20 @@ func (g *gate) usualOf(host string) time.Duration {
 
 // next gives a place that is free to who waits.
 func (g *gate) next() {
-	best := 0
-	for i, w := range g.waiting {
-		if g.usualOf(w.host) < g.usualOf(g.waiting[best].host) {
-			best = i
-		}
+	if len(g.waiting) == 0 {
+		g.free++
+		return
 	}
-	g.answer(best, true)
+	g.answer(slices.MinFunc(g.waiting, func(a, b *place) int { return cmp.Compare(g.usualOf(a), g.usualOf(b)) }), true)
 }
 
 // turnAway refuses, where all that wait hold too much, the newest of the host that holds the most.
 func (g *gate) turnAway() {
-	of, all, last := map[string]int64{}, int64(0), 0
-	for i, w := range g.waiting {
-		all += w.holds
-		if of[w.host] += w.holds; of[w.host] >= of[g.waiting[last].host] {
-			last = i
+	of, all, last := map[string]int64{}, int64(0), g.waiting[0]
+	for _, p := range g.waiting {
+		all += p.holds
+		if of[p.on.host] += p.holds; of[p.on.host] >= of[last.on.host] {
+			last = p
 		}
 	}
 	if all > g.most {
@@ -241,13 +240,9 @@ func (g *gate) turnAway() {
 	}
 }
 
-func (g *gate) answer(i int, enter bool) {
-	if len(g.waiting) == 0 {
-		g.free++
-		return
-	}
-	g.waiting[i].enter <- enter
-	g.waiting = slices.Delete(g.waiting, i, i+1)
+func (g *gate) answer(p *place, enter bool) {
+	g.waiting = without(g.waiting, p)
+	p.enter <- enter
 }
 
 // Whoever reaches the webhook can make it write to the node's disk. A thousand VMs that start stay below the first,

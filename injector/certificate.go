@@ -21,24 +21,31 @@ type certificateSource struct {
 	certFile, keyFile string // empty: the certificate is fixed
 	log               *slog.Logger
 
-	mu              sync.Mutex
-	current         *chain    // in use
-	files           [3][]byte // read last: certificates, key, CA
-	newest          *chain    // in them
-	readErr         error     // what is wrong with them
-	refused, unused string    // what was logged last
-	expires         string
+	mu      sync.Mutex
+	current *chain    // in use
+	files   [3][]byte // read last: certificates, key, CA
+	newest  *chain    // in them
+	readErr error     // what is wrong with them
+	told    problems
+}
+
+// condition is what is known of the certificate in use.
+type condition struct {
+	refused error // why the API server would refuse it
+	unused  error // why what is in the files is not in use instead
+	soon    error // in the last tenth of its life: renewed by hand, it may have been forgotten
+	expires time.Time
 }
 
 // certificateFiles is a source of two PEM files. A new pair that is wrong does not replace the last good one.
 // A file ca.crt beside them is what the API server trusts, as in the Secrets of cert-manager.
 func certificateFiles(certFile, keyFile, service string, log *slog.Logger) (*certificateSource, error) {
-	s := &certificateSource{service: service, certFile: certFile, keyFile: keyFile, log: log}
+	s := &certificateSource{service: service, certFile: certFile, keyFile: keyFile, log: log, told: problems{}}
 	if err := s.read(); err != nil {
 		return nil, err
 	}
 	s.current = s.newest
-	s.status(time.Now()) // logs what is wrong with it
+	s.look(time.Now()) // logs what is wrong with it
 	return s, nil
 }
 
@@ -50,39 +57,22 @@ func (s *certificateSource) get(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 	return &s.current.certificate, nil
 }
 
-// status says why the API server would refuse what is in use, and why what is in the files is not in use.
-func (s *certificateSource) status(now time.Time) (refused, unused error) {
+// look renews the certificate, and says in what condition it is.
+func (s *certificateSource) look(now time.Time) condition {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	unused = s.renew(now)
-	if refused = s.refusal(s.current, now); refused != nil {
-		refused = fmt.Errorf("the API server would refuse the certificate: %w", refused)
+	c := condition{unused: s.renew(now)}
+	if c.refused = s.refusal(s.current, now); c.refused != nil {
+		c.refused = fmt.Errorf("the API server would refuse the certificate: %w", c.refused)
 	}
-	if isNew(&s.refused, refused) {
-		s.log.Error("not ready", "err", refused)
-	}
-	return refused, unused
-}
-
-// expiresSoon warns in the last tenth of the certificate's life: renewed by hand, it may have been forgotten.
-func (s *certificateSource) expiresSoon(now time.Time) (warning error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	leaf := s.current.parsed[0]
-	if left := leaf.NotAfter.Sub(now); left < leaf.NotAfter.Sub(leaf.NotBefore)/10 {
-		warning = fmt.Errorf("the certificate expires at %s: renew it", leaf.NotAfter.UTC().Format(time.RFC3339))
+	c.expires = leaf.NotAfter
+	if c.expires.Sub(now) < c.expires.Sub(leaf.NotBefore)/10 {
+		c.soon = fmt.Errorf("the certificate expires at %s: renew it", c.expires.UTC().Format(time.RFC3339))
 	}
-	if isNew(&s.expires, warning) {
-		s.log.Warn("certificate expires soon", "err", warning)
-	}
-	return warning
-}
-
-// expiry is when the certificate in use expires.
-func (s *certificateSource) expiry() time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.current.parsed[0].NotAfter
+	s.told.tell(s.log.Error, "not ready", c.refused)
+	s.told.tell(s.log.Warn, "certificate expires soon", c.soon)
+	return c
 }
 
 func (s *certificateSource) refusal(c *chain, now time.Time) error {
@@ -105,9 +95,7 @@ func (s *certificateSource) renew(now time.Time) error {
 			s.log.Info("renewed certificate is in use", "expires", s.current.parsed[0].NotAfter.UTC().Format(time.RFC3339))
 		}
 	}
-	if isNew(&s.unused, err) {
-		s.log.Error("renewed certificate is not used, the last good one stays", "err", err)
-	}
+	s.told.tell(s.log.Error, "renewed certificate is not used, the last good one stays", err)
 	return err
 }
 
@@ -130,11 +118,15 @@ func (s *certificateSource) read() error {
 	return s.readErr
 }
 
-// isNew reports whether err is a problem, and another one than last: each is logged once.
-func isNew(last *string, err error) bool {
-	before := *last
-	*last = fmt.Sprint(err)
-	return err != nil && *last != before
+// problems has what was wrong last, by what the log says of it: each problem is logged once.
+type problems map[string]string
+
+func (p problems) tell(log func(string, ...any), message string, err error) {
+	before := p[message]
+	p[message] = fmt.Sprint(err)
+	if err != nil && p[message] != before {
+		log(message, "err", err)
+	}
 }
 
 // chain is a serving certificate with what a client judges it by.

@@ -223,12 +223,12 @@ func TestCertificateThatExpiresSoonIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if warning := source.expiresSoon(time.Now()); warning != nil {
+	if warning := source.look(time.Now()).soon; warning != nil {
 		t.Errorf("too early: %v", warning)
 	}
 	soon := source.current.parsed[0].NotAfter.Add(-time.Minute)
 	for range 2 {
-		if warning := source.expiresSoon(soon); warning == nil || !strings.Contains(warning.Error(), "renew it") {
+		if warning := source.look(soon).soon; warning == nil || !strings.Contains(warning.Error(), "renew it") {
 			t.Errorf("a minute before: %v", warning)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"mime"
-	"net"
 	"net/http"
 	"os"
 	"runtime"
@@ -61,29 +60,27 @@ func (a *admission) bounded(reviews *http.ServeMux) http.Handler {
 		if r.ContentLength > maxSmall {
 			gate = a.large
 		}
-		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		on := r.Context().Value(connectionKey{}).(*connection)
 		client := http.NewResponseController(w)
 		_ = client.SetReadDeadline(time.Time{}) // until it has a place
-		place, err := gate.enter(r.Context(), host, r.ContentLength, func() {
+		place, err := gate.enter(r.Context(), on, r.ContentLength, func() {
 			_ = client.SetReadDeadline(time.Now())
 			_ = client.SetWriteDeadline(time.Now())
 		})
 		if err != nil {
+			outcome := tooSlow
 			if errors.Is(err, errBusy) {
-				a.metrics.count(pattern, turnedAway)
-			} else {
-				a.metrics.count(pattern, tooSlow)
+				outcome = turnedAway
 			}
+			a.metrics.of(pattern, outcome).Inc()
 			a.strangers.Warn("request turned away", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
 			w.WriteHeader(http.StatusServiceUnavailable) // a text would wait to be taken
 			return
 		}
-		defer gate.leave(place, host)
+		defer gate.leave(place)
 		_ = client.SetReadDeadline(time.Now().Add(a.arrival))
-		if on, found := r.Context().Value(connectionKey{}).(*connection); found {
-			on.asking.Add(1)
-			defer on.asking.Add(-1)
-		}
+		on.asking.Add(1)
+		defer on.asking.Add(-1)
 		reviews.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), placeKey{}, place)))
 		_ = client.Flush() // else it would wait for that outside
 	})
@@ -99,14 +96,14 @@ func (a *admission) handler(decide review.Func) http.Handler {
 		if err != nil {
 			outcome = outcomeOf(status)
 		}
-		a.metrics.count(r.Pattern, outcome)
+		a.metrics.of(r.Pattern, outcome).Inc()
 		if err != nil {
 			a.strangers.Warn("request refused", "path", r.URL.Path, "remote", r.RemoteAddr, "status", status, "err", err)
 			http.Error(w, err.Error(), status)
 			return
 		}
-		if on, found := r.Context().Value(connectionKey{}).(*connection); found {
-			on.reviewed.Store(time.Now().UnixNano())
+		if p, found := r.Context().Value(placeKey{}).(*place); found {
+			p.on.reviewed.Store(time.Now().UnixNano())
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if _, err := w.Write(answer); err != nil {
@@ -155,7 +152,7 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 		response.Result = &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: verdict.Reason}
 	}
 	answer, err = json.Marshal(&admissionv1.AdmissionReview{TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"}, Response: response})
-	return answer, verdict.Result(), http.StatusInternalServerError, err
+	return answer, verdict.Outcome, http.StatusInternalServerError, err
 }
 
 func readBody(r *http.Request) (body []byte, status int, err error) {

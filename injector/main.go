@@ -62,23 +62,15 @@ func run(ctx context.Context, args []string, pod podEnvironment, stdout, stderr 
 	log := slog.New(slog.NewTextHandler(&limitedLines{Writer: stderr, most: maxLines}, nil))
 	strangers := slog.New(slog.NewTextHandler(&limitedLines{Writer: stderr, most: maxLinesOfOthers}, nil))
 	limitMemory(log)
-	if err := serve(ctx, opts, pod, timing, log, strangers); err != nil {
+	service, err := listen(opts, pod, timing, log, strangers)
+	if err == nil {
+		err = service.run(ctx)
+	}
+	if err != nil {
 		log.Error("imds-webhook ends", "err", err)
 		return 1
 	}
 	return 0
-}
-
-func serve(ctx context.Context, opts options, pod podEnvironment, timing timing, log, strangers *slog.Logger) error {
-	certificates, publisher, err := openCertificates(opts, pod, timing, log)
-	if err != nil {
-		return err
-	}
-	service, err := listen(opts, certificates, publisher, timing, log, strangers)
-	if err != nil {
-		return err
-	}
-	return service.run(ctx)
 }
 
 // openCertificates returns the certificate to serve, and the publisher of its CA, which may be nil.
@@ -97,7 +89,7 @@ func openCertificates(opts options, pod podEnvironment, timing timing, log *slog
 		return nil, nil, fmt.Errorf("--self-signed: %w, or give --tls-cert and --tls-key", err)
 	}
 	fixed, err := parseChain(bundle.Certificate, bundle.Key, bundle.CA)
-	return &certificateSource{service: opts.service, current: fixed, log: log}, publisher, err
+	return &certificateSource{service: opts.service, current: fixed, log: log, told: problems{}}, publisher, err
 }
 
 // limitMemory has the garbage collector work harder above three eighths of the container's memory limit

@@ -41,19 +41,15 @@ func newAdmissionMetrics() admissionMetrics {
 	for _, pattern := range []string{"POST /mutate-pod", "POST /mutate-virtualmachine", "POST /mutate-virtualmachineinstance"} {
 		// From zero, so that a rate has the first of each.
 		for _, outcome := range append(review.Outcomes(), failed, noReview, turnedAway, tooSlow) {
-			m.counter(pattern, outcome)
+			m.of(pattern, outcome)
 		}
 		m.duration(pattern)
 	}
 	return m
 }
 
-// count counts a request that matched a pattern of the paths.
-func (m admissionMetrics) count(pattern string, outcome review.Outcome) {
-	m.counter(pattern, outcome).Inc()
-}
-
-func (m admissionMetrics) counter(pattern string, outcome review.Outcome) *metrics.Counter {
+// of returns the counter of requests that match a pattern of the paths, by what they came to.
+func (m admissionMetrics) of(pattern string, outcome review.Outcome) *metrics.Counter {
 	return m.set.GetOrCreateCounter(fmt.Sprintf("imds_webhook_admissions_total{resource=%q,result=%q,reason=%q}", resourceOf(pattern), outcome.Result, outcome.Reason))
 }
 
@@ -80,11 +76,10 @@ func (s *service) metrics(m admissionMetrics, patchesHash string) http.HandlerFu
 		return 0
 	}
 	m.set.NewGauge(fmt.Sprintf("imds_webhook_info{version=%q,patches=%q}", buildVersion(), patchesHash), func() float64 { return 1 })
-	m.set.NewGauge("imds_webhook_ready", func() float64 {
-		notReady, _ := s.state(time.Now())
-		return isNil(notReady)
+	m.set.NewGauge("imds_webhook_ready", func() float64 { return isNil(s.notReady(s.certificates.look(time.Now()))) })
+	m.set.NewGauge("imds_webhook_certificate_expiry_timestamp_seconds", func() float64 {
+		return float64(s.certificates.look(time.Now()).expires.Unix())
 	})
-	m.set.NewGauge("imds_webhook_certificate_expiry_timestamp_seconds", func() float64 { return float64(s.certificates.expiry().Unix()) })
 	if s.publisher != nil {
 		m.set.NewGauge("imds_webhook_ca_published", func() float64 { return isNil(s.publisher.status()) })
 	}

@@ -35,9 +35,9 @@ type publisher struct {
 	client    *http.Client
 	log       *slog.Logger
 
-	mu       sync.Mutex
-	problem  error  // nil while the CA is there, as far as is known
-	reported string // the last failure that was logged
+	mu      sync.Mutex
+	problem error // nil while the CA is there, as far as is known
+	told    problems
 }
 
 // newPublisher finds the API server and the right to speak to it in the pod's environment.
@@ -47,7 +47,7 @@ func newPublisher(ca []byte, pause func(int) <-chan time.Time, pod podEnvironmen
 		return nil, errors.New("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: run in a pod")
 	}
 	p := &publisher{
-		ca: ca, pause: pause, log: log, problem: errors.New("not tried yet"),
+		ca: ca, pause: pause, log: log.With("configuration", configurationName), problem: errors.New("not tried yet"), told: problems{},
 		url:       "https://" + net.JoinHostPort(host, port) + configurationPath,
 		tokenFile: filepath.Join(pod.serviceAccountFolder, "token"),
 		caFile:    filepath.Join(pod.serviceAccountFolder, "ca.crt"),
@@ -104,15 +104,13 @@ func (p *publisher) run(ctx context.Context) {
 		if failures++; err == nil {
 			failures = 0
 			if written || p.problem != nil {
-				p.log.Info("CA published", "configuration", configurationName)
+				p.log.Info("CA published")
 			}
 		}
 		if known || p.problem != nil {
 			p.problem = err
 		}
-		if isNew(&p.reported, err) {
-			p.log.Warn("CA not published, trying again", "configuration", configurationName, "err", err)
-		}
+		p.told.tell(p.log.Warn, "CA not published, trying again", err)
 		p.mu.Unlock()
 		select {
 		case <-ctx.Done():

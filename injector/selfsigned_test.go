@@ -114,11 +114,7 @@ func TestSelfSignedWebhookThatCannotServeEnds(t *testing.T) {
 	timing.publish = func(int) <-chan time.Time { return nil }
 	log := slog.New(slog.DiscardHandler)
 	opts := options{selfSigned: true, service: serviceName, patches: declaredPatches, serverImage: serverImage, listen: "127.0.0.1:0", healthListen: "127.0.0.1:0"}
-	certificates, publisher, err := openCertificates(opts, pod, timing, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	service, err := listen(opts, certificates, publisher, timing, log, log)
+	service, err := listen(opts, pod, timing, log, log)
 	if err != nil {
 		t.Fatal(err)
 	}

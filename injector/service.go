@@ -66,13 +66,17 @@ type service struct {
 	draining                        atomic.Bool
 }
 
-// listen opens the patches and both listeners.
-func listen(opts options, certificates *certificateSource, publisher *publisher, timing timing, log, strangers *slog.Logger) (*service, error) {
+// listen opens the certificate, the patches and both listeners.
+func listen(opts options, pod podEnvironment, timing timing, log, strangers *slog.Logger) (*service, error) {
+	certificates, publisher, err := openCertificates(opts, pod, timing, log)
+	if err != nil {
+		return nil, err
+	}
 	patches, err := patchset.Open(opts.patches, opts.serverImage)
 	if err != nil {
 		return nil, err
 	}
-	log.Info("patches read", "files", patches.Files(), "hash", patches.Hash, "leftOut", patches.LeftOut, "wiredBy", patches.WiredBy, "serverImage", opts.serverImage, "version", buildVersion())
+	log.Info("patches read", "files", patches.Files, "hash", patches.Hash, "leftOut", patches.LeftOut, "wiredBy", patches.WiredBy, "serverImage", opts.serverImage, "version", buildVersion())
 	reviews := http.NewServeMux()
 	admission, reviewer := newAdmission(log, strangers, timing.arrival), review.New(patches, buildVersion(), log)
 	for path, decide := range map[string]review.Func{
@@ -131,27 +135,26 @@ func (s *service) closing(handler http.Handler) http.Handler {
 // ready says whether the API server can be sent here. A renewed certificate that is not in use is named, but
 // does not make a replica unready: all of them would be gone at once.
 func (s *service) ready(w http.ResponseWriter, _ *http.Request) {
-	err, unused := s.state(time.Now())
-	if err != nil {
-		http.Error(w, errors.Join(err, unused).Error(), http.StatusServiceUnavailable)
+	certificate := s.certificates.look(time.Now())
+	if err := s.notReady(certificate); err != nil {
+		http.Error(w, errors.Join(err, certificate.unused).Error(), http.StatusServiceUnavailable)
 		return
 	}
 	fmt.Fprintln(w, "OK")
-	if unused != nil {
-		fmt.Fprintf(w, "the last good certificate stays in use: %v\n", unused)
+	if certificate.unused != nil {
+		fmt.Fprintf(w, "the last good certificate stays in use: %v\n", certificate.unused)
 	}
-	if soon := s.certificates.expiresSoon(time.Now()); soon != nil {
-		fmt.Fprintln(w, soon)
+	if certificate.soon != nil {
+		fmt.Fprintln(w, certificate.soon)
 	}
 }
 
-// state says why the API server cannot be sent here, and why a renewed certificate is not in use.
-func (s *service) state(now time.Time) (notReady, unused error) {
-	refused, unused := s.certificates.status(now)
+// notReady says why the API server cannot be sent here.
+func (s *service) notReady(certificate condition) error {
 	if s.draining.Load() {
-		return errors.New("draining"), unused
+		return errors.New("draining")
 	}
-	return errors.Join(refused, s.publisher.status()), unused
+	return errors.Join(certificate.refused, s.publisher.status())
 }
 
 // newServer returns a server whose connections are bounded.

@@ -45,7 +45,7 @@ var kinds = map[string]string{
 }
 
 // events are the functions that log, and which of their arguments is the event.
-var events = map[string]int{"Info": 0, "Warn": 0, "Error": 0, "tellOf": 0, "write": 1}
+var events = map[string]int{"Info": 0, "Warn": 0, "Error": 0, "tellOf": 0, "write": 1, "tell": 1}
 
 // noMessage are the functions and the packages whose arguments are no messages.
 var noMessage = []string{"panic", "Handle", "HandleFunc", "Set", "strings", "bytes", "regexp"}

@@ -17,8 +17,7 @@ import (
 // checkPod judges the smallest pod, with the patches applied.
 func checkPod(pod *corev1.Pod) error {
 	spec := &pod.Spec
-	isCompute := func(c corev1.Container) bool { return c.Name == "compute" }
-	if !slices.ContainsFunc(spec.Containers, isCompute) {
+	if !slices.ContainsFunc(spec.Containers, named("compute")) {
 		return errors.New("the patches remove the container compute, which runs the VM")
 	}
 	if spec.HostNetwork || spec.HostPID || spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace {
@@ -36,7 +35,7 @@ func checkPod(pod *corev1.Pod) error {
 	}
 	for _, c := range spec.InitContainers {
 		// One patch says where a container is, another puts it somewhere else.
-		if slices.ContainsFunc(spec.Containers, func(other corev1.Container) bool { return other.Name == c.Name }) {
+		if slices.ContainsFunc(spec.Containers, named(c.Name)) {
 			return fmt.Errorf("the patches bring the container %s twice, to spec.initContainers and to spec.containers: keep one", c.Name)
 		} else if IsSidecar(c.Name) && (c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways) {
 			return fmt.Errorf("the VM would not start before the init container %s ends: set its restartPolicy to Always", c.Name)
@@ -58,6 +57,10 @@ func checkPod(pod *corev1.Pod) error {
 		}
 	}
 	return nil
+}
+
+func named(name string) func(corev1.Container) bool {
+	return func(c corev1.Container) bool { return c.Name == name }
 }
 
 func checkContainer(c corev1.Container) error {
@@ -93,17 +96,12 @@ func checkContainer(c corev1.Container) error {
 
 // wiredBy returns who wires such a pod: its own imds-init, or the node agent, which finds it by a socket.
 func wiredBy(spec *corev1.PodSpec) (string, error) {
-	hasInit, socket, folder := false, "", ""
-	var server *corev1.Container
-	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
-		hasInit = hasInit || c.Name == InitContainer
-		if c.Name == ServerContainer {
-			server = &c
-		}
-	}
-	if server == nil {
+	containers, socket, folder := slices.Concat(spec.InitContainers, spec.Containers), "", ""
+	hasInit, i := slices.ContainsFunc(containers, named(InitContainer)), slices.IndexFunc(containers, named(ServerContainer))
+	if i < 0 {
 		return "", fmt.Errorf("no patch brings the container %s: add it to spec.initContainers", ServerContainer)
 	}
+	server := containers[i]
 	for _, variable := range server.Env {
 		if variable.Name == "IMDS_NODE_SOCKET" {
 			socket = variable.Value

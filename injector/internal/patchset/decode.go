@@ -44,11 +44,11 @@ func decodePatch(data []byte) (jsontree.Object, error) {
 	if err := canonical(patch, ""); err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(value)
+	text, err := json.Marshal(patch)
 	if err != nil {
 		return nil, fmt.Errorf("it cannot be converted to JSON: %w", err)
 	}
-	if err := checkFields(text); err != nil {
+	if err := checkFields(patch, text); err != nil {
 		return nil, err
 	}
 	patch = jsontree.Value(text).Tree().(jsontree.Object)
@@ -78,12 +78,12 @@ func canonical(value any, path string) error {
 			}
 		}
 	case jsontree.Object:
+		isQuantities := strings.HasSuffix(path, ".resources.requests") || strings.HasSuffix(path, ".resources.limits")
 		for key, member := range value {
 			at := strings.TrimPrefix(path+"."+key, ".")
 			if err := canonical(member, at); err != nil {
 				return err
-			}
-			if list := strings.HasSuffix(path, ".resources.requests") || strings.HasSuffix(path, ".resources.limits"); !list || member == nil || key[0] == '$' {
+			} else if !isQuantities || member == nil || strings.HasPrefix(key, "$") {
 				continue
 			}
 			quantity, err := resource.ParseQuantity(fmt.Sprint(member))
@@ -122,19 +122,15 @@ func checkNodes(node *yaml.Node) error {
 // directive is what a strict decoder says of a directive of strategic merge.
 var directive = regexp.MustCompile(`[".]\$(patch|retainKeys|setElementOrder/[a-zA-Z]+|deleteFromPrimitiveList/[a-zA-Z]+)"$`)
 
-// checkFields compares a patch with the type of a Pod: its fields and their kinds.
-func checkFields(text []byte) error {
-	var wrong *json.UnmarshalTypeError
-	if err := json.Unmarshal(text, &corev1.Pod{}); errors.As(err, &wrong) {
+// checkFields compares a patch, and its text, with the type of a Pod: its fields and their kinds.
+func checkFields(patch jsontree.Object, text []byte) error {
+	err := json.Unmarshal(text, &corev1.Pod{})
+	if wrong, isType := errors.AsType[*json.UnmarshalTypeError](err); isType {
 		return fmt.Errorf("field %s: want %s, not %s", wrong.Field, wrong.Type, wrong.Value)
 	} else if err != nil {
 		return err
 	}
-	var patch jsontree.Object
-	if err := json.Unmarshal(text, &patch); err != nil {
-		return err
-	}
-	err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(patch, &corev1.Pod{}, true)
+	err = runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(patch, &corev1.Pod{}, true)
 	strict, isStrict := runtime.AsStrictDecodingError(err)
 	if !isStrict {
 		return err

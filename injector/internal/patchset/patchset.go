@@ -37,11 +37,12 @@ func IsSidecar(name string) bool { return name == InitContainer || name == Serve
 
 // Set is the patches of one folder, ready to be applied. It does not change.
 type Set struct {
-	WiredBy     string   // who wires the pods: a value of annotation.WiredBy
-	LeftOut     []string // files that are no patches, by their names
-	Hash        string   // of the files
-	files       []file
-	sysctls     []any // as in a pod
+	WiredBy     string            // who wires the pods: a value of annotation.WiredBy
+	Files       []string          // by their names
+	LeftOut     []string          // those that are no patches
+	Hash        string            // of the files
+	patches     []jsontree.Object // of the files, without what the Set applies itself
+	sysctls     []any             // as in a pod
 	serverImage string
 	// What an outline has of the metadata and of the spec, and the elements that patches name, by list.
 	metadata jsontree.Object
@@ -51,20 +52,6 @@ type Set struct {
 	additive        bool
 	brought         map[string][]any
 	broughtMetadata jsontree.Object
-}
-
-// file is one patch as a tree, without what the Set applies itself.
-type file struct {
-	name  string
-	patch jsontree.Object
-}
-
-// Files returns the names of the files that the set was read from.
-func (s *Set) Files() (names []string) {
-	for _, file := range s.files {
-		names = append(names, file.name)
-	}
-	return names
 }
 
 // podSchema tells strategic merge which lists of a Pod are merged by which key.
@@ -99,17 +86,17 @@ func Open(folder, serverImage string) (*Set, error) {
 		}
 		fmt.Fprintf(hash, "%s\x00%d\x00%s", name, len(content), content)
 		patch, err := decodePatch(content)
+		if err == nil {
+			err = s.takeSysctls(patch)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		if err := s.takeSysctls(patch); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
 		s.learn(patch)
-		s.files = append(s.files, file{name, patch})
+		s.Files, s.patches = append(s.Files, name), append(s.patches, patch)
 	}
 	s.Hash = fmt.Sprintf("%.6x", hash.Sum(nil))
-	if s.files == nil {
+	if s.Files == nil {
 		return nil, errors.New("no patch files in " + folder + ": want *.yaml, *.yml or *.json")
 	}
 	if err := s.prove(); err != nil {
@@ -164,18 +151,12 @@ func (s *Set) prove() error {
 	}
 	s.broughtMetadata, s.brought = jsontree.Lookup[jsontree.Object](tree, "metadata"), map[string][]any{}
 	for _, list := range lists {
-		for i, element := range jsontree.Lookup[[]any](tree, "spec", list) {
-			switch jsontree.Name(element) {
-			case "":
+		for i, element := range slices.Collect(jsontree.Value(text).Get("spec", list).Elements()) {
+			if name := jsontree.Name(element); name == "" {
 				return fmt.Errorf("spec.%s[%d] has no name", list, i)
-			case "compute":
-				continue
+			} else if name != "compute" {
+				s.brought[list] = append(s.brought[list], element)
 			}
-			text, err := json.Marshal(element)
-			if err != nil {
-				return err
-			}
-			s.brought[list] = append(s.brought[list], jsontree.Value(text))
 		}
 	}
 	_, err = TokenProjection(tree)
@@ -199,8 +180,14 @@ func TokenProjection(pod jsontree.Object) (jsontree.Object, error) {
 
 // Apply applies all patches to an outline, which is used up. The pod's own elements stay first, in order.
 func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
-	spec := jsontree.Lookup[jsontree.Object](pod, "spec")
-	if !s.additive || s.touch(spec) {
+	spec, mustMerge := jsontree.Lookup[jsontree.Object](pod, "spec"), !s.additive
+	for list, names := range s.named {
+		elements := jsontree.Lookup[[]any](spec, list)
+		for _, name := range names {
+			mustMerge = jsontree.Named(elements, name) != nil || mustMerge
+		}
+	}
+	if mustMerge {
 		merged, err := s.merge(pod)
 		if err != nil {
 			return nil, err
@@ -220,54 +207,35 @@ func (s *Set) Apply(pod jsontree.Object) (jsontree.Object, error) {
 	return pod, s.mergeSysctls(pod)
 }
 
-// touch reports whether the pod has an element that the patches name.
-func (s *Set) touch(spec jsontree.Object) bool {
-	for list, names := range s.named {
-		elements := jsontree.Lookup[[]any](spec, list)
-		if slices.ContainsFunc(names, func(name string) bool { return jsontree.IndexOf(elements, name) >= 0 }) {
-			return true
-		}
-	}
-	return false
-}
-
 // hidden is the member for the text of an element in the object that strategic merge wants in its place.
 const hidden = "\x00"
 
-// merge applies the patches to a pod, whatever is in it and in them.
-func (s *Set) merge(pod jsontree.Object) (jsontree.Object, error) {
+// merge applies the patches to a pod whose elements are decoded where patches name them.
+func (s *Set) merge(pod jsontree.Object) (merged jsontree.Object, err error) {
+	own := map[string][]any{}
 	for _, list := range lists {
 		elements := jsontree.Lookup[[]any](pod, "spec", list)
-		for _, name := range s.named[list] {
-			jsontree.Named(elements, name)
-		}
 		for i, element := range elements {
 			if text, isText := element.(jsontree.Value); isText {
 				elements[i] = jsontree.Object{"name": jsontree.Name(text), hidden: text}
 			}
 		}
+		own[list] = slices.Clone(elements)
 	}
-	original := jsontree.Clone(pod)
-	var specs []jsontree.Object
-	for _, file := range s.files {
-		var err error
-		// The merge consumes the patch that it is given.
-		pod, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(pod, jsontree.Clone(file.patch), podSchema)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file.name, err)
+	for i, patch := range s.patches {
+		patch = jsontree.Clone(patch) // which the merge consumes
+		makeRoom(jsontree.Lookup[jsontree.Object](pod, "spec"), jsontree.Lookup[jsontree.Object](patch, "spec"), lists...)
+		if pod, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(pod, patch, podSchema); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.Files[i], err)
 		}
-		specs = append(specs, jsontree.Lookup[jsontree.Object](file.patch, "spec"))
 	}
-	dropNulls(pod, original)
-	spec, originalSpec := jsontree.Lookup[jsontree.Object](pod, "spec"), jsontree.Lookup[jsontree.Object](original, "spec")
-	restoreOrder(spec, originalSpec, specs, lists...)
 	for _, list := range lists {
-		elements, own := jsontree.Lookup[[]any](spec, list), jsontree.Lookup[[]any](originalSpec, list)
+		elements := jsontree.Lookup[[]any](pod, "spec", list)
 		for i, element := range elements {
 			object, _ := element.(jsontree.Object)
 			if text, isText := object[hidden].(jsontree.Value); isText {
 				elements[i] = text
-			} else if list != "volumes" && jsontree.IndexOf(own, jsontree.Name(object)) < 0 && jsontree.Lookup[string](object, "image") == "" {
+			} else if list != "volumes" && jsontree.IndexOf(own[list], jsontree.Name(object)) < 0 && jsontree.Lookup[string](object, "image") == "" {
 				object["image"] = s.serverImage
 			}
 		}
@@ -275,56 +243,33 @@ func (s *Set) merge(pod jsontree.Object) (jsontree.Object, error) {
 	return pod, nil
 }
 
-// dropNulls removes nulls that the original has not: strategic merge leaves the null of a field that is not
-// there, and the API server reads that of a quantity as 0.
-func dropNulls(merged, original any) {
-	switch merged := merged.(type) {
-	case jsontree.Object:
-		before, _ := original.(jsontree.Object)
-		for key, value := range merged {
-			if was, found := before[key]; value != nil || found {
-				dropNulls(value, was)
-			} else {
-				delete(merged, key)
-			}
-		}
-	case []any:
-		before, _ := original.([]any)
-		for _, element := range merged {
-			dropNulls(element, jsontree.Named(before, jsontree.Name(element)))
-		}
-	}
-}
-
-// elementOrder is the directive by which a patch states the order of a list.
-const elementOrder = "$setElementOrder/"
-
-// restoreOrder sorts lists, and the environment of the containers in them: first the original's elements,
-// then the patches', unless a patch states the order. Strategic merge puts new elements first, and init
-// containers start in their order.
-func restoreOrder(merged, original jsontree.Object, patches []jsontree.Object, lists ...string) {
+// makeRoom has an element, at the end of its list, for each that a patch brings, and so for the environment of
+// containers; and the changes of a list in its order, unless the patch states one. Strategic merge itself would put
+// new elements first, with nulls for what they do not have. But init containers start in their order, and the API
+// server reads the null of a quantity as 0.
+func makeRoom(object, patch jsontree.Object, lists ...string) {
 	for _, list := range lists {
-		elements, own := jsontree.Lookup[[]any](merged, list), jsontree.Lookup[[]any](original, list)
-		order, stated := slices.Clone(own), false
-		for _, patch := range patches {
-			_, states := patch[elementOrder+list]
-			order, stated = append(order, jsontree.Lookup[[]any](patch, list)...), stated || states
+		elements, changes := jsontree.Lookup[[]any](object, list), jsontree.Lookup[[]any](patch, list)
+		isReplacement := func(change any) bool { return change.(jsontree.Object)["$patch"] == "replace" }
+		if slices.ContainsFunc(changes, isReplacement) {
+			elements, changes = []any{}, slices.DeleteFunc(changes, isReplacement)
+			patch[list] = changes
 		}
-		if !stated {
-			slices.SortStableFunc(elements, func(a, b any) int {
-				return jsontree.IndexOf(order, jsontree.Name(a)) - jsontree.IndexOf(order, jsontree.Name(b))
+		for _, change := range changes {
+			name := jsontree.Name(change)
+			if i := jsontree.IndexOf(elements, name); i >= 0 && list != "env" {
+				makeRoom(elements[i].(jsontree.Object), change.(jsontree.Object), "env")
+			} else if i < 0 && name != "" && change.(jsontree.Object)["$patch"] == nil {
+				elements = append(elements, jsontree.Object{"name": name})
+			}
+		}
+		if elements != nil {
+			object[list] = elements
+		}
+		if _, stated := patch["$setElementOrder/"+list]; !stated {
+			slices.SortStableFunc(changes, func(a, b any) int {
+				return jsontree.IndexOf(elements, jsontree.Name(a)) - jsontree.IndexOf(elements, jsontree.Name(b))
 			})
-		}
-		for _, element := range elements {
-			var changes []jsontree.Object
-			for _, change := range order[len(own):] {
-				if change := jsontree.Named([]any{change}, jsontree.Name(element)); change != nil {
-					changes = append(changes, change)
-				}
-			}
-			if object, _ := element.(jsontree.Object); changes != nil && list != "env" {
-				restoreOrder(object, jsontree.Named(own, jsontree.Name(element)), changes, "env")
-			}
 		}
 	}
 }

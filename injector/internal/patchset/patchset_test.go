@@ -193,6 +193,7 @@ func TestWrongFilesNameFileFieldAndReason(t *testing.T) {
 		"no containers left":   {patch("  containers:\n  - {name: compute, $patch: delete}\n"), "the patches remove the container compute"},
 		"empty list element":   {patch("  volumes:\n  -\n"), "20-wrong.yaml: line 5: an element of the list is empty"},
 		"wrong quantity":       {patch("  containers:\n  - name: a\n    resources:\n      limits: {cpu: much}\n"), "20-wrong.yaml: field spec.containers[0].resources.limits.cpu: much is not a quantity such as 100m"},
+		"quantity of nothing":  {patch("  containers:\n  - name: a\n    resources:\n      limits: {'': much}\n"), "20-wrong.yaml: field spec.containers[0].resources.limits.: much is not a quantity"},
 		"wrong unit":           {patch("  containers:\n  - name: a\n    resources:\n      requests: {memory: 64MB}\n"), "field spec.containers[0].resources.requests.memory: 64MB is not a quantity"},
 		"infinite":             {patch("  containers:\n  - name: a\n    securityContext: {runAsUser: .inf}\n"), "20-wrong.yaml: it cannot be converted to JSON"},
 		"empty field":          {patch("  securityContext:\n    # sysctls: []\n"), "20-wrong.yaml: field spec.securityContext is empty, which would remove the pod's own"},
@@ -432,6 +433,20 @@ spec:
 	}
 }
 
+// In a pod such a directive would be a field that nobody knows.
+func TestDirectivesOfNewElementsDoNotStay(t *testing.T) {
+	dir := folder(t, "a.yaml", whole, "b.yaml", patch("  volumes:\n  - name: cache\n    $retainKeys: [name, emptyDir]\n    emptyDir: {}\n"))
+	for _, pod := range []string{
+		"{metadata: {}, spec: {containers: [{name: compute}]}}",
+		"{metadata: {}, spec: {containers: [{name: compute}], volumes: [{name: cache, hostPath: {path: /}}]}}",
+	} {
+		volumes := jsontree.Lookup[[]any](patchedBy(t, dir, pod), "spec", "volumes")
+		if got := encoded(t, jsontree.Named(volumes, "cache")); got != `{"emptyDir":{},"name":"cache"}` {
+			t.Errorf("%s: got %s", pod, got)
+		}
+	}
+}
+
 // A key whose value somebody commented out.
 func TestEmptyMetadataRemovesNothing(t *testing.T) {
 	dir := folder(t, "a.yaml", whole,
@@ -519,8 +534,8 @@ func TestConfigMapVolume(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if set := open(t, dir); len(set.files) != 1 {
-		t.Errorf("%d files", len(set.files))
+	if set := open(t, dir); len(set.Files) != 1 {
+		t.Errorf("%d files", len(set.Files))
 	}
 }
 
@@ -596,7 +611,7 @@ func TestQuantitiesHaveOneForm(t *testing.T) {
 
 func TestFilesThatAreNoPatches(t *testing.T) {
 	set := open(t, folder(t, "a.yaml", whole, "b.YAML", "x", "kustomization.yaml", "x", ".hidden", "x"))
-	if got := strings.Join(append(set.Files(), set.LeftOut...), " "); got != "a.yaml b.YAML" {
+	if got := strings.Join(append(set.Files, set.LeftOut...), " "); got != "a.yaml b.YAML" {
 		t.Errorf("read, and then left out: %s", got)
 	}
 }

@@ -3,7 +3,6 @@ package patchset
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"github.com/example/kubevirt-imds/injector/annotation"
@@ -37,30 +36,26 @@ func (s *Set) takeSysctls(patch jsontree.Object) error {
 // stays as it is: KubeVirt's CNI plugin for passt sets it before the runtime writes the pod's, and imds-server
 // needs no low port there.
 func (s *Set) mergeSysctls(pod jsontree.Object) error {
-	sysctls := s.sysctls
-	if jsontree.Lookup[string](pod, "metadata", "annotations", annotation.RedirectPort) != "" {
-		sysctls = slices.DeleteFunc(slices.Clone(sysctls), func(wanted any) bool { return jsontree.Name(wanted) == portStart })
-	}
-	if len(sysctls) == 0 {
-		return nil
-	}
-	securityContext, err := jsontree.Ensure(pod, "spec", "securityContext")
-	if err != nil {
-		return err
-	}
-	list, isList := securityContext["sysctls"].([]any)
-	if securityContext["sysctls"] != nil && !isList {
-		return errors.New("spec.securityContext.sysctls is not a list")
-	}
-	for _, wanted := range sysctls {
+	isRedirected := jsontree.Lookup[string](pod, "metadata", "annotations", annotation.RedirectPort) != ""
+	for _, wanted := range s.sysctls {
 		name, value := jsontree.Name(wanted), jsontree.Lookup[string](wanted.(jsontree.Object), "value")
-		if i := jsontree.IndexOf(list, name); i < 0 {
-			list = append(list, jsontree.Object{"name": name, "value": value})
-		} else if existing := list[i].(jsontree.Object); !satisfies(name, value, jsontree.Lookup[string](existing, "value")) {
-			existing["value"] = value
+		if isRedirected && name == portStart {
+			continue
+		}
+		securityContext, err := jsontree.Ensure(pod, "spec", "securityContext")
+		if err != nil {
+			return err
+		}
+		list, isList := securityContext["sysctls"].([]any)
+		if securityContext["sysctls"] != nil && !isList {
+			return errors.New("spec.securityContext.sysctls is not a list")
+		}
+		if own := jsontree.Named(list, name); own == nil {
+			securityContext["sysctls"] = append(list, jsontree.Object{"name": name, "value": value})
+		} else if !satisfies(name, value, jsontree.Lookup[string](own, "value")) {
+			own["value"] = value
 		}
 	}
-	securityContext["sysctls"] = list
 	return nil
 }
 

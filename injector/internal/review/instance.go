@@ -24,29 +24,28 @@ func (r *Reviewer) instance(request *Request) (Verdict, error) {
 	foundBefore := readAnnotations(request.OldObject.Get("metadata", "annotations"))
 	now := newSubject(found.without(annotation.Verdict()...), object.Get("spec"))
 	old := newSubject(foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec"))
-	judged := r.judge(request, now, old)
-	if judged.refusals != nil {
-		return r.refuse(request, judged.refusedBy, join(judged.refusals)), nil
+	verdict, way, changed := r.judge(request, now, old)
+	if !verdict.Allowed {
+		return verdict, nil
 	}
 
 	before, _ := object.Part(verdictPart).(jsontree.Object)
 	after := jsontree.Clone(before)
-	verdict := verdictOf(now, judged.wiring)
+	written := verdictOf(now, way)
 	for _, name := range annotation.Verdict() {
-		if found[name] != foundBefore[name] && found.has(name) && found[name] != (annotation.Value{Text: verdict[name]}) {
-			judged.warnings = append(judged.warnings, "the webhook writes annotation "+name+": your value "+found[name].String()+" is replaced")
+		if found[name] != foundBefore[name] && found.has(name) && found[name] != (annotation.Value{Text: written[name]}) {
+			verdict.Warnings = append(verdict.Warnings, "the webhook writes annotation "+name+": your value "+found[name].String()+" is replaced")
 		}
 	}
-	annotate(after, verdict)
-	if judged.changed {
-		judged.warnings = append(judged.warnings, "a running instance takes changed imds.kubevirt.io/ annotations at its next live migration; a restart takes those of the VM")
+	annotate(after, written)
+	if changed {
+		verdict.Warnings = append(verdict.Warnings, "a running instance takes changed imds.kubevirt.io/ annotations at its next live migration; a restart takes those of the VM")
 	}
-	patch := jsontree.Diff(before, after)
-	if patch != nil {
+	if verdict = verdict.change(before, after); verdict.Patch != nil {
 		r.log.Info("virtual machine instance judged", "namespace", request.Namespace, "vmi", request.ObjectName(),
-			"wiring", verdict[annotation.Wiring], "bridge", verdict[annotation.PreferredBridge], "port", verdict[annotation.RedirectPort], "reason", verdict[annotation.Reason])
+			"wiring", written[annotation.Wiring], "bridge", written[annotation.PreferredBridge], "port", written[annotation.RedirectPort], "reason", written[annotation.Reason])
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: judged.warnings, Outcome: judged.outcome}, nil
+	return verdict, nil
 }
 
 // verdictPart is what is decoded of an instance.

@@ -35,13 +35,12 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 	if vmName == "" || vmiUID == "" {
 		return r.refuse(request, byOwner, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
 	}
-	after, warnings := jsontree.Clone(before), []string(nil)
+	after := jsontree.Clone(before)
 	if isInjected {
 		fitResources(before, after, true) // another webhook may have changed the pod's QoS class since
-		return Verdict{Allowed: true, Patch: jsontree.Diff(before, after)}, nil
+		return Allow().change(before, after), nil
 	}
 	meant, problems := found.understood()
-	var outcome Outcome
 	port, by, why := reachedBy(request.metadata["annotations"], meant)
 	if !meant.ask() {
 		by, why = byAnnotation, join(problems)
@@ -55,37 +54,38 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 	if why != "" {
 		r.log.Warn("pod not injected", append(who, "reason", why)...)
 		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: "", annotation.WiredBy: "", annotation.Version: ""})
-		warnings = []string{"IMDS is not injected: " + why}
-		outcome = Outcome{notInjected, by}
-	} else {
-		if problems != nil {
-			outcome = Outcome{tolerated, byAnnotation}
-		}
-		// The sidecars read a user's annotations: as they are meant, and as the operator's patches change them.
-		users := map[string]string{}
-		for _, name := range annotation.ByUser() {
-			users[name] = meant.text(name)
-		}
-		annotate(after, users)
-		annotate(after, map[string]string{annotation.RedirectPort: port}) // which the patches go by
-		if after, err = r.patches.Apply(after); err == nil {
-			err = setTokens(after)
-		}
-		if err != nil {
-			return Verdict{}, err
-		}
-		fitResources(before, after, false)
-		if r.patches.WiredBy == annotation.WiredByNodeAgent && jsontree.Lookup[any](before, "spec", "hostUsers") == false {
-			warnings = []string{"spec.hostUsers is false: the node agent does not wire a pod with a user namespace of its own, so its guest finds no IMDS"}
-			problems = append(problems, warnings...)
-		}
-		annotate(after, map[string]string{
-			annotation.Injected: "true", annotation.WiredBy: r.patches.WiredBy, annotation.Version: r.version, annotation.VMName: vmName, annotation.VMIUID: vmiUID,
-			annotation.Warnings: join(problems), annotation.NotInjected: "",
-		})
-		r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
+		verdict := Allow("IMDS is not injected: " + why)
+		verdict.Outcome = Outcome{notInjected, by}
+		return verdict.change(before, after), nil
 	}
-	return Verdict{Allowed: true, Patch: jsontree.Diff(before, after), Warnings: warnings, Outcome: outcome}, nil
+
+	verdict := Allow()
+	if problems != nil {
+		verdict.Outcome = Outcome{tolerated, byAnnotation}
+	}
+	// The sidecars read a user's annotations: as they are meant, and as the operator's patches change them.
+	values := map[string]string{annotation.RedirectPort: port} // which the patches go by
+	for _, name := range annotation.ByUser() {
+		values[name] = meant.text(name)
+	}
+	annotate(after, values)
+	if after, err = r.patches.Apply(after); err == nil {
+		err = setTokens(after)
+	}
+	if err != nil {
+		return Verdict{}, err
+	}
+	fitResources(before, after, false)
+	if r.patches.WiredBy == annotation.WiredByNodeAgent && jsontree.Lookup[any](before, "spec", "hostUsers") == false {
+		verdict.Warnings = []string{"spec.hostUsers is false: the node agent does not wire a pod with a user namespace of its own, so its guest finds no IMDS"}
+		problems = append(problems, verdict.Warnings...)
+	}
+	annotate(after, map[string]string{
+		annotation.Injected: "true", annotation.WiredBy: r.patches.WiredBy, annotation.Version: r.version, annotation.VMName: vmName, annotation.VMIUID: vmiUID,
+		annotation.Warnings: join(problems), annotation.NotInjected: "",
+	})
+	r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
+	return verdict.change(before, after), nil
 }
 
 // reachedBy returns the port of the redirection, empty for a bridge, or why the pod must not be injected (by: in a word).

@@ -92,7 +92,7 @@ type Verdict struct {
 	Reason   string   // of a refusal: one sentence, for whoever ran kubectl apply
 	Warnings []string // for the client of an allowed request
 	Patch    []byte   // the JSON patch for its object
-	Outcome  Outcome  // the zero value: as Allowed and Patch say
+	Outcome  Outcome
 }
 
 // Outcome is what a request came to, for metrics: one of Outcomes, without a word of a tenant's.
@@ -130,19 +130,18 @@ func Outcomes() []Outcome {
 	return outcomes
 }
 
-// Result is the outcome that the verdict has.
-func (v Verdict) Result() Outcome {
-	switch {
-	case v.Outcome != Outcome{}:
-		return v.Outcome
-	case v.Patch != nil:
-		return Outcome{Result: patched}
-	}
-	return Outcome{Result: allowed}
+// Allow lets the object pass as it is.
+func Allow(warnings ...string) Verdict {
+	return Verdict{Allowed: true, Warnings: warnings, Outcome: Outcome{Result: allowed}}
 }
 
-// Allow lets the object pass as it is.
-func Allow(warnings ...string) Verdict { return Verdict{Allowed: true, Warnings: warnings} }
+// change has the verdict lead from before to after.
+func (v Verdict) change(before, after jsontree.Object) Verdict {
+	if v.Patch = jsontree.Diff(before, after); v.Patch != nil && v.Outcome.Result == allowed {
+		v.Outcome.Result = patched
+	}
+	return v
+}
 
 // Func decides about one request. An error is a fault of ours: the failurePolicy says what comes of it.
 type Func func(*Request) (Verdict, error)

@@ -54,51 +54,41 @@ func newSubject(a annotations, spec jsontree.Value) subject {
 	return subject{a, meant, problems, spec}
 }
 
-// judgement is what is to be said about a subject.
-type judgement struct {
-	wiring             wiring
-	changed            bool // an update changes the annotations
-	refusals, warnings []string
-	refusedBy          string
-	outcome            Outcome // zero: nothing is wrong that this request brings
-}
-
 // judge compares a subject with what it was, which is nothing at its creation. Only what this very request
 // brings in is refused: otherwise a rule of today would stop every controller that updates an object of
-// yesterday. And a change of the networks is KubeVirt's to judge.
-func (r *Reviewer) judge(request *Request, now, old subject) judgement {
+// yesterday. And a change of the networks is KubeVirt's to judge. changed: an update changes the annotations.
+func (r *Reviewer) judge(request *Request, now, old subject) (verdict Verdict, way wiring, changed bool) {
 	created := request.Operation == Create
-	result := judgement{
-		wiring:  now.wiring(),
-		changed: !created && !maps.Equal(now.annotations, old.annotations),
-	}
+	way, changed = now.wiring(), !created && !maps.Equal(now.annotations, old.annotations)
 	refuses := !now.annotations.decline() && !request.isByKubeVirt() && !(created && controllerOf(request.metadata["ownerReferences"]) != nil)
-	var unrefused []string // the client may drop warnings
-	sort := func(reason string, problems, before []string, mayRefuse bool) {
+	verdict = Allow()
+	var fresh []string // what this request brings in: the client may drop warnings
+	by := ""
+	sort := func(reason string, problems, before []string) {
 		for _, problem := range problems {
-			isNew := mayRefuse && !slices.Contains(before, problem)
-			if isNew && refuses {
-				result.refusals = append(result.refusals, problem)
-				result.refusedBy = cmp.Or(result.refusedBy, reason)
-				continue
-			} else if isNew {
-				unrefused = append(unrefused, problem)
-				result.outcome = cmp.Or(result.outcome, Outcome{tolerated, reason})
+			if isNew := !slices.Contains(before, problem); isNew {
+				fresh, by = append(fresh, problem), cmp.Or(by, reason)
 			}
-			result.warnings = append(result.warnings, problem)
+			verdict.Warnings = append(verdict.Warnings, problem)
 		}
 	}
-	before, wiringBefore := old.annotations.problems(), old.wiring().problems
+	before, wiringBefore := old.annotations.problems(), way.problems
 	if now.annotations.ask() && !old.annotations.ask() {
 		before = nil // what was wrong all the time begins to count
 	}
-	sort(byAnnotation, now.annotations.problems(), before, true)
-	sort(bySpec, result.wiring.problems, wiringBefore, created || result.changed)
-	if unrefused != nil {
-		r.log.Warn("not refused, since a controller made it", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "problems", join(unrefused))
+	if created || changed {
+		wiringBefore = old.wiring().problems
 	}
-	result.warnings = some(append(result.warnings, result.wiring.warnings...))
-	return result
+	sort(byAnnotation, now.annotations.problems(), before)
+	sort(bySpec, way.problems, wiringBefore)
+	if fresh != nil && refuses {
+		return r.refuse(request, by, join(fresh)), way, changed
+	} else if fresh != nil {
+		verdict.Outcome = Outcome{tolerated, by}
+		r.log.Warn("not refused, since a controller made it", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "problems", join(fresh))
+	}
+	verdict.Warnings = some(append(verdict.Warnings, way.warnings...))
+	return verdict, way, changed
 }
 
 // maxProblems keeps a message readable and its size bounded.

@@ -50,19 +50,18 @@ func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
 	if err != nil {
 		return r.refuse(request, byTemplate, err.Error()), nil
 	}
-	judged := r.judge(request, now.subject(), old.subject())
-	if judged.refusals != nil {
-		return r.refuse(request, judged.refusedBy, join(judged.refusals)), nil
+	verdict, _, changed := r.judge(request, now.subject(), old.subject())
+	if !verdict.Allowed {
+		return verdict, nil
 	}
-	warnings := append(copied, judged.warnings...)
-	if judged.changed && object.Get("status", "created").IsTrue() {
-		warnings = append(warnings, "the VM takes the changed imds.kubevirt.io/ annotations when it restarts")
+	verdict.Warnings = append(copied, verdict.Warnings...)
+	if changed && object.Get("status", "created").IsTrue() {
+		verdict.Warnings = append(verdict.Warnings, "the VM takes the changed imds.kubevirt.io/ annotations when it restarts")
 	}
-	patch := jsontree.Diff(before, after)
-	if patch != nil {
+	if verdict = verdict.change(before, after); verdict.Patch != nil {
 		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
 	}
-	return Verdict{Allowed: true, Patch: patch, Warnings: warnings, Outcome: judged.outcome}, nil
+	return verdict, nil
 }
 
 // templatePath is where the template's annotations are, templatePart what is decoded of a VM.
