@@ -14,12 +14,13 @@ import (
 
 // batch is a transaction of nf_tables: all of it takes effect at once, or nothing.
 type batch struct {
+	table    string // whose it is, in each family
 	messages []*nl.NetlinkRequest
 	sets     uint32 // how many anonymous sets it makes
 	err      error  // the first mistake in what was added
 }
 
-// add adds a command about our table in a family.
+// add adds a command about the table in a family.
 func (b *batch) add(command, flags int, family byte, attributes ...*nl.RtAttr) {
 	message := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|command, flags)
 	message.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: unix.NFNETLINK_V0})
@@ -42,20 +43,20 @@ func nested(kind int, attributes ...*nl.RtAttr) *nl.RtAttr {
 }
 
 func (b *batch) addTable(family byte) {
-	b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, family, text(unix.NFTA_TABLE_NAME, tableName), number(unix.NFTA_TABLE_FLAGS, 0))
+	b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, family, text(unix.NFTA_TABLE_NAME, b.table), number(unix.NFTA_TABLE_FLAGS, 0))
 }
 
 // deleteTable deletes the table of a family with all that is in it, which has to be
 // there.
 func (b *batch) deleteTable(family byte) {
-	b.add(unix.NFT_MSG_DELTABLE, 0, family, text(unix.NFTA_TABLE_NAME, tableName))
+	b.add(unix.NFT_MSG_DELTABLE, 0, family, text(unix.NFTA_TABLE_NAME, b.table))
 }
 
 // deleteChains deletes the chains of a table with their rules, and leaves its maps.
 func (b *batch) deleteChains(family byte, names []string) {
-	b.add(unix.NFT_MSG_DELRULE, 0, family, text(unix.NFTA_RULE_TABLE, tableName))
+	b.add(unix.NFT_MSG_DELRULE, 0, family, text(unix.NFTA_RULE_TABLE, b.table))
 	for _, name := range names {
-		b.add(unix.NFT_MSG_DELCHAIN, 0, family, text(unix.NFTA_CHAIN_TABLE, tableName), text(unix.NFTA_CHAIN_NAME, name))
+		b.add(unix.NFT_MSG_DELCHAIN, 0, family, text(unix.NFTA_CHAIN_TABLE, b.table), text(unix.NFTA_CHAIN_NAME, name))
 	}
 }
 
@@ -68,7 +69,7 @@ func (b *batch) addMapping(m mapping) {
 	)
 	flags := uint32(isMap | dynamic)
 	attributes := []*nl.RtAttr{
-		text(unix.NFTA_SET_TABLE, tableName), text(unix.NFTA_SET_NAME, m.name),
+		text(unix.NFTA_SET_TABLE, b.table), text(unix.NFTA_SET_NAME, m.name),
 		number(unix.NFTA_SET_ID, b.nextSet()),
 		number(unix.NFTA_SET_KEY_TYPE, m.key.number), number(unix.NFTA_SET_KEY_LEN, m.key.length),
 		number(unix.NFTA_SET_DATA_TYPE, m.data.number), number(unix.NFTA_SET_DATA_LEN, m.data.length),
@@ -97,7 +98,7 @@ func (b *batch) addChain(c chain) {
 		hook.AddChild(text(unix.NFTA_HOOK_DEV, c.device))
 	}
 	b.add(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, c.family,
-		text(unix.NFTA_CHAIN_TABLE, tableName), text(unix.NFTA_CHAIN_NAME, c.name), hook,
+		text(unix.NFTA_CHAIN_TABLE, b.table), text(unix.NFTA_CHAIN_NAME, c.name), hook,
 		number(unix.NFTA_CHAIN_POLICY, policyAccept), text(unix.NFTA_CHAIN_TYPE, c.kind))
 	for _, r := range c.rules {
 		b.addRule(c, r)
@@ -120,7 +121,7 @@ func (b *batch) addRule(c chain, r rule) {
 	}
 	comment := append([]byte{0, byte(len(r.purpose) + 1)}, nl.ZeroTerminated(r.purpose)...) // NFTNL_UDATA_RULE_COMMENT
 	b.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, c.family,
-		text(unix.NFTA_RULE_TABLE, tableName), text(unix.NFTA_RULE_CHAIN, c.name), expressions, nl.NewRtAttr(unix.NFTA_RULE_USERDATA, comment))
+		text(unix.NFTA_RULE_TABLE, b.table), text(unix.NFTA_RULE_CHAIN, c.name), expressions, nl.NewRtAttr(unix.NFTA_RULE_USERDATA, comment))
 }
 
 // element is an expression as an element of a rule.
@@ -150,7 +151,7 @@ func (b *batch) anonymous(family byte, set oneOf) *expr.Lookup {
 	)
 	id := b.nextSet()
 	b.add(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, family,
-		text(unix.NFTA_SET_TABLE, tableName), text(unix.NFTA_SET_NAME, name), number(unix.NFTA_SET_ID, id), number(unix.NFTA_SET_FLAGS, anonymous|constant),
+		text(unix.NFTA_SET_TABLE, b.table), text(unix.NFTA_SET_NAME, name), number(unix.NFTA_SET_ID, id), number(unix.NFTA_SET_FLAGS, anonymous|constant),
 		number(unix.NFTA_SET_KEY_TYPE, set.kind.number), number(unix.NFTA_SET_KEY_LEN, set.kind.length),
 		nested(unix.NFTA_SET_DESC, number(unix.NFTA_SET_DESC_SIZE, uint32(len(set.elements)))))
 	elements := nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
@@ -158,7 +159,7 @@ func (b *batch) anonymous(family byte, set oneOf) *expr.Lookup {
 		elements.AddChild(nested(unix.NFTA_LIST_ELEM, nested(unix.NFTA_SET_ELEM_KEY, nl.NewRtAttr(unix.NFTA_DATA_VALUE, key))))
 	}
 	b.add(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, family,
-		text(unix.NFTA_SET_ELEM_LIST_TABLE, tableName), text(unix.NFTA_SET_ELEM_LIST_SET, name), number(unix.NFTA_SET_ELEM_LIST_SET_ID, id), elements)
+		text(unix.NFTA_SET_ELEM_LIST_TABLE, b.table), text(unix.NFTA_SET_ELEM_LIST_SET, name), number(unix.NFTA_SET_ELEM_LIST_SET_ID, id), elements)
 	return &expr.Lookup{SourceRegister: register, SetID: id, SetName: name, Invert: set.not}
 }
 

@@ -125,7 +125,8 @@ func trial(pieces ...Piece) error {
 	if _, err := s.generation(); err != nil {
 		return err
 	}
-	b := &batch{}
+	// Ours may be there, and in a state in which the kernel takes no second change.
+	b := &batch{table: tableName + "-trial"}
 	for i, p := range pieces {
 		p.add(b, fmt.Sprint("trial", i))
 	}

@@ -31,11 +31,20 @@ func inNamespace(t *testing.T, f func(t *testing.T)) {
 	}
 }
 
-// The kernel that runs the tests has all pieces, and to try them leaves nothing.
+// The kernel that runs the tests has all pieces, whatever somebody has made of our
+// tables, and to try them leaves nothing.
 func TestTryingThePiecesLeavesNothing(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		s := new(sockets)
 		defer s.close()
+		const dormant = 1 // NFT_TABLE_F_DORMANT of include/uapi/linux/netfilter/nf_tables.h
+		b := &batch{table: tableName}
+		for _, family := range []byte{familyBridge, familyIPv4, familyIPv6, familyARP, familyNetdev} {
+			b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, family, text(unix.NFTA_TABLE_NAME, tableName), number(unix.NFTA_TABLE_FLAGS, dormant))
+		}
+		if err := b.commit(s); err != nil {
+			t.Fatal(err)
+		}
 		before, err := s.generation()
 		if err != nil {
 			t.Fatal(err)
@@ -128,7 +137,7 @@ func TestFailedAttemptsLeaveNothing(t *testing.T) {
 		table := Table{Node: Node{IPv6: true}}
 		w := wiring.Wiring{Bridge: wiring.Link{Name: "a name that no interface can have"}, Guests: []wiring.Link{{Name: "tap0"}}, OtherPorts: []string{"tap0"}}
 		fails := func() {
-			b := &batch{}
+			b := &batch{table: tableName}
 			b.addRule(chain{family: familyBridge, name: "of no table"}, to("", accept))
 			s := new(sockets)
 			defer s.close()
@@ -169,7 +178,7 @@ func TestTransactionNeedsNoBuffer(t *testing.T) {
 		if _, err := table.Install(w); err != nil {
 			t.Fatal(err)
 		}
-		b := &batch{}
+		b := &batch{table: tableName}
 		for range 100 {
 			b.addRule(chain{family: familyBridge, name: "of no table"}, to("", accept))
 		}

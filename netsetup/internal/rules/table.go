@@ -113,7 +113,7 @@ func sameChains(a, b []chain) bool { return reflect.DeepEqual(a, b) }
 // replacement puts our tables anew. A table is added first because only one that
 // exists can be deleted.
 func replacement(chains []chain, maps []mapping, families []byte) *batch {
-	b := &batch{}
+	b := &batch{table: tableName}
 	for _, family := range families {
 		b.addTable(family)
 		b.deleteTable(family)
@@ -124,7 +124,7 @@ func replacement(chains []chain, maps []mapping, families []byte) *batch {
 
 // change puts our chains anew, and keeps the maps that are there.
 func change(chains []chain, maps []mapping, families []byte, state []string) *batch {
-	b := &batch{}
+	b := &batch{table: tableName}
 	for _, family := range families {
 		b.addTable(family)
 		b.deleteChains(family, chainsIn(state, family))
