@@ -18,16 +18,22 @@ import (
 
 // connections bounds how many there are. Half of the room is for hosts that had a review: where the others have
 // more than half, one of theirs goes, or else one of the known. It is of the host with the most, the one whose last
-// review is longest ago, or the oldest; one that is in use goes last.
+// review is longest ago, or the oldest; one that is in use goes last. Where many that had to go have not ended yet,
+// as under a flood, the next one waits to be accepted: what they hold is memory, too.
 type connections struct {
-	most int
-	mu   sync.Mutex
-	open map[net.Conn]*connection
+	most  int
+	mu    sync.Mutex
+	open  map[net.Conn]*connection
+	going map[net.Conn]*connection // had to go, and have not ended with their requests
+	gone  sync.Cond                // one of these has
 }
 
 type connection struct {
+	of       *connections
+	conn     net.Conn
 	host     string
 	since    time.Time
+	parts    int          // itself and its requests: what has not ended
 	asking   atomic.Int32 // requests that have a place now
 	reviewed atomic.Int64 // when a valid review was answered last, in Unix nanoseconds
 }
@@ -35,16 +41,21 @@ type connection struct {
 // connectionKey is that of a connection in the context of its requests.
 type connectionKey struct{}
 
-// guard has the server's connections bounded.
-func (c *connections) guard(server *http.Server) {
+// boundConnections has at most so many of the server's connections open.
+func boundConnections(server *http.Server, most int) {
+	c := &connections{most: most, open: map[net.Conn]*connection{}, going: map[net.Conn]*connection{}}
+	c.gone.L = &c.mu
 	server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		for len(c.going) >= c.most/4 {
+			c.gone.Wait()
+		}
 		if len(c.open) >= c.most {
 			c.makeRoom()
 		}
 		host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-		opened := &connection{host: host, since: time.Now()}
+		opened := &connection{of: c, conn: conn, host: host, since: time.Now(), parts: 1}
 		for _, other := range c.open { // who is known stays so with the next connection
 			if other.host == host {
 				opened.reviewed.Store(max(opened.reviewed.Load(), other.reviewed.Load()))
@@ -56,9 +67,21 @@ func (c *connections) guard(server *http.Server) {
 	server.ConnState = func(conn net.Conn, state http.ConnState) {
 		if state == http.StateClosed {
 			c.mu.Lock()
-			defer c.mu.Unlock()
+			one := cmp.Or(c.open[conn], c.going[conn])
 			delete(c.open, conn)
+			c.mu.Unlock()
+			one.add(-1)
 		}
+	}
+}
+
+// add adds a request, or notes that a part has ended.
+func (c *connection) add(parts int) {
+	c.of.mu.Lock()
+	defer c.of.mu.Unlock()
+	if c.parts += parts; c.parts == 0 {
+		delete(c.of.going, c.conn)
+		c.of.gone.Signal()
 	}
 }
 
@@ -88,6 +111,7 @@ func (c *connections) makeRoom() {
 		return cmp.Or(goes(one)-goes(other), count[other.host]-count[one.host],
 			cmp.Compare(one.reviewed.Load(), other.reviewed.Load()), age)
 	})
+	c.going[victim] = c.open[victim]
 	delete(c.open, victim)
 	if secure, isTLS := victim.(*tls.Conn); isTLS {
 		victim = secure.NetConn() // its own Close waits to say goodbye
@@ -104,6 +128,8 @@ type gate struct {
 	free    int
 	most    int64                    // what all that wait may hold, in bytes
 	waiting []*place                 // in the order of their arrival
+	held    map[string]int64         // what those of each host that wait hold
+	all     int64                    // the sum of that
 	inside  []*place                 // the oldest first
 	usual   map[string]time.Duration // how long a request of a host holds a place
 }
@@ -128,7 +154,7 @@ const (
 var errBusy = errors.New("too many requests at a time: try again")
 
 func newGate(places int, most int64) *gate {
-	return &gate{free: places, most: most, usual: map[string]time.Duration{}}
+	return &gate{free: places, most: most, usual: map[string]time.Duration{}, held: map[string]int64{}}
 }
 
 // enter waits for a place with a body of so many bytes, and leave gives it back; interrupt ends whatever waits for
@@ -137,11 +163,12 @@ func (g *gate) enter(ctx context.Context, on *connection, body int64, interrupt 
 	p := &place{on: on, holds: waiterHolds + min(max(body, 0), maxReceiveBuffer), enter: make(chan bool, 1), interrupt: interrupt}
 	g.mu.Lock()
 	g.waiting = append(g.waiting, p)
+	g.hold(p, p.holds)
 	if g.free > 0 {
 		g.free--
 		g.next()
-	} else {
-		g.turnAway()
+	} else if g.all > g.most {
+		g.turnAway(p)
 	}
 	g.mu.Unlock()
 	impatient := time.NewTicker(patience / 2)
@@ -176,7 +203,8 @@ func (g *gate) enter(ctx context.Context, on *connection, body int64, interrupt 
 func (g *gate) leave(p *place) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.inside = without(g.inside, p)
+	i := slices.Index(g.inside, p)
+	g.inside = slices.Delete(g.inside, i, i+1)
 	held := time.Since(p.since)
 	usual, known := g.usual[p.on.host]
 	if !known {
@@ -190,10 +218,6 @@ func (g *gate) leave(p *place) {
 	}
 	g.usual[p.on.host] = (3*usual + held) / 4
 	g.next()
-}
-
-func without(places []*place, gone *place) []*place {
-	return slices.DeleteFunc(places, func(p *place) bool { return p == gone })
 }
 
 // interrupt has as many lose their place as wait for one, if their clients have been waited for long enough.
@@ -226,23 +250,37 @@ func (g *gate) next() {
 	g.answer(slices.MinFunc(g.waiting, func(a, b *place) int { return cmp.Compare(g.usualOf(a), g.usualOf(b)) }), true)
 }
 
-// turnAway refuses, where all that wait hold too much, the newest of the host that holds the most.
-func (g *gate) turnAway() {
-	of, all, last := map[string]int64{}, int64(0), g.waiting[0]
-	for _, p := range g.waiting {
-		all += p.holds
-		if of[p.on.host] += p.holds; of[p.on.host] >= of[last.on.host] {
-			last = p
+// turnAway refuses the newest of the host that holds the most. It is fast for who floods: meanwhile what more
+// arrives is held, too.
+func (g *gate) turnAway(newcomer *place) {
+	host, most := newcomer.on.host, g.held[newcomer.on.host]
+	if most*int64(len(g.held)) < g.all { // less than others on average
+		for other, held := range g.held {
+			if held > most {
+				host, most = other, held
+			}
 		}
 	}
-	if all > g.most {
-		g.answer(last, false)
+	for _, p := range slices.Backward(g.waiting) {
+		if p.on.host == host {
+			g.answer(p, false)
+			return
+		}
 	}
 }
 
 func (g *gate) answer(p *place, enter bool) {
-	g.waiting = without(g.waiting, p)
+	i := slices.Index(g.waiting, p)
+	g.waiting = slices.Delete(g.waiting, i, i+1)
+	g.hold(p, -p.holds)
 	p.enter <- enter
+}
+
+func (g *gate) hold(p *place, bytes int64) {
+	g.all += bytes
+	if g.held[p.on.host] += bytes; g.held[p.on.host] == 0 {
+		delete(g.held, p.on.host)
+	}
 }
 
 // Whoever reaches the webhook can make it write to the node's disk. A thousand VMs that start stay below the first,

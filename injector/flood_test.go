@@ -110,19 +110,10 @@ type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// TestFlood sends the worst bodies from 64 addresses, each kept busy, and honest
-// requests beside them. The process stays small, answers each health probe, and
-// each honest request. IMDS_FLOOD is for how long, and IMDS_FLOOD_CGROUP a memory
-// cgroup to run it in.
-func TestFlood(t *testing.T) {
-	duration := 3 * time.Second
-	if text := os.Getenv("IMDS_FLOOD"); text != "" {
-		var err error
-		if duration, err = time.ParseDuration(text); err != nil {
-			t.Fatal(err)
-		}
-	}
-	w := &webhook{t: t, certFile: t.TempDir() + "/tls.crt", keyFile: t.TempDir() + "/tls.key", ca: x509.NewCertPool(), log: newLogBuffer()}
+// startFlooded starts the webhook as a process with the memory limit of the manifests.
+func startFlooded(t *testing.T) (w *webhook, process *os.Process, ended <-chan error) {
+	t.Helper()
+	w = &webhook{t: t, certFile: t.TempDir() + "/tls.crt", keyFile: t.TempDir() + "/tls.key", ca: x509.NewCertPool(), log: newLogBuffer()}
 	w.renewCertificate(time.Hour)
 	arguments := []string{os.Args[0], "--tls-cert", w.certFile, "--tls-key", w.keyFile, "--patches", declaredPatches, "--server-image", serverImage,
 		"--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0"}
@@ -136,15 +127,80 @@ func TestFlood(t *testing.T) {
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- command.Wait() }()
-	defer func() {
+	over := make(chan error, 1)
+	go func() { over <- command.Wait(); close(over) }()
+	t.Cleanup(func() {
 		command.Process.Kill()
-		<-ended
-	}()
+		<-over
+	})
 	addresses := regexp.MustCompile(`webhook=(\S+) health=(\S+)`).FindStringSubmatch(w.log.wait(t, "msg=listening"))
 	w.url, w.healthURL = "https://"+addresses[1], "http://"+addresses[2]
+	return w, command.Process, over
+}
 
+// TestFloodOfStreams has neighbours hold as many streams as the webhook takes, with as much of their bodies as it takes
+// without anybody who reads it, by more connections than it takes, from one address and from many.
+func TestFloodOfStreams(t *testing.T) {
+	for _, sources := range []int{1, 200} {
+		t.Run(fmt.Sprintf("from %d", sources), func(t *testing.T) {
+			w, flooded, ended := startFlooded(t)
+			ctx, stop := context.WithTimeout(t.Context(), 4*time.Second)
+			defer stop()
+			var neighbours sync.WaitGroup
+			var opened atomic.Int64
+			for n := range 300 {
+				neighbours.Go(func() {
+					for ctx.Err() == nil {
+						s, err := dialStranger(w, byte(1+n%sources))
+						if err != nil {
+							continue
+						}
+						opened.Add(1)
+						s.SetDeadline(time.Now().Add(10 * time.Second))
+						for body := make([]byte, maxFrame-400); err == nil && ctx.Err() == nil; {
+							stream := s.request(http.MethodPost, "/mutate-pod", maxSmall-1)
+							for range 4 {
+								err = s.frame(dataFrame, 0, stream, body)
+							}
+						}
+						s.NetConn().Close()
+					}
+				})
+			}
+			peak := int64(0)
+			for ctx.Err() == nil {
+				peak = max(peak, memoryOf(t, flooded.Pid))
+				select {
+				case err := <-ended:
+					t.Fatalf("the webhook has ended: %v\n%.10000s", err, w.log)
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+			neighbours.Wait()
+			t.Logf("%d connections, peak %d MiB", opened.Load(), peak>>20)
+			if limit := int64(112 << 20); peak > limit {
+				t.Errorf("%d MiB, want at most %d of the limit of 128", peak>>20, limit>>20)
+			}
+			// Once they are gone it serves as before.
+			took, failed := honest(t, w, w.client())()
+			mustBeServed(t, took, failed)
+		})
+	}
+}
+
+// TestFlood sends the worst bodies from 64 addresses, each kept busy, and honest
+// requests beside them. The process stays small, answers each health probe, and
+// each honest request. IMDS_FLOOD is for how long, and IMDS_FLOOD_CGROUP a memory
+// cgroup to run it in.
+func TestFlood(t *testing.T) {
+	duration := 3 * time.Second
+	if text := os.Getenv("IMDS_FLOOD"); text != "" {
+		var err error
+		if duration, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, flooded, ended := startFlooded(t)
 	var bodies [][]byte
 	for _, object := range hostileObjects() {
 		bodies = append(bodies, fmt.Appendf(nil, `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"1","operation":"CREATE","namespace":"n",`+
@@ -182,7 +238,7 @@ func TestFlood(t *testing.T) {
 			t.Errorf("health probe: %d %s", status, text)
 		}
 		probes = append(probes, time.Since(begin))
-		peak = max(peak, memoryOf(t, command.Process.Pid))
+		peak = max(peak, memoryOf(t, flooded.Pid))
 	}
 	attackers.Wait()
 	select {

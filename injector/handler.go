@@ -61,6 +61,8 @@ func (a *admission) bounded(reviews *http.ServeMux) http.Handler {
 			gate = a.large
 		}
 		on := r.Context().Value(connectionKey{}).(*connection)
+		on.add(1)
+		defer on.add(-1)
 		client := http.NewResponseController(w)
 		_ = client.SetReadDeadline(time.Time{}) // until it has a place
 		place, err := gate.enter(r.Context(), on, r.ContentLength, func() {

@@ -48,10 +48,10 @@ func publishPause(failures int) time.Duration {
 
 const (
 	maxHeaderBytes       = 2 << 10  // several times what the API server sends
-	maxReceiveBuffer     = 64 << 10 // what a stream may send before anybody reads
-	maxStreams           = 16       // the API server opens one more connection when one has no stream left
+	maxReceiveBuffer     = 64 << 10 // what a stream may send before anybody reads: a client does before it knows better (RFC 9113, 6.9.2)
+	maxStreams           = 4        // the API server opens one more connection when one has no stream left
 	maxFrame             = 16 << 10 // each connection keeps as much
-	maxConnections       = 512
+	maxConnections       = 128
 	maxHealthConnections = 32
 )
 
@@ -168,7 +168,7 @@ func (s *service) newServer(handler http.Handler, mostConnections int) *http.Ser
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(s.strangers.Handler(), slog.LevelWarn),
 	}
-	(&connections{most: mostConnections, open: map[net.Conn]*connection{}}).guard(server)
+	boundConnections(server, mostConnections)
 	return server
 }
 

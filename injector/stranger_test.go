@@ -36,16 +36,24 @@ const (
 // openStranger connects from one of many addresses.
 func openStranger(t testing.TB, w *webhook, host byte, settings ...byte) *stranger {
 	t.Helper()
-	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 9, host)}}
-	conn, err := tls.DialWithDialer(dialer, "tcp", strings.TrimPrefix(w.url, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	s, err := dialStranger(w, host, settings...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.NetConn().Close() })
+	t.Cleanup(func() { s.NetConn().Close() })
+	return s
+}
+
+func dialStranger(w *webhook, host byte, settings ...byte) (*stranger, error) {
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 9, host)}}
+	conn, err := tls.DialWithDialer(dialer, "tcp", strings.TrimPrefix(w.url, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err != nil {
+		return nil, err
+	}
 	s := &stranger{conn, 1}
 	io.WriteString(s, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 	s.frame(settingsFrame, 0, 0, settings)
-	return s
+	return s, nil
 }
 
 func (s *stranger) frame(kind, flags byte, stream uint32, payload []byte) error {
@@ -216,7 +224,7 @@ func TestStrangersDoNotFillTheLog(t *testing.T) {
 // Where there is no more room, a connection that is in use goes last, and one of a known host after those of strangers,
 // however many the known host has.
 func TestWhichConnectionGoes(t *testing.T) {
-	c := &connections{most: 8, open: map[net.Conn]*connection{}}
+	c := &connections{most: 8, open: map[net.Conn]*connection{}, going: map[net.Conn]*connection{}}
 	names := map[net.Conn]string{}
 	add := func(name, host string, known bool, asking int32) {
 		conn, _ := net.Pipe()
