@@ -94,8 +94,8 @@ func TestOneLogLineForEachInjectionAndRefusalAndNoneForOthers(t *testing.T) {
 	w.review("/mutate-pod", podRequest(fixture(t, "host-network")))
 	lines := strings.Split(strings.TrimPrefix(w.log.String(), quiet), "\n")
 	if len(lines) != 3 ||
-		!strings.Contains(lines[0], `level=INFO msg="pod injected" namespace=tenant-a vm=shop-db pod=virt-launcher-shop-db-`) ||
-		!strings.Contains(lines[1], `level=WARN msg=refused what="CREATE of pods" namespace=tenant-a name=virt-launcher-shop-db- reason="spec.hostNetwork`) {
+		!strings.Contains(lines[0], `level=INFO msg="pod injected" namespace=tenant-a remote=127.0.0.1:`) || !strings.Contains(lines[0], ` vm=shop-db pod=virt-launcher-shop-db-`) ||
+		!strings.Contains(lines[1], `level=WARN msg=refused namespace=tenant-a remote=127.0.0.1:`) || !strings.Contains(lines[1], ` what="CREATE of pods" name=virt-launcher-shop-db- reason="spec.hostNetwork`) {
 		t.Errorf("log of an injection and a refusal:\n%s", strings.Join(lines, "\n"))
 	}
 }

@@ -140,12 +140,8 @@ func (a *admission) answer(r *http.Request, decide review.Func) (answer []byte, 
 	if err != nil {
 		return nil, outcome, http.StatusBadRequest, err
 	}
-	verdict, err := decide(request)
-	if err != nil {
-		// No verdict: the webhook's failurePolicy says what becomes of the object.
-		a.log.Error("review failed", "path", r.URL.Path, "namespace", request.Namespace, "name", request.ObjectName(), "err", err)
-		return nil, outcome, http.StatusInternalServerError, fmt.Errorf("internal error: %w: see the log of imds-webhook", err)
-	}
+	request.Remote = r.RemoteAddr
+	verdict := decide(request)
 	response := &admissionv1.AdmissionResponse{UID: types.UID(request.UID), Allowed: verdict.Allowed, Warnings: verdict.Warnings}
 	if verdict.Patch != nil {
 		response.PatchType, response.Patch = new(admissionv1.PatchTypeJSONPatch), verdict.Patch

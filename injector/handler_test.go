@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -54,12 +53,10 @@ func TestFaultsAreHTTPErrorsAndLogged(t *testing.T) {
 		message string
 		logged  string
 	}{
-		"error": {func(*review.Request) (review.Verdict, error) { return review.Allow(), errors.New("no patches") },
-			"internal error: no patches: see the log of imds-webhook", "no patches"},
-		"panic": {func(*review.Request) (review.Verdict, error) { panic("at the disco") },
+		"panic": {func(*review.Request) review.Verdict { panic("at the disco") },
 			"internal error: panic: at the disco: see the log of imds-webhook", "handler_test.go"},
-		"patch that cannot be encoded": {func(*review.Request) (review.Verdict, error) {
-			return review.Verdict{Allowed: true, Patch: jsontree.Diff(jsontree.Object{}, jsontree.Object{"a": func() {}})}, nil
+		"patch that cannot be encoded": {func(*review.Request) review.Verdict {
+			return review.Verdict{Allowed: true, Patch: jsontree.Diff(jsontree.Object{}, jsontree.Object{"a": func() {}})}
 		}, "internal error: panic: json: ", "unsupported type"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -75,11 +72,11 @@ func TestFaultsAreHTTPErrorsAndLogged(t *testing.T) {
 }
 
 func TestVerdicts(t *testing.T) {
-	response, _, log := answerOf(t, func(*review.Request) (review.Verdict, error) { return review.Verdict{Reason: "not here"}, nil })
+	response, _, log := answerOf(t, func(*review.Request) review.Verdict { return review.Verdict{Reason: "not here"} })
 	if response.Allowed || response.Result.Code != http.StatusForbidden || response.Result.Message != "not here" || log != "" {
 		t.Errorf("refusal: %+v, log %s", response, log)
 	}
-	response, _, _ = answerOf(t, func(*review.Request) (review.Verdict, error) { return review.Allow("careful"), nil })
+	response, _, _ = answerOf(t, func(*review.Request) review.Verdict { return review.Allow("careful") })
 	if !response.Allowed || response.Result != nil || response.Patch != nil || response.PatchType != nil || response.Warnings[0] != "careful" {
 		t.Errorf("pass: %+v", response)
 	}

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"slices"
@@ -11,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/example/kubevirt-imds/injector/internal/review"
 )
 
 // scrape returns the values of /metrics by their series.
@@ -136,13 +141,16 @@ func TestMetricsOfFaultsAndOfWhoIsTurnedAway(t *testing.T) {
 	if outcomeOf(http.StatusInternalServerError) != failed || outcomeOf(http.StatusRequestTimeout) != tooSlow || outcomeOf(http.StatusBadRequest) != noReview {
 		t.Error("an error is counted as another one")
 	}
-	w := startWebhook(t, leastPatches, immediately)
-	// A pod whose list of containers is none cannot be patched.
-	w.post("/mutate-pod", "application/json", reviewOf(t, podRequest([]byte(`{"metadata":{"labels":{"kubevirt.io":"virt-launcher"},
-		"annotations":{"imds.kubevirt.io/enabled":"true","verdict.imds.kubevirt.io/wiring":"bridge"},
-		"ownerReferences":[{"apiVersion":"kubevirt.io/v1","kind":"VirtualMachineInstance","controller":true,"uid":"1","name":"n"}]},"spec":{"initContainers":"none"}}`))))
-	if got := w.scrape()[admissions("pods", "error", "internal")]; got != 1 {
-		t.Errorf("%v faults", got)
+	log := slog.New(slog.DiscardHandler)
+	a := newAdmission(log, log, time.Minute)
+	faulty := http.NewServeMux()
+	faulty.Handle("POST /mutate-pod", a.handler(func(*review.Request) review.Verdict { panic("nobody has thought of that") }))
+	answer := httptest.NewRecorder()
+	request := httptest.NewRequest(http.MethodPost, "/mutate-pod", bytes.NewReader(reviewOf(t, podRequest(fixture(t, "masquerade")))))
+	request.Header.Set("Content-Type", "application/json")
+	faulty.ServeHTTP(answer, request)
+	if got := a.metrics.of("POST /mutate-pod", failed).Get(); got != 1 || answer.Code != http.StatusInternalServerError {
+		t.Errorf("%v faults, answered %d", got, answer.Code)
 	}
 }
 

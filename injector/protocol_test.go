@@ -125,12 +125,24 @@ func TestWrongRulesAreAllowedWithWarning(t *testing.T) {
 	}
 }
 
-func TestPodOfUnexpectedShapeIsAFault(t *testing.T) {
+// A tenant may create such a pod: the API server validates it after the webhooks.
+func TestPodOfUnexpectedShapeIsRefused(t *testing.T) {
 	w := startWebhook(t, declaredPatches, immediately)
-	pod := bytes.Replace(fixture(t, "masquerade"), []byte(`"name":"compute"`), []byte(`"name":{}`), 1)
-	status, answer := w.post("/mutate-pod", "application/json", reviewOf(t, podRequest(pod)))
-	if status != http.StatusInternalServerError || !strings.Contains(string(answer), "spec.containers[0] has no name") {
-		t.Errorf("got %d %s", status, answer)
+	for _, c := range []struct{ old, new, want string }{
+		{`"name":"compute"`, `"name":{}`, "spec.containers[0] has no name"},
+		{`"spec":{`, `"spec":null,"other":{`, "spec is not an object"},
+		{`"spec":{`, `"spec":{"initContainers":"none",`, "spec.initContainers is not a list"},
+	} {
+		pod := bytes.Replace(fixture(t, "masquerade"), []byte(c.old), []byte(c.new), 1)
+		if bytes.Equal(pod, fixture(t, "masquerade")) {
+			t.Fatalf("%s is not in the pod", c.old)
+		}
+		response := w.review("/mutate-pod", podRequest(pod))
+		if response.Allowed || !strings.Contains(response.Result.Message, c.want) {
+			t.Errorf("%s: %+v", c.new, response)
+		}
 	}
-	w.log.wait(t, "review failed")
+	if counted := w.scrape()[admissions("pods", "refused", "malformed")]; counted != 3 {
+		t.Errorf("%v are counted as malformed", counted)
+	}
 }

@@ -9,15 +9,15 @@ import (
 
 // Instance is a Func for VirtualMachineInstances, whoever made them. It leaves on the instance how the guest
 // reaches IMDS: the review of the pod acts on that.
-func (r *Reviewer) Instance(request *Request) (Verdict, error) {
+func (r *Reviewer) Instance(request *Request) Verdict {
 	return r.expect(r.instance, request, "virtualmachineinstances", Create, Update)
 }
 
-func (r *Reviewer) instance(request *Request) (Verdict, error) {
+func (r *Reviewer) instance(request *Request) Verdict {
 	object := request.Object
 	found := readAnnotations(request.metadata["annotations"])
 	if len(found) == 0 || found.decline() {
-		return Allow(), nil
+		return Allow()
 	}
 
 	// It is ours when another webhook has changed the instance, or when a backup is restored.
@@ -26,7 +26,7 @@ func (r *Reviewer) instance(request *Request) (Verdict, error) {
 	old := newSubject(foundBefore.without(annotation.Verdict()...), request.OldObject.Get("spec"))
 	verdict, way, changed := r.judge(request, now, old)
 	if !verdict.Allowed {
-		return verdict, nil
+		return verdict
 	}
 
 	before, _ := object.Part(verdictPart).(jsontree.Object)
@@ -42,10 +42,10 @@ func (r *Reviewer) instance(request *Request) (Verdict, error) {
 		verdict.Warnings = append(verdict.Warnings, "a running instance takes changed imds.kubevirt.io/ annotations at its next live migration; a restart takes those of the VM")
 	}
 	if verdict = verdict.change(before, after); verdict.Patch != nil {
-		r.log.Info("virtual machine instance judged", "namespace", request.Namespace, "vmi", request.ObjectName(),
+		r.logOf(request).Info("virtual machine instance judged", "vmi", request.ObjectName(),
 			"wiring", written[annotation.Wiring], "bridge", written[annotation.PreferredBridge], "port", written[annotation.RedirectPort], "reason", written[annotation.Reason])
 	}
-	return verdict, nil
+	return verdict
 }
 
 // verdictPart is what is decoded of an instance.

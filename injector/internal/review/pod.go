@@ -11,34 +11,34 @@ import (
 )
 
 // Pod is a Func for the creation of pods. It decides from the pod alone, so that no cache can be behind.
-func (r *Reviewer) Pod(request *Request) (Verdict, error) {
+func (r *Reviewer) Pod(request *Request) Verdict {
 	return r.expect(r.pod, request, "pods", Create)
 }
 
-func (r *Reviewer) pod(request *Request) (Verdict, error) {
+func (r *Reviewer) pod(request *Request) Verdict {
 	found := readAnnotations(request.metadata["annotations"])
 	if request.metadata["labels"].Get("kubevirt.io").String() != "virt-launcher" || !found.has(annotation.Enabled) || found.decline() ||
 		// The short-lived pod by which KubeVirt gets a volume provisioned before the VM starts runs no guest.
 		request.metadata["annotations"].Get("kubevirt.io/ephemeral-provisioning") != nil {
-		return Allow(), nil
+		return Allow()
 	}
 
 	before, err := r.patches.Outline(request.Object)
 	if err != nil {
-		return Verdict{}, err
+		return r.refuse(request, byShape, err.Error())
 	}
 	isInjected := found.text(annotation.Injected) == "true" && hasSidecars(before)
 	if by, reason := forbidden(before, isInjected); reason != "" {
-		return r.refuse(request, by, reason), nil
+		return r.refuse(request, by, reason)
 	}
 	vmName, vmiUID := instanceOf(request.metadata["ownerReferences"])
 	if vmName == "" || vmiUID == "" {
-		return r.refuse(request, byOwner, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made"), nil
+		return r.refuse(request, byOwner, "the pod has no controller ownerReference of kind VirtualMachineInstance in group kubevirt.io, which names the VM: IMDS serves only pods that KubeVirt made")
 	}
 	after := jsontree.Clone(before)
 	if isInjected {
 		fitResources(before, after, true) // another webhook may have changed the pod's QoS class since
-		return Allow().change(before, after), nil
+		return Allow().change(before, after)
 	}
 	meant, problems := found.understood()
 	port, by, why := reachedBy(request.metadata["annotations"], meant)
@@ -50,13 +50,13 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 			by, why = byName, fmt.Sprintf(volumeProblem, volume)
 		}
 	}
-	who := []any{"namespace", request.Namespace, "vm", vmName, "pod", request.ObjectName()}
+	who := []any{"vm", vmName, "pod", request.ObjectName()}
 	if why != "" {
-		r.log.Warn("pod not injected", append(who, "reason", why)...)
+		r.logOf(request).Warn("pod not injected", append(who, "reason", why)...)
 		annotate(after, map[string]string{annotation.NotInjected: why, annotation.Injected: "", annotation.WiredBy: "", annotation.Version: ""})
 		verdict := Allow("IMDS is not injected: " + why)
 		verdict.Outcome = Outcome{notInjected, by}
-		return verdict.change(before, after), nil
+		return verdict.change(before, after)
 	}
 
 	verdict := Allow()
@@ -73,7 +73,7 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		err = setTokens(after)
 	}
 	if err != nil {
-		return Verdict{}, err
+		return r.refuse(request, byShape, err.Error())
 	}
 	fitResources(before, after, false)
 	if r.patches.WiredBy == annotation.WiredByNodeAgent && jsontree.Lookup[any](before, "spec", "hostUsers") == false {
@@ -84,8 +84,8 @@ func (r *Reviewer) pod(request *Request) (Verdict, error) {
 		annotation.Injected: "true", annotation.WiredBy: r.patches.WiredBy, annotation.Version: r.version, annotation.VMName: vmName, annotation.VMIUID: vmiUID,
 		annotation.Warnings: join(problems), annotation.NotInjected: "",
 	})
-	r.log.Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
-	return verdict.change(before, after), nil
+	r.logOf(request).Info("pod injected", append(who, "redirectPort", port, "warnings", join(problems))...)
+	return verdict.change(before, after)
 }
 
 // reachedBy returns the port of the redirection, empty for a bridge, or why the pod must not be injected (by: in a word).

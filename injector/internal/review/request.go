@@ -14,6 +14,7 @@ import (
 type Request struct {
 	UID, Resource, SubResource, Namespace, Name, Operation string
 	Username                                               string // who makes it
+	Remote                                                 string // address of who has sent the review
 	Object, OldObject                                      jsontree.Value
 	metadata                                               map[string]jsontree.Value // what is looked at of the object's
 }
@@ -112,6 +113,7 @@ const (
 	byName       = "reserved_name"  // of a container or a volume
 	byNamespace  = "host_namespace" // which the pod shares
 	byOwner      = "owner"          // is no instance
+	byShape      = "malformed"      // a pod that the API server would refuse, or that KubeVirt never makes
 	byNoVerdict  = "no_verdict"     // of the instance's review
 )
 
@@ -119,7 +121,7 @@ const (
 func Outcomes() []Outcome {
 	outcomes := []Outcome{{allowed, ""}, {patched, ""}}
 	for result, reasons := range map[string][]string{
-		refused:     {byAnnotation, bySpec, byTemplate, byName, byNamespace, byOwner},
+		refused:     {byAnnotation, bySpec, byTemplate, byName, byNamespace, byOwner, byShape},
 		tolerated:   {byAnnotation, bySpec, byTemplate},
 		notInjected: {byAnnotation, bySpec, byName, byNoVerdict},
 	} {
@@ -143,5 +145,5 @@ func (v Verdict) change(before, after jsontree.Object) Verdict {
 	return v
 }
 
-// Func decides about one request. An error is a fault of ours: the failurePolicy says what comes of it.
-type Func func(*Request) (Verdict, error)
+// Func decides about one request.
+type Func func(*Request) Verdict

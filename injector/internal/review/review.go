@@ -27,17 +27,17 @@ func New(patches *patchset.Set, version string, log *slog.Logger) *Reviewer {
 }
 
 // expect has a request decided if it is for such a resource and operation.
-func (r *Reviewer) expect(decide Func, request *Request, resource string, operations ...string) (Verdict, error) {
+func (r *Reviewer) expect(decide Func, request *Request, resource string, operations ...string) Verdict {
 	if request.Resource != resource || request.SubResource != "" || !slices.Contains(operations, request.Operation) {
 		problem := fmt.Sprintf("imds-webhook reviews %s of %s, not %s: check the rules of its configuration",
 			strings.Join(operations, " and "), resource, request.action())
-		r.log.Warn("not for a review", "problem", problem)
-		return Allow(problem), nil
+		r.logOf(request).Warn("not for a review", "problem", problem)
+		return Allow(problem)
 	}
 	request.metadata = request.Object.Get("metadata").Fields("name", "generateName", "annotations", "labels", "ownerReferences", "deletionTimestamp")
 	// A client may give one to what it creates, from which the API server takes it away afterwards.
 	if request.Operation != Create && !request.metadata["deletionTimestamp"].IsNull() {
-		return Allow(), nil // on its way out, it is updated to drop its finalizers
+		return Allow() // on its way out, it is updated to drop its finalizers
 	}
 	return decide(request)
 }
@@ -85,7 +85,7 @@ func (r *Reviewer) judge(request *Request, now, old subject) (verdict Verdict, w
 		return r.refuse(request, by, join(fresh)), way, changed
 	} else if fresh != nil {
 		verdict.Outcome = Outcome{tolerated, by}
-		r.log.Warn("not refused, since a controller made it", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "problems", join(fresh))
+		r.logOf(request).Warn("not refused, since a controller made it", "what", request.action(), "name", request.ObjectName(), "problems", join(fresh))
 	}
 	verdict.Warnings = some(append(verdict.Warnings, way.warnings...))
 	return verdict, way, changed
@@ -106,20 +106,25 @@ func join(problems []string) string { return strings.Join(some(problems), "; ") 
 
 // Repair returns a Func that never refuses: what another one would is a warning.
 func (r *Reviewer) Repair(decide Func) Func {
-	return func(request *Request) (Verdict, error) {
-		verdict, err := decide(request)
-		if err == nil && !verdict.Allowed {
+	return func(request *Request) Verdict {
+		verdict := decide(request)
+		if !verdict.Allowed {
 			reason := verdict.Outcome.Reason
 			verdict = Allow(verdict.Reason)
 			verdict.Outcome = Outcome{tolerated, reason}
 		}
-		return verdict, err
+		return verdict
 	}
+}
+
+// logOf logs about a request and who has sent it: anybody who reaches the webhook can.
+func (r *Reviewer) logOf(request *Request) *slog.Logger {
+	return r.log.With("namespace", request.Namespace, "remote", request.Remote)
 }
 
 // refuse denies the request and logs it.
 func (r *Reviewer) refuse(request *Request, by, reason string) Verdict {
-	r.log.Warn("refused", "what", request.action(), "namespace", request.Namespace, "name", request.ObjectName(), "reason", reason)
+	r.logOf(request).Warn("refused", "what", request.action(), "name", request.ObjectName(), "reason", reason)
 	return Verdict{Reason: reason, Outcome: Outcome{refused, by}}
 }
 

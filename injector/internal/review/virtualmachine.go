@@ -33,35 +33,35 @@ func (v vm) subject() subject {
 
 // VirtualMachine is a Func for VirtualMachines. It carries the annotations from the VM's own metadata, where
 // people write them, to the template, from where KubeVirt copies them.
-func (r *Reviewer) VirtualMachine(request *Request) (Verdict, error) {
+func (r *Reviewer) VirtualMachine(request *Request) Verdict {
 	return r.expect(r.virtualMachine, request, "virtualmachines", Create, Update)
 }
 
-func (r *Reviewer) virtualMachine(request *Request) (Verdict, error) {
+func (r *Reviewer) virtualMachine(request *Request) Verdict {
 	object := request.Object
 	now, old := readVM(object), readVM(request.OldObject)
 	if len(now.metadata)+len(now.template)+len(old.metadata) == 0 {
-		return Allow(), nil
+		return Allow()
 	}
 
 	before, _ := object.Part(templatePart).(jsontree.Object)
 	after := jsontree.Clone(before)
 	copied, err := copyToTemplate(object, after, now, old)
 	if err != nil {
-		return r.refuse(request, byTemplate, err.Error()), nil
+		return r.refuse(request, byTemplate, err.Error())
 	}
 	verdict, _, changed := r.judge(request, now.subject(), old.subject())
 	if !verdict.Allowed {
-		return verdict, nil
+		return verdict
 	}
 	verdict.Warnings = append(copied, verdict.Warnings...)
 	if changed && object.Get("status", "created").IsTrue() {
 		verdict.Warnings = append(verdict.Warnings, "the VM takes the changed imds.kubevirt.io/ annotations when it restarts")
 	}
 	if verdict = verdict.change(before, after); verdict.Patch != nil {
-		r.log.Info("virtual machine's annotations copied to its template", "namespace", request.Namespace, "vm", request.ObjectName())
+		r.logOf(request).Info("virtual machine's annotations copied to its template", "vm", request.ObjectName())
 	}
-	return verdict, nil
+	return verdict
 }
 
 // templatePath is where the template's annotations are, templatePart what is decoded of a VM.
