@@ -8,21 +8,23 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os/signal"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/example/kubevirt-imds/server/internal/config"
+	"github.com/example/kubevirt-imds/server/internal/conns"
 )
 
 // The bounds of the server of the agent's metrics: a neighbour of the node may ask all
 // day.
 const (
-	scrapesAtOnce = 8
-	scrapeWithin  = 2 * time.Second
-	scrapeHeader  = 2 << 10 // bytes
-	scrapeBody    = 1 << 20 // bytes, many times what the agent tells
+	scrapeWithin = 2 * time.Second
+	scrapeHeader = 2 << 10 // bytes
+	scrapeBody   = 1 << 20 // bytes, many times what the agent tells
+	askEvery     = time.Second
 )
 
 // serveAgentMetrics answers GET /metrics with what the agent tells, until ctx ends or a
@@ -35,18 +37,21 @@ func serveAgentMetrics(ctx context.Context, settings config.AgentMetrics, log *s
 		return fmt.Errorf("IMDS_METRICS_ADDRESS: %w", err)
 	}
 	log.Info("agent's metrics served", "address", listener.Addr())
-	server := newMetricsServer(settings.Socket)
+	// No connection is a probe's; the one that has waited longest makes room.
+	limit := conns.NewLimit(netip.Addr{}, func(net.Addr, string) {})
+	server := newMetricsServer(settings.Socket, limit)
 	context.AfterFunc(ctx, func() { server.Close() })
-	if err := server.Serve(listener); ctx.Err() == nil {
+	if err := server.Serve(limit.Listener(listener)); ctx.Err() == nil {
 		return err
 	}
 	return nil
 }
 
-func newMetricsServer(socket string) *http.Server {
+func newMetricsServer(socket string, limit *conns.Limit) *http.Server {
+	told := &toldMetrics{socket: socket}
 	routes := http.NewServeMux()
 	routes.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		text, err := askAgent(socket)
+		text, err := told.get()
 		if err != nil { // so that Prometheus' own metric up is 0
 			http.Error(w, "no word from the agent: "+err.Error(), http.StatusServiceUnavailable)
 			return
@@ -54,26 +59,37 @@ func newMetricsServer(socket string) *http.Server {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
 		w.Write(text)
 	})
-	var open atomic.Int32
 	server := &http.Server{
 		Handler:        routes,
 		ReadTimeout:    scrapeWithin,
 		WriteTimeout:   2 * scrapeWithin,
 		MaxHeaderBytes: scrapeHeader,
 		ErrorLog:       stdlog.New(io.Discard, "", 0),
-		ConnState: func(conn net.Conn, state http.ConnState) {
-			switch state {
-			case http.StateNew:
-				if open.Add(1) > scrapesAtOnce {
-					conn.Close()
-				}
-			case http.StateClosed:
-				open.Add(-1)
-			}
-		},
+		ConnState:      limit.Track,
 	}
 	server.SetKeepAlivesEnabled(false)
 	return server
+}
+
+// toldMetrics is what the agent has told last. However often somebody asks, the agent
+// is asked once in askEvery.
+type toldMetrics struct {
+	socket string
+
+	mu   sync.Mutex
+	at   time.Time
+	text []byte
+	err  error
+}
+
+func (m *toldMetrics) get() ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if time.Since(m.at) >= askEvery {
+		m.text, m.err = askAgent(m.socket)
+		m.at = time.Now()
+	}
+	return m.text, m.err
 }
 
 // askAgent returns what the agent says on its socket.
