@@ -31,6 +31,7 @@ type connections struct {
 type connection struct {
 	of       *connections
 	conn     net.Conn
+	metered  *meteredConn // what it is made of; nil: it is not metered
 	host     string
 	since    time.Time
 	parts    int          // itself and its requests: what has not ended
@@ -56,6 +57,9 @@ func boundConnections(server *http.Server, most int) {
 		}
 		host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 		opened := &connection{of: c, conn: conn, host: host, since: time.Now(), parts: 1}
+		if secure, isTLS := conn.(*tls.Conn); isTLS {
+			opened.metered, _ = secure.NetConn().(*meteredConn)
+		}
 		for _, other := range c.open { // who is known stays so with the next connection
 			if other.host == host {
 				opened.reviewed.Store(max(opened.reviewed.Load(), other.reviewed.Load()))
@@ -79,7 +83,9 @@ func boundConnections(server *http.Server, most int) {
 func (c *connection) add(parts int) {
 	c.of.mu.Lock()
 	defer c.of.mu.Unlock()
-	if c.parts += parts; c.parts == 0 {
+	if c.parts += parts; c.parts == 1 {
+		c.metered.useAll()
+	} else if c.parts == 0 {
 		delete(c.of.going, c.conn)
 		c.of.gone.Signal()
 	}

@@ -30,7 +30,7 @@ var productionTiming = timing{
 	// Who waits for the place of a body that is sent slowly has the 5 s that the manifests give the webhook.
 	arrival: 2 * time.Second,
 	answer:  4 * time.Second,
-	idle:    2 * time.Minute, // longer than the 90 s of the API server's client, which so closes first
+	idle:    2 * time.Minute,
 	// Together shorter than a pod's grace period of 30 s. The image has no shell for a preStop hook.
 	withdrawal: func() <-chan time.Time { return time.After(5 * time.Second) },
 	shutdown:   15 * time.Second,
@@ -49,9 +49,9 @@ func publishPause(failures int) time.Duration {
 const (
 	maxHeaderBytes       = 2 << 10  // several times what the API server sends
 	maxReceiveBuffer     = 64 << 10 // what a stream may send before anybody reads: a client does before it knows better (RFC 9113, 6.9.2)
-	maxStreams           = 4        // the API server opens one more connection when one has no stream left
+	maxStreams           = 16       // the API server opens one more connection when one has no stream left
 	maxFrame             = 16 << 10 // each connection keeps as much
-	maxConnections       = 128
+	maxConnections       = 256
 	maxHealthConnections = 32
 )
 
@@ -96,6 +96,9 @@ func listen(opts options, pod podEnvironment, timing timing, log, strangers *slo
 	health.HandleFunc("GET /metrics", s.metrics(admission.metrics, patches.Hash))
 	s.health = s.newServer(health, maxHealthConnections)
 	s.webhook = s.newServer(s.closing(admission.bounded(reviews)), maxConnections)
+	// For a connection that ends with open streams net/http starts the timer of idle ones anew, and keeps for it what
+	// they hold (closeStream in h2_bundle.go). So there is none: connections are bounded, and the kernel finds dead ones.
+	s.webhook.IdleTimeout = -1
 	s.webhook.HTTP2 = &http.HTTP2Config{
 		// Bodies that wait to be read hold up no other stream.
 		MaxReceiveBufferPerConnection: maxStreams * maxReceiveBuffer,
@@ -175,7 +178,7 @@ func (s *service) newServer(handler http.Handler, mostConnections int) *http.Ser
 // run serves until ctx ends, then drains.
 func (s *service) run(ctx context.Context) error {
 	failed := make(chan error, 2)
-	go func() { failed <- s.webhook.ServeTLS(s.webhookListener, "", "") }()
+	go func() { failed <- s.webhook.ServeTLS(meteredListener{s.webhookListener, new(meter)}, "", "") }()
 	go func() { failed <- s.health.Serve(s.healthListener) }()
 	defer s.health.Close()
 	defer s.webhook.Close()
