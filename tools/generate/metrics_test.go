@@ -192,7 +192,9 @@ func TestPrometheusFindsTheAgent(t *testing.T) {
 		}
 	}
 	socket := environment["IMDS_METRICS_SOCKET"]
-	isAt := func(m corev1.VolumeMount) bool { return m.Name == "status" && m.MountPath == filepath.Dir(socket.Value) }
+	isAt := func(m corev1.VolumeMount) bool {
+		return m.Name == "status" && m.MountPath == filepath.Dir(socket.Value)
+	}
 	if !slices.Contains(agent.Env, socket) || !slices.ContainsFunc(agent.VolumeMounts, isAt) || !slices.ContainsFunc(container.VolumeMounts, isAt) {
 		t.Errorf("the socket %+v is not in both of %+v and %+v", socket, agent, container)
 	}

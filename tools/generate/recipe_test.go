@@ -31,7 +31,7 @@ var recipes = []string{
 	"# 50-resources.yaml: ",
 	"# 50-environment.yaml: ",
 	"components/require-header",
-	"audiences: | # one a line",
+	"name: imds-audiences}",
 	"overlays/cert-manager\ncomponents:\n- ../kubevirt-imds/kustomize/components/node-agent",
 	"- ../my-imds # with",
 	"cert-manager\nnamespace: platform-imds",
