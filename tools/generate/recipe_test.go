@@ -196,6 +196,23 @@ func TestRecipeArgoCD(t *testing.T) {
 	}
 }
 
+// TestPageNamesClusterWideKinds: an AppProject that lacks one refuses the whole sync.
+func TestPageNamesClusterWideKinds(t *testing.T) {
+	_, paragraph, _ := strings.Cut(readFile(t, recipePage), "Its AppProject has to allow")
+	paragraph, _, _ = strings.Cut(paragraph, "\n\n")
+	for _, components := range [][]string{
+		{"self-signed", "policy"},
+		{"cert-manager", "metrics", "policy", "openshift-webhook"},
+		{"cert-manager", "node-agent", "openshift", "node-agent-metrics"},
+	} {
+		for _, object := range buildWith(t, components...).all {
+			if object.Namespace == "" && !regexp.MustCompile(`\b`+object.Kind+`\b`).MatchString(paragraph) {
+				t.Errorf("%s %s of %v is not in%s", object.Kind, object.Name, components, paragraph)
+			}
+		}
+	}
+}
+
 // TestRecipeCheck: the check of a node has the rights of imds-init, and no others.
 func TestRecipeCheck(t *testing.T) {
 	var pod corev1.Pod
