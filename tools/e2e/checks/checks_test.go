@@ -88,6 +88,13 @@ func TestOverlays(t *testing.T) {
 	}
 }
 
+func TestPolicy(t *testing.T) {
+	if *kubeconfig != "" {
+		t.Skip("it takes a cluster of its own")
+	}
+	results.Check(t, "policy", "alone", "the policies alone refuse who asks, say why, and leave others alone", here.policyAlone)
+}
+
 func TestUpgrade(t *testing.T) {
 	if *kubeconfig != "" {
 		t.Skip("it takes a cluster of its own")
@@ -169,15 +176,27 @@ func (in *installation) testManifests(t *testing.T) {
 // applyAgain also shows that applying does not take the caBundle away.
 func (in *installation) applyAgain(t *testing.T) {
 	ctx := t.Context()
-	_, err := in.kubectl(ctx, "apply", "-k", in.path(), "--dry-run=server")
+	check(t, in.appliesAgain(ctx, in.path()))
+	_, err := in.admit(ctx, launcherPod(t, in.site, "masquerade"))
 	check(t, err)
-	// Not the output of apply: for a PodDisruptionBudget it always says "configured". A difference is an error.
-	_, err = in.kubectl(ctx, "diff", "-k", in.path())
-	check(t, err)
-	_, err = in.kubectl(ctx, "apply", "-k", in.path())
-	check(t, err)
-	_, err = in.admit(ctx, launcherPod(t, in.site, "masquerade"))
-	check(t, err)
+}
+
+// appliesAgain applies what is there already, in the ways in which kubectl and GitOps do.
+func (s *site) appliesAgain(ctx context.Context, path string) error {
+	for _, command := range [][]string{
+		{"apply", "--dry-run=server"},
+		// Conflicts where a manifest writes a field otherwise than it is stored.
+		{"apply", "--dry-run=server", "--server-side", "--field-manager=gitops"},
+		// Not the output of apply: for a PodDisruptionBudget it always says "configured". A difference is an error.
+		{"diff"},
+		{"diff", "--server-side", "--field-manager=gitops"},
+		{"apply"},
+	} {
+		if _, err := s.kubectl(ctx, append(command, "-k", path)...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (in *installation) restricted(t *testing.T) {
