@@ -26,7 +26,7 @@ func (s *site) policyAlone(t *testing.T) {
 		_, err := s.kubectl(context.WithoutCancel(ctx), "delete", "-k", folder)
 		check(t, err)
 	})
-	check(t, s.appliesAgain(ctx, folder))
+	check(t, s.appliesAgain(ctx, folder, true))
 
 	asking := map[string]string{enabledAnnotation: "true"}
 	try := func(annotations map[string]string) error {
