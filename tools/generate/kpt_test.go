@@ -141,6 +141,33 @@ func TestNamespaceIsSetEverywhere(t *testing.T) {
 	}
 }
 
+// TestSettersReachTheAlerts: their expressions have no comment, but get the namespace that
+// kpt has set beside them.
+func TestSettersReachTheAlerts(t *testing.T) {
+	tree := loadTree(t)
+	for name, content := range contents(t, filepath.Join(repository, "kustomize")) {
+		set := setter.ReplaceAllStringFunc(content, func(line string) string {
+			match := setter.FindStringSubmatch(line)
+			return strings.Replace(line, ": "+match[1], ": "+strings.Replace(match[2], "${namespace}", "infra", 1), 1)
+		})
+		if err := tree.Write("kustomize/"+name, []byte(set)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	content, err := tree.BuildWith("kustomize/base", "cert-manager", "metrics", "node-agent", "node-agent-metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := decode(t, content)
+	for rule, namespace := range map[string]string{"imds": "infra", "imds-node-agent": "infra-node"} {
+		for _, expression := range expressionsIn(r.custom["PrometheusRule/"+rule]) {
+			if !strings.Contains(expression, `{namespace="`+namespace+`"`) {
+				t.Errorf("%s: %s is not about the namespace %s", rule, expression, namespace)
+			}
+		}
+	}
+}
+
 // runIn runs kpt or git in a folder; it must succeed.
 func runIn(t *testing.T, folder, program string, args ...string) string {
 	t.Helper()

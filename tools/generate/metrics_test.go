@@ -31,19 +31,23 @@ func readFile(t *testing.T, name string) string {
 }
 
 var (
-	selector = regexp.MustCompile(`\b(imds_\w+)(\{[^}]*\})?`)
+	selector = regexp.MustCompile(`\b(?:imds_\w+|up|kube_\w+)\b(\{[^}]*\})?`)
 	matcher  = regexp.MustCompile(`(\w+)(=~|!~|!=|=)"([^"]*)"`)
 )
 
 // problemOfExpression is the first selector in an expression of PromQL that no series
-// of ours has.
-func problemOfExpression(expression string, series []string) string {
-	if !selector.MatchString(expression) {
+// of ours has, or that takes another namespace's too.
+func problemOfExpression(expression, namespace string, series []string) string {
+	found := selector.FindAllString(expression, -1)
+	if len(found) == 0 {
 		return "no metric of ours is in it"
 	}
-	for _, found := range selector.FindAllStringSubmatch(expression, -1) {
-		if !slices.ContainsFunc(series, func(one string) bool { return selects(one, found[1], found[2]) }) {
-			return fmt.Sprintf("no series is selected by %s", found[0])
+	for _, found := range found {
+		name, matchers, _ := strings.Cut(found, "{")
+		if rest, isOurs := strings.CutPrefix(matchers, `namespace="`+namespace+`"`); !isOurs {
+			return fmt.Sprintf("%s does not begin with the namespace %s", found, namespace)
+		} else if !slices.ContainsFunc(series, func(one string) bool { return selects(one, name, rest) }) {
+			return fmt.Sprintf("no series is selected by %s", found)
 		}
 	}
 	return ""
@@ -83,41 +87,103 @@ func expressionsIn(value any) (all []string) {
 	return all
 }
 
+// scraped is an installation with everything for Prometheus; where a namespace is given,
+// its webhook is there, as the page says.
+func scraped(t *testing.T, namespace string) rendered {
+	t.Helper()
+	tree := loadTree(t)
+	webhook := "resources: [../kubevirt-imds/overlays/cert-manager]\ncomponents: [../kubevirt-imds/kustomize/components/metrics]\n"
+	if namespace != "" {
+		webhook += "namespace: " + namespace + "\ntransformers: [../kubevirt-imds/kustomize/namespace]\n"
+	}
+	for folder, kustomization := range map[string]string{
+		mine:            webhook,
+		mine + "-nodes": "resources: [../my-imds]\ncomponents: [../kubevirt-imds/kustomize/components/node-agent, ../kubevirt-imds/kustomize/components/node-agent-metrics]\n",
+	} {
+		if err := tree.Write(folder+"/kustomization.yaml", []byte(kustomization)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return build(t, tree, mine+"-nodes")
+}
+
 // TestAlertsAndDashboardNameWhatIsTold: a metric that is renamed would leave an alert
-// that never fires.
+// that never fires; and where one Prometheus scrapes tenants too, their series count for
+// nothing.
 func TestAlertsAndDashboardNameWhatIsTold(t *testing.T) {
-	var series []string
+	series := []string{`up{job="imds-node-agent"}`, `kube_daemonset_status_number_unavailable{daemonset="imds-node-agent"}`}
 	for _, file := range toldBy {
 		series = append(series, strings.Fields(readFile(t, file))...)
 	}
-	r := buildWith(t, "cert-manager", "metrics")
-	var dashboard any
-	if err := json.Unmarshal([]byte(r.custom["ConfigMap/imds-dashboard"]["data"].(map[string]any)["imds.json"].(string)), &dashboard); err != nil {
-		t.Fatal(err)
-	}
-	for name, of := range map[string]any{"alerts": r.custom["PrometheusRule/imds"], "dashboard": dashboard} {
+	checkAll := func(of any, least int, namespace string) {
+		t.Helper()
 		expressions := expressionsIn(of)
-		if len(expressions) < 5 {
-			t.Errorf("%s: %q", name, expressions)
+		if len(expressions) < least {
+			t.Errorf("%d expressions: %q", len(expressions), expressions)
 		}
 		for _, expression := range expressions {
-			if problem := problemOfExpression(expression, series); problem != "" {
-				t.Errorf("%s: %s: %s", name, expression, problem)
+			if problem := problemOfExpression(expression, namespace, series); problem != "" {
+				t.Errorf("%s: %s", expression, problem)
 			}
 		}
 	}
+	for namespace, want := range map[string]string{"": contract.Namespace, "platform-imds": "platform-imds"} {
+		r := scraped(t, namespace)
+		checkAll(r.custom["PrometheusRule/imds"], 7, want)
+		checkAll(r.custom["PrometheusRule/imds-node-agent"], 4, contract.NodeNamespace)
+		var dashboard struct{ Panels []map[string]any }
+		if err := json.Unmarshal([]byte(r.custom["ConfigMap/imds-dashboard"]["data"].(map[string]any)["imds.json"].(string)), &dashboard); err != nil {
+			t.Fatal(err)
+		}
+		for _, panel := range dashboard.Panels {
+			variable := "$namespace" // that the viewer chooses
+			if strings.Contains(fmt.Sprint(panel), "imds_agent") {
+				variable = "$agents"
+			}
+			checkAll(panel, 1, variable)
+		}
+	}
 	for expression, isWrong := range map[string]bool{
-		`imds_a == 1`:                false,
-		`rate(imds_b{x=~"1|2"}[5m])`: false,
-		`imds_b{x!="1"}`:             true,
-		`imds_b{y="1"}`:              true,
-		`imds_a + imds_c`:            true,
-		`up == 0`:                    true,
-		`imds_b{x!~"2|3"} > 0`:       false,
-		`sum by (x) (imds_b{x="1"})`: false,
+		`imds_a{namespace="n"} == 1`:                    false,
+		`imds_a == 1`:                                   true,
+		`imds_a{namespace="m"} == 1`:                    true,
+		`imds_a{namespace="n"} + imds_a`:                true,
+		`rate(imds_b{namespace="n",x=~"1|2"}[5m])`:      false,
+		`imds_b{namespace="n",x!="1"}`:                  true,
+		`imds_b{namespace="n",y="1"}`:                   true,
+		`imds_a{namespace="n"} + imds_c{namespace="n"}`: true,
+		`up == 0`:                            true,
+		`vector(1)`:                          true,
+		`imds_b{namespace="n",x!~"2|3"} > 0`: false,
+		`sum by (x) (imds_b{namespace="n",x="1"})`:             false,
+		`sum by (x) (imds_b{x="1",namespace="n"})`:             true, // where no replacement finds it
+		`sum by (x) (imds_b{namespace=~"n",x="1"})`:            true,
+		`count(kube_x{namespace="n"}) / imds_a{namespace="n"}`: true,
 	} {
-		if problem := problemOfExpression(expression, []string{"imds_a", `imds_b{x="1"}`}); (problem != "") != isWrong {
+		if problem := problemOfExpression(expression, "n", []string{"imds_a", `imds_b{x="1"}`}); (problem != "") != isWrong {
 			t.Errorf("%s: %q", expression, problem)
+		}
+	}
+}
+
+// TestAlertsPrintFixedWords: a pager shows nothing that a tenant has written, and each
+// alert says what to do.
+func TestAlertsPrintFixedWords(t *testing.T) {
+	fixed := []string{"resource", "reason", "pod", "node"} // pods and nodes are the platform's
+	r := scraped(t, "")
+	for _, name := range []string{"PrometheusRule/imds", "PrometheusRule/imds-node-agent"} {
+		group := r.custom[name]["spec"].(map[string]any)["groups"].([]any)[0].(map[string]any)
+		for _, rule := range group["rules"].([]any) {
+			rule := rule.(map[string]any)
+			annotations := rule["annotations"].(map[string]any)
+			if annotations["summary"] == nil || annotations["description"] == nil {
+				t.Errorf("%v: annotations %v", rule["alert"], annotations)
+			}
+			for _, label := range regexp.MustCompile(`\$labels\.(\w+)`).FindAllStringSubmatch(fmt.Sprint(annotations), -1) {
+				if !slices.Contains(fixed, label[1]) {
+					t.Errorf("%v prints the label %s", rule["alert"], label[1])
+				}
+			}
 		}
 	}
 }
@@ -192,7 +258,9 @@ func TestPrometheusFindsTheAgent(t *testing.T) {
 		}
 	}
 	socket := environment["IMDS_METRICS_SOCKET"]
-	isAt := func(m corev1.VolumeMount) bool { return m.Name == "status" && m.MountPath == filepath.Dir(socket.Value) }
+	isAt := func(m corev1.VolumeMount) bool {
+		return m.Name == "status" && m.MountPath == filepath.Dir(socket.Value)
+	}
 	if !slices.Contains(agent.Env, socket) || !slices.ContainsFunc(agent.VolumeMounts, isAt) || !slices.ContainsFunc(container.VolumeMounts, isAt) {
 		t.Errorf("the socket %+v is not in both of %+v and %+v", socket, agent, container)
 	}
@@ -208,7 +276,11 @@ func TestPrometheusFindsTheAgent(t *testing.T) {
 	if labels := spec["selector"].(map[string]any)["matchLabels"].(map[string]any); labels["app.kubernetes.io/name"] != contract.NodeAgent {
 		t.Errorf("it selects %v", labels)
 	}
-	if port := spec["podMetricsEndpoints"].([]any)[0].(map[string]any)["port"]; port != container.Ports[0].Name {
+	endpoint := spec["podMetricsEndpoints"].([]any)[0].(map[string]any)
+	if port := endpoint["port"]; port != container.Ports[0].Name {
 		t.Errorf("it asks port %v, declared is %+v", port, container.Ports)
+	}
+	if job := map[string]any{"targetLabel": "job", "replacement": contract.NodeAgent}; !slices.ContainsFunc(endpoint["relabelings"].([]any), func(one any) bool { return cmp.Equal(one, any(job)) }) {
+		t.Errorf("the alerts ask for the job %s, labels are %v", contract.NodeAgent, endpoint["relabelings"])
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,6 +11,13 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"text/template"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/example/kubevirt-imds/injector/annotation"
+	"github.com/example/kubevirt-imds/tools/generate/internal/contract"
 )
 
 // commandsFile says where each command runs that a page shows: by which script of the
@@ -142,6 +150,58 @@ func TestPagesThatAreWrong(t *testing.T) {
 		files := fstest.MapFS{"a.md": {Data: []byte(good + add)}, "a_test.go": {Data: []byte("func TestIt(")}, "ci": {Data: []byte("make it\nmake more")}, commandsFile: {Data: []byte(list)}}
 		if got, err := problemsOfPages(files); err != nil || strings.Join(got, "\n") != want {
 			t.Errorf("%q: %v, %q, want %q", add, err, got, want)
+		}
+	}
+}
+
+// TestListsOfSidecars: one row for each sidecar, whatever a tenant writes into a pod.
+func TestListsOfSidecars(t *testing.T) {
+	lists := regexp.MustCompile(`-o go-template='([^']*)'`).FindAllStringSubmatch(readFile(t, recipePage), -1)
+	if len(lists) != 2 || lists[0][1] != lists[1][1] {
+		t.Fatalf("%q, want one template twice", lists)
+	}
+	inNamespace := func(name string, pod *corev1.Pod) *corev1.Pod {
+		pod.Namespace, pod.Name = "tenant-a", name
+		return pod
+	}
+	hostile := launcherPod(map[string]string{annotation.Injected: "true", annotation.Version: "v1\ntenant-b virt-launcher-db", annotation.VMName: "\u009b2K\u202e"})
+	hostile.Spec.InitContainers = []corev1.Container{{Name: contract.Server.Name, Image: "x\n\u009b2K\u202e\""}}
+	content, err := json.Marshal(map[string]any{"items": []*corev1.Pod{
+		inNamespace("usual", injectWith(t, nil, "cert-manager")),
+		inNamespace("agents", injectWith(t, nil, "cert-manager", "node-agent")),
+		inNamespace("regular", injectWith(t, nil, "cert-manager", "regular-containers")),
+		inNamespace("others", launcherPod(map[string]string{})),
+		inNamespace("hostile", hostile),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pods any
+	if err := json.Unmarshal(content, &pods); err != nil {
+		t.Fatal(err)
+	}
+	var got strings.Builder
+	if err := template.Must(template.New("").Parse(lists[0][1])).Execute(&got, pods); err != nil {
+		t.Fatal(err)
+	}
+	want := `tenant-a usual imds-init "kubevirt-imds-server"
+tenant-a usual imds-server "kubevirt-imds-server"
+tenant-a agents imds-server "registry.example.com/imds/server:dev"
+tenant-a regular imds-init "kubevirt-imds-server"
+tenant-a hostile imds-server "x\n\u009b2K\u202e\""
+`
+	if diff := cmp.Diff(want, got.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestPagesPrintNoAnnotationRaw: what a tenant writes would make rows of its own, and
+// reach the terminal.
+func TestPagesPrintNoAnnotationRaw(t *testing.T) {
+	raw := regexp.MustCompile(`kubectl get.* (custom-columns|jsonpath|go-template)=.*\bannotations\b`)
+	for line := range strings.Lines(readFile(t, recipePage)) {
+		if raw.MatchString(line) {
+			t.Errorf("%s", line)
 		}
 	}
 }

@@ -31,7 +31,7 @@ var recipes = []string{
 	"# 50-resources.yaml: ",
 	"# 50-environment.yaml: ",
 	"components/require-header",
-	"audiences: | # one a line",
+	"name: imds-audiences}",
 	"overlays/cert-manager\ncomponents:\n- ../kubevirt-imds/kustomize/components/node-agent",
 	"- ../my-imds # with",
 	"cert-manager\nnamespace: platform-imds",
@@ -193,6 +193,23 @@ func TestRecipeArgoCD(t *testing.T) {
 	configuration := buildWith(t, "cert-manager").configuration
 	if group, _, _ := strings.Cut(configuration.APIVersion, "/"); ignored.Group != group || ignored.Kind != configuration.Kind || ignored.Name != configuration.Name {
 		t.Errorf("%+v is not %s %s of %s", ignored, configuration.Kind, configuration.Name, group)
+	}
+}
+
+// TestPageNamesClusterWideKinds: an AppProject that lacks one refuses the whole sync.
+func TestPageNamesClusterWideKinds(t *testing.T) {
+	_, paragraph, _ := strings.Cut(readFile(t, recipePage), "Its AppProject has to allow")
+	paragraph, _, _ = strings.Cut(paragraph, "\n\n")
+	for _, components := range [][]string{
+		{"self-signed", "policy"},
+		{"cert-manager", "metrics", "policy", "openshift-webhook"},
+		{"cert-manager", "node-agent", "openshift", "node-agent-metrics"},
+	} {
+		for _, object := range buildWith(t, components...).all {
+			if object.Namespace == "" && !regexp.MustCompile(`\b`+object.Kind+`\b`).MatchString(paragraph) {
+				t.Errorf("%s %s of %v is not in%s", object.Kind, object.Name, components, paragraph)
+			}
+		}
 	}
 }
 

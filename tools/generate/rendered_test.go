@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"slices"
 	"testing"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -107,7 +106,7 @@ func decode(t *testing.T, content []byte) rendered {
 			"cert-manager.io/v1":       r.certManager,
 			"monitoring.coreos.com/v1": r.custom,
 		}[object.APIVersion]
-		if object.Kind == "ConfigMap" && slices.Contains([]string{"imds-dashboard", "imds-policy"}, object.Name) {
+		if object.Kind == "ConfigMap" && object.Name == "imds-dashboard" {
 			into = r.custom
 		}
 		if into != nil {

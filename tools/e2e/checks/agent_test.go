@@ -218,8 +218,14 @@ func (in *installation) restartKubelet(t *testing.T, v *VM) {
 func (in *installation) changeBack(t *testing.T, v *VM) {
 	ctx := t.Context()
 	check(t, in.undoBaseline(ctx))
+	replaced, err := in.webhookPods(ctx)
+	check(t, err)
 	served(t, v, func() error {
 		if _, err := in.kubectl(ctx, "apply", "-k", in.folder+"/overlays/kind"); err != nil {
+			return err
+		}
+		// Until they end they answer what comes by the API server's open connections.
+		if err := in.awaitGone(ctx, replaced); err != nil {
 			return err
 		}
 		return in.awaitAdmission(ctx)

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/cel"
+	"k8s.io/apiserver/pkg/admission/plugin/policy/validating"
 	"k8s.io/apiserver/pkg/admission/plugin/webhook"
 	"k8s.io/apiserver/pkg/admission/plugin/webhook/matchconditions"
 	"k8s.io/apiserver/pkg/admission/plugin/webhook/predicates/object"
@@ -73,6 +74,8 @@ type apiServer struct {
 	matchers []matchconditions.Matcher
 	// conditions are those of the webhooks, each alone, for its cost.
 	conditions [][]cel.ConditionEvaluator
+	// policies are those of the component, as it comes.
+	policies []validating.Validator
 }
 
 func newAPIServer(t testing.TB) *apiServer {
@@ -91,6 +94,9 @@ func newAPIServer(t testing.TB) *apiServer {
 				cel.OptionalVariableDeclarations{HasAuthorizer: true}, environment.NewExpressions))
 		}
 		s.conditions = append(s.conditions, alone)
+	}
+	for _, name := range []string{"imds-opt-in", "imds-audiences"} {
+		s.policies = append(s.policies, validator(t, name, ""))
 	}
 	return s
 }

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 // others is a VM that never asked.
@@ -233,10 +234,12 @@ func TestInstances(t *testing.T) {
 	}
 }
 
-// TestNamesByKey: where nothing is walked, the known names are found all the same.
+// TestNamesByKey: where nothing is walked, the known names are found all the same, those
+// too that only the webhook may write.
 func TestNamesByKey(t *testing.T) {
 	server := newAPIServer(t)
-	for _, name := range []string{"enabled", "network", "bridge-name", "token-audiences", "token-expiration-seconds", "require-header", "hop-limit"} {
+	for _, name := range []string{"enabled", "network", "bridge-name", "token-audiences", "token-expiration-seconds", "require-header", "hop-limit",
+		"redirect-port", "injected", "not-injected", "warnings", "wired-by", "version", "vm-name", "vmi-uid"} {
 		annotations := manyAnnotations()
 		before := vm(`{}`)
 		before.SetAnnotations(annotations)
@@ -246,6 +249,15 @@ func TestNamesByKey(t *testing.T) {
 		after.SetAnnotations(annotations)
 		server.expect(t, request{object: after}, refuseVMs)
 		server.expect(t, request{object: after, old: before}, refuseVMs)
+		byTemplate := func(annotations map[string]string) *unstructured.Unstructured {
+			object := vm(`{}`)
+			if err := unstructured.SetNestedStringMap(object.Object, annotations, "spec", "template", "metadata", "annotations"); err != nil {
+				t.Fatal(err)
+			}
+			return object
+		}
+		server.expect(t, request{object: byTemplate(annotations)}, refuseVMs)
+		server.expect(t, request{object: byTemplate(annotations), old: byTemplate(before.GetAnnotations())}, refuseVMs)
 		after.SetGroupVersionKind(instanceKind)
 		before.SetGroupVersionKind(instanceKind)
 		server.expect(t, request{object: after}, refuseInstances)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
@@ -111,16 +112,20 @@ func TestNoRandomObjectMakesAConditionFail(t *testing.T) {
 	}
 }
 
-// check fails where a condition fails, where both webhooks of a kind get a request,
-// and where an object without a name of ours reaches one.
+// check fails where a condition or a policy fails, where both webhooks of a kind get a
+// request, and where an object without a name of ours reaches one or is refused.
 func (s *apiServer) check(t *testing.T, r request) []string {
 	t.Helper()
 	sent := s.sent(t, r)
 	if len(sent) > 1 {
 		t.Errorf("sent to %v", sent)
 	}
-	if len(sent) > 0 && !strings.Contains(fmt.Sprint(r.object, r.old), "imds.kubevirt.io/") {
-		t.Errorf("without an annotation of ours, sent to %v", sent)
+	var refused string
+	for _, policy := range s.policies {
+		refused += refusal(t, policy, r, &corev1.Namespace{})
+	}
+	if (len(sent) > 0 || refused != "") && !strings.Contains(fmt.Sprint(r.object, r.old), "imds.kubevirt.io/") {
+		t.Errorf("without an annotation of ours, sent to %v, refused with %q", sent, refused)
 	}
 	return sent
 }

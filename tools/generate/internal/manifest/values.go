@@ -40,6 +40,8 @@ func values(options Options) map[string]any {
 		"AnnotationPrefix":   annotation.Prefix,
 		"UserAnnotations":    annotation.ByUser(),
 		"VerdictAnnotations": annotation.Verdict(),
+		// What a user may set nowhere. A name of VerdictPrefix is let pass on a VM.
+		"ReservedAnnotations": append(annotation.OnPod(), annotation.RedirectPort),
 
 		"Init":   contract.Init,
 		"Server": contract.Server,
