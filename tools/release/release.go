@@ -61,15 +61,15 @@ func open(ctx context.Context, root, version string) (*release, error) {
 	if err != nil {
 		return nil, err
 	}
-	changes, own := section(string(changelog), version)
-	if r.changes = changes; !own {
-		var found bool
-		if r.changes, found = section(string(changelog), "Unreleased"); !found {
-			return nil, fmt.Errorf("CHANGELOG.md has nothing under %q and nothing under Unreleased: write what is new", version)
+	var own, found bool
+	if r.changes, own = section(string(changelog), version); !own {
+		if r.changes, found = section(string(changelog), ""); !found {
+			return nil, fmt.Errorf("CHANGELOG.md has nothing under %q, under Unreleased or under any version: write what is new", version)
 		}
 	}
 
-	// Without its tag the version is a trial. With it, whoever applies an overlay of the tag gets these images.
+	// Without its tag the version is a trial, with the newest changes. With it, whoever applies an overlay of the tag
+	// gets these images.
 	tagged, err := r.git(ctx, "for-each-ref", "--format=%(objectname) %(*objectname)", "refs/tags/"+version)
 	switch {
 	case err != nil:
@@ -101,12 +101,14 @@ func readImages(root string) ([]types.Image, error) {
 	return component.Images, err
 }
 
-// section is the text under a title of a changelog, and whether there is any.
+// section is the text under a title of a changelog, or under the first one that has text where title is "", and
+// whether there is any.
 func section(changelog, title string) (string, bool) {
 	for _, part := range strings.Split("\n"+changelog, "\n## ")[1:] {
-		if first, rest, _ := strings.Cut(part, "\n"); strings.TrimSpace(first) == title {
-			text := strings.TrimSpace(rest)
-			return text + "\n", text != ""
+		first, rest, _ := strings.Cut(part, "\n")
+		text := strings.TrimSpace(rest)
+		if text != "" && (title == "" || title == strings.TrimSpace(first)) {
+			return text + "\n", true
 		}
 	}
 	return "", false

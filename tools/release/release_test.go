@@ -93,13 +93,9 @@ func TestRefusals(t *testing.T) {
 		"a changed file": {func(t *testing.T, root string) { write(t, root, "CHANGELOG.md", "") }, []string{"CHANGELOG.md", "commit, or stash"}},
 		"a new file":     {func(t *testing.T, root string) { write(t, root, "server/new.go", "") }, []string{"server/", "commit, or stash"}},
 		"no section": {func(t *testing.T, root string) {
-			write(t, root, "CHANGELOG.md", "## v1.0.0\n\n- old\n")
+			write(t, root, "CHANGELOG.md", "# Changes\n\n## Unreleased\n")
 			commit(t, root)
-		}, []string{version, "write what is new"}},
-		"an empty section": {func(t *testing.T, root string) {
-			write(t, root, "CHANGELOG.md", "## Unreleased\n\n## v1.0.0\n\n- old\n")
-			commit(t, root)
-		}, []string{version, "write what is new"}},
+		}, []string{"CHANGELOG.md", "write what is new"}},
 		"the tag of another commit": {func(t *testing.T, root string) {
 			git(t, root, "tag", "--annotate", "--message=release", version)
 			commit(t, root)
@@ -153,6 +149,44 @@ func TestTaggedTree(t *testing.T) {
 		}
 		if r.changes != "- new\n" {
 			t.Errorf("changes %q", r.changes)
+		}
+	}
+}
+
+// TestReleasing walks this repository through a release, as usage says. CI makes a trial version at each step.
+func TestReleasing(t *testing.T) {
+	const version, trial = "v1234.5.6", "v0.0.0-ci"
+	root := tree(t)
+	changelog, err := os.ReadFile(filepath.Join(repository, "CHANGELOG.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(filepath.Join(repository, "kustomize/images/kustomization.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	images := func(tag string) string {
+		return regexp.MustCompile("newTag: .*").ReplaceAllString(string(content), "newTag: "+tag)
+	}
+	const released = "# Changelog\n\n## " + version + "\n\n- new\n"
+	for _, step := range []struct{ name, changelog, images, tag, make string }{
+		{"before", string(changelog), images("dev"), "", trial},
+		{"tagged", released, images(version), version, trial},
+		{"tagged", released, images(version), version, version},
+		{"the next commit", released, images("dev"), "", trial},
+		{"nothing new yet", strings.Replace(released, "## ", "## Unreleased\n\n## ", 1), images("dev"), "", trial},
+	} {
+		write(t, root, "CHANGELOG.md", step.changelog)
+		write(t, root, "kustomize/images/kustomization.yaml", step.images)
+		commit(t, root)
+		if step.tag != "" {
+			git(t, root, "tag", "--force", step.tag)
+		}
+		r, err := open(t.Context(), root, step.make)
+		if err != nil {
+			t.Errorf("%s, %s: %v", step.name, step.make, err)
+		} else if step.name != "before" && r.changes != "- new\n" {
+			t.Errorf("%s, %s: changes %q", step.name, step.make, r.changes)
 		}
 	}
 }
