@@ -1,6 +1,7 @@
 # Everything that CI runs is a recipe here. Without just: npx --yes rust-just <recipe>
 
-version := `git describe --tags --always --dirty 2>/dev/null || echo unknown`
+# without what a shell would run: a tag may have any name
+version := `git describe --tags --always --dirty 2>/dev/null | tr -cd 'A-Za-z0-9.+_-' | grep . || echo unknown`
 arch    := `go env GOARCH`
 # server and webhook, as the overlays name them
 images  := `awk '/newName:/ { name = $2 } /newTag:/ { printf "%s:%s ", name, $2 }' kustomize/images/kustomization.yaml`
@@ -39,9 +40,9 @@ vulnerabilities:
 
 # build the three static binaries into bin/linux-<architecture>; imds-server without HTTP/2, which it does not speak
 build goarch=arch name=version:
-    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -tags nethttpomithttp2 -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-server  ./server
-    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-init    ./netsetup
-    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version={{ name }}' -o bin/linux-{{ goarch }}/imds-webhook ./injector
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -tags nethttpomithttp2 -ldflags {{ quote('-s -w -X main.version=' + name) }} -o bin/linux-{{ goarch }}/imds-server  ./server
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags {{ quote('-s -w -X main.version=' + name) }} -o bin/linux-{{ goarch }}/imds-init    ./netsetup
+    CGO_ENABLED=0 GOOS=linux GOARCH={{ goarch }} go build -trimpath -buildvcs=false -ldflags {{ quote('-s -w -X main.version=' + name) }} -o bin/linux-{{ goarch }}/imds-webhook ./injector
 
 # render the webhook configuration, the pod's patches and the golden manifests; --check: show the difference only
 generate *ARGS:
@@ -58,7 +59,7 @@ image goarch=arch: (build goarch)
     export SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)"
     targets=(server webhook)
     for image in {{ images }}; do
-        args=(--platform "linux/{{ goarch }}" --target "${targets[0]}" --build-arg VERSION="{{ version }}" --build-arg REVISION="$(git rev-parse HEAD)" -t "$image" -f Containerfile .)
+        args=(--platform "linux/{{ goarch }}" --target "${targets[0]}" --build-arg VERSION={{ quote(version) }} --build-arg REVISION="$(git rev-parse HEAD)" -t "$image" -f Containerfile .)
         targets=("${targets[@]:1}")
         if command -v docker >/dev/null && docker info >/dev/null 2>&1; then
             docker buildx build --load "${args[@]}"
