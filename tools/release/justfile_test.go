@@ -1,6 +1,7 @@
 package main
 
 import (
+	"debug/elf"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,5 +79,98 @@ func TestVersionOfATree(t *testing.T) {
 	}
 	if got := just(t, root, "--evaluate", "version"); got != "unknown" {
 		t.Errorf("without git: %q", got)
+	}
+}
+
+// TestBuiltAreStatic: the images have no dynamic linker.
+func TestBuiltAreStatic(t *testing.T) {
+	root := projectOf(t)
+	t.Setenv("GOFLAGS", "-buildmode=pie")
+	t.Setenv("CGO_ENABLED", "1")
+	just(t, root, "build")
+	programs, err := filepath.Glob(filepath.Join(root, "bin/*/imds-*"))
+	if err != nil || len(programs) != 3 {
+		t.Fatalf("%v, %v", programs, err)
+	}
+	for _, program := range programs {
+		file, err := elf.Open(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, segment := range file.Progs {
+			if segment.Type == elf.PT_INTERP {
+				t.Errorf("%s is dynamically linked", program)
+			}
+		}
+		file.Close()
+	}
+}
+
+// TestBuiltOfTheCommitAlone: neither what is in the folder nor what is set on the machine changes the programs.
+func TestBuiltOfTheCommitAlone(t *testing.T) {
+	root := projectOf(t)
+	sums := func(t *testing.T) string {
+		t.Helper()
+		r, err := open(t.Context(), root, "v1.2.3")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.tree = t.TempDir()
+		if err := r.buildPrograms(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, architecture := range architectures {
+			if err := writeSums(filepath.Join(r.tree, "bin/linux-"+architecture)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var all strings.Builder
+		for _, architecture := range architectures {
+			content, err := os.ReadFile(filepath.Join(r.tree, "bin/linux-"+architecture+"/SHA256SUMS"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.Write(content)
+		}
+		return all.String()
+	}
+	want := sums(t)
+	if strings.Count(want, "imds-") != 6 {
+		t.Fatal(want)
+	}
+
+	const evil = "package main\n\nfunc init() { panic(1) }\n"
+	settings := t.TempDir()
+	write(t, settings, "go", "GOAMD64=v3\n")
+	write(t, settings, "go.work", "go 1.20\n")
+	for name, change := range map[string]func(t *testing.T){
+		"GOFLAGS":       func(t *testing.T) { t.Setenv("GOFLAGS", "-buildmode=pie -gcflags=-l") },
+		"GOAMD64":       func(t *testing.T) { t.Setenv("GOAMD64", "v3") },
+		"GOARM64":       func(t *testing.T) { t.Setenv("GOARM64", "v9.0") },
+		"GOEXPERIMENT":  func(t *testing.T) { t.Setenv("GOEXPERIMENT", "nogreenteagc") },
+		"GOFIPS140":     func(t *testing.T) { t.Setenv("GOFIPS140", "latest") },
+		"GOENV":         func(t *testing.T) { t.Setenv("GOENV", filepath.Join(settings, "go")) },
+		"GOWORK":        func(t *testing.T) { t.Setenv("GOWORK", filepath.Join(settings, "go.work")) },
+		"JUST_JUSTFILE": func(t *testing.T) { t.Setenv("JUST_JUSTFILE", os.DevNull) },
+		"a new file": func(t *testing.T) {
+			write(t, root, "server/zz_evil.go", evil)
+			git(t, root, "config", "status.showUntrackedFiles", "no")
+			write(t, root, ".git/info/exclude", "*.go\n")
+		},
+		"a changed file": func(t *testing.T) {
+			write(t, root, "server/main.go", evil)
+			git(t, root, "update-index", "--assume-unchanged", "server/main.go")
+		},
+		"a git attribute": func(t *testing.T) {
+			write(t, root, ".git/info/attributes", "main.go filter=evil\n")
+			git(t, root, "config", "filter.evil.smudge", "sed s/print/println/")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			change(t)
+			if got := sums(t); got != want {
+				t.Errorf("got\n%swant\n%s", got, want)
+			}
+		})
 	}
 }

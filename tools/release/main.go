@@ -16,8 +16,8 @@ usage:
   go run . check VERSION
   go run . make VERSION
 
-check says whether VERSION, such as v1.2.3 or v1.2.3-rc.1, can be made of the tree as it is. make takes the
-binaries that just build has left in bin/ and writes into dist/VERSION:
+check says whether VERSION, such as v1.2.3 or v1.2.3-rc.1, can be made of the tree as it is. make has just build
+the programs of the commit, whatever else is in the folder or set in the environment, and writes into dist/VERSION:
 
   kubevirt-imds-server.oci.tar     the images, each as an OCI archive of both architectures
   kubevirt-imds-webhook.oci.tar

@@ -21,6 +21,7 @@ import (
 // release is a version that can be made of the tree.
 type release struct {
 	root    string // of the repository
+	tree    string // a folder with the commit alone, of which everything is made
 	version string
 	commit  string
 	time    time.Time     // of the commit; nothing in the files depends on another clock
@@ -36,7 +37,7 @@ func open(ctx context.Context, root, version string) (*release, error) {
 		return nil, fmt.Errorf("version %q is not like v1.2.3 or v1.2.3-rc.1: name such a one, as in: just release v1.2.3", version)
 	}
 	r := &release{root: root, version: version}
-	changed, err := r.git(ctx, "status", "--porcelain")
+	changed, err := r.git(ctx, "status", "--porcelain", "--untracked-files=normal")
 	if err != nil {
 		return nil, err
 	}
@@ -54,16 +55,20 @@ func open(ctx context.Context, root, version string) (*release, error) {
 	}
 	r.time = time.Unix(seconds, 0).UTC()
 
-	if r.images, err = readImages(root); err != nil {
+	component, err := r.git(ctx, "cat-file", "blob", r.commit+":kustomize/images/kustomization.yaml")
+	if err != nil {
 		return nil, err
 	}
-	changelog, err := os.ReadFile(filepath.Join(root, "CHANGELOG.md"))
+	if r.images, err = readImages([]byte(component)); err != nil {
+		return nil, err
+	}
+	changelog, err := r.git(ctx, "cat-file", "blob", r.commit+":CHANGELOG.md")
 	if err != nil {
 		return nil, err
 	}
 	var own, found bool
-	if r.changes, own = section(string(changelog), version); !own {
-		if r.changes, found = section(string(changelog), ""); !found {
+	if r.changes, own = section(changelog, version); !own {
+		if r.changes, found = section(changelog, ""); !found {
 			return nil, fmt.Errorf("CHANGELOG.md has nothing under %q, under Unreleased or under any version: write what is new", version)
 		}
 	}
@@ -91,13 +96,9 @@ func open(ctx context.Context, root, version string) (*release, error) {
 }
 
 // readImages reads the setting that the overlays have their images from.
-func readImages(root string) ([]types.Image, error) {
-	content, err := os.ReadFile(filepath.Join(root, "kustomize/images/kustomization.yaml"))
-	if err != nil {
-		return nil, err
-	}
+func readImages(content []byte) ([]types.Image, error) {
 	var component types.Kustomization
-	err = yaml.UnmarshalStrict(content, &component)
+	err := yaml.UnmarshalStrict(content, &component)
 	return component.Images, err
 }
 
@@ -121,6 +122,14 @@ func (r *release) make(ctx context.Context) error {
 		return err
 	}
 	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	var err error
+	if r.tree, err = os.MkdirTemp("", "imds-release-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(r.tree)
+	if err := r.buildPrograms(ctx); err != nil {
 		return err
 	}
 	if err := r.buildImages(ctx, folder); err != nil {
@@ -176,14 +185,15 @@ func writeSums(folder string) error {
 }
 
 func (r *release) git(ctx context.Context, args ...string) (string, error) {
-	return output(ctx, r.root, "git", args...)
+	return output(ctx, nil, r.root, "git", args...)
 }
 
-// output runs a program in a folder and returns what it says, without the last end of line.
-func output(ctx context.Context, folder, program string, args ...string) (string, error) {
+// output runs a program in a folder, with the environment of this process where none is given, and returns what it
+// says, without the last end of line.
+func output(ctx context.Context, environment []string, folder, program string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	command := exec.CommandContext(ctx, program, args...)
-	command.Dir, command.Stdout, command.Stderr = folder, &stdout, &stderr
+	command.Env, command.Dir, command.Stdout, command.Stderr = environment, folder, &stdout, &stderr
 	if err := command.Run(); err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
 	}

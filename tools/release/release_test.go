@@ -57,7 +57,7 @@ func write(t *testing.T, root, name, content string) {
 
 func git(t *testing.T, root string, args ...string) {
 	t.Helper()
-	if _, err := output(t.Context(), root, "git", args...); err != nil {
+	if _, err := output(t.Context(), nil, root, "git", args...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -200,17 +200,18 @@ func trial(t *testing.T) *release {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(root, "dist"), 0o755); err != nil {
+	content, err := os.ReadFile(filepath.Join(root, "kustomize/images/kustomization.yaml"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	images, err := readImages(root)
+	images, err := readImages(content)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range images {
 		images[i].Digest = "sha256:" + strings.Repeat(string("ab"[i]), 64)
 	}
-	return &release{root: root, version: "v1.2.3", commit: strings.Repeat("c", 40), time: time.Unix(1e9, 0).UTC(), images: images}
+	return &release{tree: root, version: "v1.2.3", commit: strings.Repeat("c", 40), time: time.Unix(1e9, 0).UTC(), images: images}
 }
 
 // TestRenderedAreTheOverlays: but for tag and digest they are what is committed for review.
@@ -252,7 +253,7 @@ func TestSBOM(t *testing.T) {
 	for _, architecture := range architectures {
 		for _, names := range programs {
 			for _, name := range names {
-				write(t, r.root, "bin/linux-"+architecture+"/"+name, string(content))
+				write(t, r.tree, "bin/linux-"+architecture+"/"+name, string(content))
 			}
 		}
 	}

@@ -62,7 +62,7 @@ func (r *release) sbom(image types.Image) ([]byte, error) {
 }
 
 func (r *release) addProgram(d *document, whole spdx.ElementID, architecture, name string) error {
-	file := filepath.Join(r.root, "bin", "linux-"+architecture, name)
+	file := filepath.Join(r.tree, "bin", "linux-"+architecture, name)
 	content, err := os.ReadFile(file)
 	if err != nil {
 		return err
