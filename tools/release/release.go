@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,6 +74,8 @@ func open(ctx context.Context, root, version string) (*release, error) {
 		}
 	}
 
+	r.changes = absolute(r.changes, source+"/blob/"+version+"/CHANGELOG.md")
+
 	// Without its tag the version is a trial, with the newest changes. With it, whoever applies an overlay of the tag
 	// gets these images.
 	tagged, err := r.git(ctx, "for-each-ref", "--format=%(objectname) %(*objectname)", "refs/tags/"+version)
@@ -113,6 +116,21 @@ func section(changelog, title string) (string, bool) {
 		}
 	}
 	return "", false
+}
+
+var codeOrLink = regexp.MustCompile("`[^`]*`|\\]\\([^)\\s]+\\)")
+
+// absolute is the text of a page with its links as they are followed from the page's address.
+func absolute(text, page string) string {
+	base, err := url.Parse(page)
+	return codeOrLink.ReplaceAllStringFunc(text, func(found string) string {
+		link, isLink := strings.CutPrefix(found, "](")
+		target, errLink := url.Parse(strings.TrimSuffix(link, ")"))
+		if !isLink || err != nil || errLink != nil {
+			return found
+		}
+		return "](" + base.ResolveReference(target).String() + ")"
+	})
 }
 
 // make writes the files.

@@ -191,6 +191,19 @@ func TestReleasing(t *testing.T) {
 	}
 }
 
+// TestChangesOutsideOfTheTree: on a release's page, a link leads into the tree of its tag.
+func TestChangesOutsideOfTheTree(t *testing.T) {
+	root := tree(t)
+	write(t, root, "CHANGELOG.md", "## v1.2.3\n\n[a](kustomize/README.md#upgrade), [b](https://example.com/b) [c](#v100)\n[d](./LICENSE), `[e](f)`\n")
+	commit(t, root)
+	r, err := open(t.Context(), root, "v1.2.3")
+	const tagged = source + "/blob/v1.2.3/"
+	want := "[a](" + tagged + "kustomize/README.md#upgrade), [b](https://example.com/b) [c](" + tagged + "CHANGELOG.md#v100)\n[d](" + tagged + "LICENSE), `[e](f)`\n"
+	if err != nil || r.changes != want {
+		t.Errorf("%v, changes\n%swant\n%s", err, r.changes, want)
+	}
+}
+
 // trial is a release of a copy of the manifests, with digests that no image has.
 func trial(t *testing.T) *release {
 	t.Helper()
