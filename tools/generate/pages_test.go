@@ -153,3 +153,18 @@ func TestPagesThatAreWrong(t *testing.T) {
 		}
 	}
 }
+
+// TestProfilesAreWhereTheKubeletLooks: a kubelet that has the pods' folder elsewhere has
+// the seccomp profiles elsewhere, too.
+func TestProfilesAreWhereTheKubeletLooks(t *testing.T) {
+	page, err := os.ReadFile(repository + "/kustomize/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, components := range [][]string{{"node-agent"}, {"node-agent", "k0s"}, {"node-agent", "microk8s"}} {
+		pods := buildWith(t, components...).agent.daemonSet.Spec.Template.Spec.Volumes[0].HostPath.Path
+		if folder := "`" + path.Join(path.Dir(pods), "seccomp/imds") + "`"; !strings.Contains(string(page), folder) {
+			t.Errorf("with %v the profiles are in %s, which kustomize/README.md does not say", components, folder)
+		}
+	}
+}
