@@ -91,7 +91,7 @@ e2e what='check' *ARGS:
 # measure the programs, each in turn with a reference (options: those of tools/bench), and then what 1 to 300 pods cost on a node
 bench *ARGS:
     go run ./tools/bench {{ ARGS }}
-    go test -count=1 -v -run TestCost ./netsetup -cost-of 1,10,100,300
+    {{ if ARGS =~ '(^| )--?h(elp)?( |$)' { "" } else { "go test -count=1 -v -run TestCost ./netsetup -cost-of 1,10,100,300" } }}
 
 # load, rotations, killed sidecars and accidents for long, and then a flood of the webhook for a minute
 soak time='20m':

@@ -174,3 +174,14 @@ func TestBuiltOfTheCommitAlone(t *testing.T) {
 		})
 	}
 }
+
+// TestHelpOfBench: who asks for help gets no measurement.
+func TestHelpOfBench(t *testing.T) {
+	root := projectOf(t)
+	for args, want := range map[string]bool{"": true, "-svg ratios.svg": true, "-h": false, "--help": false, "-svg x.svg -help": false} {
+		dry := just(t, root, append([]string{"--dry-run", "bench"}, strings.Fields(args)...)...)
+		if !strings.Contains(dry, "go run ./tools/bench "+args) || strings.Contains(dry, "TestCost") != want {
+			t.Errorf("just bench %s runs\n%s", args, dry)
+		}
+	}
+}
