@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/mod/semver"
 	"sigs.k8s.io/kustomize/api/types"
 	"sigs.k8s.io/yaml"
 )
@@ -30,12 +31,13 @@ type release struct {
 	changes string
 }
 
-var versions = regexp.MustCompile(`^v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z]+([.-][0-9A-Za-z]+)*)?$`)
+// longest is what a registry takes as a tag.
+const longest = 128
 
 // open finds out whether the version can be made of the repository at root. It writes nothing.
 func open(ctx context.Context, root, version string) (*release, error) {
-	if !versions.MatchString(version) {
-		return nil, fmt.Errorf("version %q is not like v1.2.3 or v1.2.3-rc.1: name such a one, as in: just release v1.2.3", version)
+	if !semver.IsValid(version) || semver.Canonical(version) != version || len(version) > longest {
+		return nil, fmt.Errorf("version %q is not one of semantic versioning, such as v1.2.3 or v1.2.3-rc.1, without build metadata and of at most %d characters: name such a one, as in: just release v1.2.3", version, longest)
 	}
 	r := &release{root: root, version: version}
 	changed, err := r.git(ctx, "status", "--porcelain", "--untracked-files=normal")

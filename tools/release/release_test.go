@@ -70,12 +70,12 @@ func commit(t *testing.T, root string) {
 
 func TestVersions(t *testing.T) {
 	root := tree(t)
-	for _, version := range []string{"v0.1.0", "v1.2.3", "v10.20.30-rc.1", "v1.0.0-alpha"} {
+	for _, version := range []string{"v0.1.0", "v1.2.3", "v10.20.30-rc.1", "v1.0.0-alpha", "v1.0.0--x", "v1.0.0-0", "v1.0.0-01a", "v1.0.0-" + strings.Repeat("x", 121)} {
 		if err := run(t.Context(), root, []string{"check", version}, nil); err != nil {
 			t.Errorf("%s: %v", version, err)
 		}
 	}
-	for _, version := range []string{"", "1.2.3", "v1.2", "v1.2.3.4", "v01.2.3", "v1.2.3-", "v1.2.3-rc..1", "v1.2.3+build", "v1.2.3 ", "v1.2.3; true", "../v1.2.3", "latest"} {
+	for _, version := range []string{"", "1.2.3", "v1.2", "v1.2.3.4", "v01.2.3", "v1.2.3-", "v1.2.3-rc..1", "v1.2.3+build", "v1.0.0-01", "v1.0.0-" + strings.Repeat("x", 122), "v1.2.3 ", "v1.2.3; true", "../v1.2.3", "latest"} {
 		err := run(t.Context(), root, []string{"check", version}, nil)
 		if err == nil || !strings.Contains(err.Error(), `"`+version+`"`) || !strings.Contains(err.Error(), "just release v1.2.3") {
 			t.Errorf("%q: %v", version, err)
