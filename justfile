@@ -56,6 +56,7 @@ certs *ARGS:
 image goarch=arch: (build goarch)
     #!/usr/bin/env bash
     set -euo pipefail
+    (cd tools/release && go run . licenses)
     export SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)"
     targets=(server webhook)
     for image in {{ images }}; do

@@ -4,6 +4,7 @@ module github.com/example/kubevirt-imds/tools/release
 go 1.26.0
 
 require (
+	github.com/google/licensecheck v0.3.1
 	github.com/spdx/tools-golang v0.5.7
 	golang.org/x/mod v0.43.0
 	sigs.k8s.io/kustomize/api v0.21.2

@@ -152,6 +152,9 @@ func (r *release) make(ctx context.Context) error {
 	if err := r.buildPrograms(ctx); err != nil {
 		return err
 	}
+	if err := writeLicenses(ctx, r.tree); err != nil {
+		return err
+	}
 	if err := r.buildImages(ctx, folder); err != nil {
 		return err
 	}
@@ -164,7 +167,7 @@ func (r *release) make(ctx context.Context) error {
 		"changes.md": []byte(r.changes),
 	}
 	for _, image := range r.images {
-		document, err := r.sbom(image)
+		document, err := r.sbom(ctx, image)
 		if err != nil {
 			return err
 		}

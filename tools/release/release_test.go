@@ -252,9 +252,9 @@ func TestRenderedAreTheOverlays(t *testing.T) {
 	}
 }
 
-// TestSBOM has this test in the place of the programs: it has modules, too.
-func TestSBOM(t *testing.T) {
-	r := trial(t)
+// selves puts this test in the place of the programs: it has modules, too.
+func selves(t *testing.T, tree string) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -266,10 +266,15 @@ func TestSBOM(t *testing.T) {
 	for _, architecture := range architectures {
 		for _, names := range programs {
 			for _, name := range names {
-				write(t, r.tree, "bin/linux-"+architecture+"/"+name, string(content))
+				write(t, tree, "bin/linux-"+architecture+"/"+name, string(content))
 			}
 		}
 	}
+}
+
+func TestSBOM(t *testing.T) {
+	r := trial(t)
+	selves(t, r.tree)
 	for _, image := range r.images {
 		first, second := r.mustSBOM(t, image), r.mustSBOM(t, image)
 		if !bytes.Equal(first, second) {
@@ -279,13 +284,14 @@ func TestSBOM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		known, names := map[string]bool{"DOCUMENT": true}, []string{}
+		known, names, licenses := map[string]bool{"DOCUMENT": true}, []string{}, map[string]string{}
 		for _, p := range document.Packages {
 			if known[string(p.PackageSPDXIdentifier)] {
 				t.Errorf("%s is there twice", p.PackageSPDXIdentifier)
 			}
 			known[string(p.PackageSPDXIdentifier)] = true
 			names = append(names, p.PackageName)
+			licenses[p.PackageName] = p.PackageLicenseDeclared
 		}
 		for _, relation := range document.Relationships {
 			if !known[string(relation.RefA.ElementRefID)] || !known[string(relation.RefB.ElementRefID)] {
@@ -297,16 +303,48 @@ func TestSBOM(t *testing.T) {
 				t.Errorf("%s: no %s among %v", image.Name, want, names)
 			}
 		}
+		for name, want := range map[string]string{
+			image.NewName: "Apache-2.0", "stdlib": "BSD-3-Clause", "sigs.k8s.io/kustomize/api": "Apache-2.0", "github.com/go-errors/errors": "MIT",
+			"gopkg.in/evanphx/json-patch.v4": "BSD-3-Clause", "sigs.k8s.io/yaml": noAssertion, // of several
+		} {
+			if licenses[name] != want {
+				t.Errorf("%s: the license of %s is %s, want %s", image.Name, name, licenses[name], want)
+			}
+		}
 	}
 }
 
 func (r *release) mustSBOM(t *testing.T, image types.Image) []byte {
 	t.Helper()
-	content, err := r.sbom(image)
+	content, err := r.sbom(t.Context(), image)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return content
+}
+
+// TestLicenseTexts: an image has the text of each license in it, once.
+func TestLicenseTexts(t *testing.T) {
+	root := t.TempDir()
+	selves(t, root)
+	write(t, root, "LICENSE", "our own\n")
+	if err := run(t.Context(), root, []string{"licenses"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for image := range programs {
+		content, err := os.ReadFile(filepath.Join(root, "bin/licenses", target(image)+".txt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"our own", "\nstdlib ", "The Go Authors", "\nsigs.k8s.io/kustomize/api v", "\nsigs.k8s.io/yaml v", "third_party/go-json-experiment/json/LICENSE\n", "Apache License", "Permission is hereby granted"} {
+			if !strings.Contains(string(content), want) {
+				t.Errorf("%s: no %q", image, want)
+			}
+		}
+		if found := strings.Count(string(content), "TERMS AND CONDITIONS FOR USE, REPRODUCTION"); found > 6 {
+			t.Errorf("%s has the Apache license %d times", image, found)
+		}
+	}
 }
 
 // TestProgramsAreThoseOfTheContainerfile: what is in an image is in its SBOM.
@@ -327,6 +365,9 @@ func TestProgramsAreThoseOfTheContainerfile(t *testing.T) {
 		}
 		if want := programs["kubevirt-imds-"+name]; !slices.Equal(copied, want) {
 			t.Errorf("the image %s has %v, its SBOM %v", name, copied, want)
+		}
+		if text := "bin/licenses/" + name + ".txt /licenses/\n"; !strings.Contains(stage, text) {
+			t.Errorf("the image %s has no %s", name, text)
 		}
 	}
 }
