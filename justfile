@@ -78,7 +78,7 @@ image goarch=arch: (build goarch)
 kind-load cluster="kind": image
     kind load docker-image --name {{ cluster }} {{ images }}
 
-# make all files of a release of the commit in dist/VERSION, the same at each run: images of both architectures, manifests, SBOMs, ... (buildah)
+# make all files of a release in dist/VERSION, of the commit alone and the same at each run: images, manifests, SBOMs, ... (buildah)
 release VERSION:
     cd tools/release && go run . make {{ quote(VERSION) }}
 

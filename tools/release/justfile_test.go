@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -61,7 +62,7 @@ func TestTagsAreNoCommands(t *testing.T) {
 		}
 		for _, program := range programs {
 			version, err := exec.Command(program).CombinedOutput()
-			if err != nil || !strings.HasPrefix(string(version), "v9") || strings.Trim(string(version), "v9touchIFSPWNEDjustfile") != "" {
+			if err != nil || !regexp.MustCompile(`^v9[A-Za-z]+$`).Match(version) {
 				t.Errorf("version %q, %v", version, err)
 			}
 		}

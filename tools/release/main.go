@@ -36,7 +36,8 @@ the programs of the commit, whatever else is in the folder or set in the environ
 licenses writes bin/licenses, with the license texts of what is in the programs in bin/, as just image needs it.
 
 To release: write VERSION as both tags of kustomize/images, rename the section Unreleased of CHANGELOG.md to
-VERSION, run just generate, commit, tag the commit VERSION and push the tag. The next commit names the tag dev again.
+VERSION, run just generate, bring it to main, tag that commit VERSION and push the tag. The next commit names the tag
+dev again.
 `
 
 func main() {

@@ -4,12 +4,16 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 )
 
 // buildPrograms writes the files of the commit into the tree, whatever else is in the repository's folder, and has
 // just build them to bin/ there.
 func (r *release) buildPrograms(ctx context.Context) error {
+	if _, err := exec.LookPath("just"); err != nil {
+		return fmt.Errorf("just is not on the PATH, and it builds the programs: run npx --yes rust-just release %s, which has it there", r.version)
+	}
 	environment, err := r.environment(ctx)
 	if err != nil {
 		return err
@@ -38,8 +42,11 @@ func (r *release) buildPrograms(ctx context.Context) error {
 // environment is the part of this process's in which nothing changes what is built.
 func (r *release) environment(ctx context.Context) ([]string, error) {
 	environment := []string{"GOENV=off", "GOTOOLCHAIN=local", "GOWORK=off"}
-	for _, name := range []string{"PATH", "HOME", "USER", "TMPDIR", "XDG_RUNTIME_DIR", "_CONTAINERS_USERNS_CONFIGURED", "_CONTAINERS_ROOTLESS_UID", "_CONTAINERS_ROOTLESS_GID",
-		"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"} {
+	for _, name := range []string{
+		"PATH", "HOME", "USER", "TMPDIR", "XDG_RUNTIME_DIR",
+		"_CONTAINERS_USERNS_CONFIGURED", "_CONTAINERS_ROOTLESS_UID", "_CONTAINERS_ROOTLESS_GID", // in buildah unshare
+		"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
+	} {
 		if value, ok := os.LookupEnv(name); ok {
 			environment = append(environment, name+"="+value)
 		}

@@ -75,7 +75,6 @@ func open(ctx context.Context, root, version string) (*release, error) {
 			return nil, fmt.Errorf("CHANGELOG.md has nothing under %q, under Unreleased or under any version: write what is new", version)
 		}
 	}
-
 	r.changes = absolute(r.changes, source+"/blob/"+version+"/CHANGELOG.md")
 
 	// Without its tag the version is a trial, with the newest changes. With it, whoever applies an overlay of the tag
