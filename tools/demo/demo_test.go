@@ -33,9 +33,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// demoCommand has settings of the machine that could hinder the programs in the
+// images, which run as other users and find no dynamic linker.
 func demoCommand(args ...string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), runDemo+"=1")
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	cmd := exec.Command("sh", append([]string{"-c", `umask 077; exec "$0" "$@"`, self}, args...)...)
+	cmd.Env = append(os.Environ(), runDemo+"=1", "GOFLAGS="+os.Getenv("GOFLAGS")+" -buildmode=pie")
 	return cmd
 }
 

@@ -117,7 +117,7 @@ func moduleRoot(ctx context.Context) (string, error) {
 // build makes the binaries, and puts them where the Containerfile puts them.
 func build(ctx context.Context, h handover) error {
 	out := filepath.Join(h.work, "build") + "/"
-	args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", out}
+	args := []string{"build", "-trimpath", "-buildmode=default", "-ldflags=-s -w", "-o", out}
 	for _, files := range images {
 		for _, source := range files {
 			args = append(args, "./"+source)
@@ -126,13 +126,18 @@ func build(ctx context.Context, h handover) error {
 	if _, err := goCommand(ctx, h.source, args...); err != nil {
 		return err
 	}
+	unix.Umask(0o022) // the images' programs run as other users
 	for image, files := range images {
 		folder := h.imageFolder(image)
 		if err := os.MkdirAll(folder, 0o755); err != nil {
 			return err
 		}
 		for name, source := range files {
-			if err := os.Rename(filepath.Join(out, source), filepath.Join(folder, name)); err != nil {
+			file := filepath.Join(folder, name)
+			if err := os.Rename(filepath.Join(out, source), file); err != nil {
+				return err
+			}
+			if err := os.Chmod(file, 0o755); err != nil {
 				return err
 			}
 		}

@@ -45,7 +45,14 @@ func hasAnchor(page, anchor string) bool {
 // nobody says where it runs, a link that leads nowhere, a test that is not there.
 func problemsOfPages(repository fs.FS) (problems []string, err error) {
 	pages, tests := map[string]string{}, map[string]bool{}
+	ignored, err := fs.ReadFile(repository, ".gitignore")
+	if err != nil {
+		return nil, err
+	}
 	err = fs.WalkDir(repository, ".", func(name string, entry fs.DirEntry, err error) error {
+		if err == nil && slices.Contains(strings.Split(string(ignored), "\n"), "/"+name+"/") {
+			return fs.SkipDir
+		}
 		isPage, isTest := strings.HasSuffix(name, ".md"), strings.HasSuffix(name, "_test.go")
 		if err != nil || !isPage && !isTest {
 			return err
@@ -147,7 +154,8 @@ func TestPagesThatAreWrong(t *testing.T) {
 		if !strings.HasSuffix(want, "lose") {
 			list = strings.Replace(list, "  lose\n", "", 1)
 		}
-		files := fstest.MapFS{"a.md": {Data: []byte(good + add)}, "a_test.go": {Data: []byte("func TestIt(")}, "ci": {Data: []byte("make it\nmake more")}, commandsFile: {Data: []byte(list)}}
+		// What the recipes make is nobody's page.
+		files := fstest.MapFS{".gitignore": {Data: []byte("# made\n/dist/\n")}, "dist/v1/changes.md": {Data: []byte("[b](b.md)")}, "a.md": {Data: []byte(good + add)}, "a_test.go": {Data: []byte("func TestIt(")}, "ci": {Data: []byte("make it\nmake more")}, commandsFile: {Data: []byte(list)}}
 		if got, err := problemsOfPages(files); err != nil || strings.Join(got, "\n") != want {
 			t.Errorf("%q: %v, %q, want %q", add, err, got, want)
 		}
@@ -202,6 +210,21 @@ func TestPagesPrintNoAnnotationRaw(t *testing.T) {
 	for line := range strings.Lines(readFile(t, recipePage)) {
 		if raw.MatchString(line) {
 			t.Errorf("%s", line)
+		}
+	}
+}
+
+// TestProfilesAreWhereTheKubeletLooks: a kubelet that has the pods' folder elsewhere has
+// the seccomp profiles elsewhere, too.
+func TestProfilesAreWhereTheKubeletLooks(t *testing.T) {
+	page, err := os.ReadFile(repository + "/kustomize/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, components := range [][]string{{"node-agent"}, {"node-agent", "k0s"}, {"node-agent", "microk8s"}} {
+		pods := buildWith(t, components...).agent.daemonSet.Spec.Template.Spec.Volumes[0].HostPath.Path
+		if folder := "`" + path.Join(path.Dir(pods), "seccomp/imds") + "`"; !strings.Contains(string(page), folder) {
+			t.Errorf("with %v the profiles are in %s, which kustomize/README.md does not say", components, folder)
 		}
 	}
 }

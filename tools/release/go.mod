@@ -4,7 +4,9 @@ module github.com/example/kubevirt-imds/tools/release
 go 1.26.0
 
 require (
+	github.com/google/licensecheck v0.3.1
 	github.com/spdx/tools-golang v0.5.7
+	golang.org/x/mod v0.43.0
 	sigs.k8s.io/kustomize/api v0.21.2
 	sigs.k8s.io/kustomize/kyaml v0.21.2
 	sigs.k8s.io/yaml v1.6.0

@@ -22,8 +22,12 @@ func (r *release) buildImages(ctx context.Context, folder string) error {
 		return err
 	}
 	defer os.RemoveAll(storage)
+	environment, err := r.environment(ctx)
+	if err != nil {
+		return err
+	}
 	buildah := func(args ...string) error {
-		_, err := output(ctx, r.root, "buildah", append([]string{
+		_, err := output(ctx, environment, r.tree, "buildah", append([]string{
 			"--root", filepath.Join(storage, "root"), "--runroot", filepath.Join(storage, "run"), "--storage-driver", "vfs"}, args...)...)
 		return err
 	}

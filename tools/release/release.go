@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/mod/semver"
 	"sigs.k8s.io/kustomize/api/types"
 	"sigs.k8s.io/yaml"
 )
@@ -21,6 +23,7 @@ import (
 // release is a version that can be made of the tree.
 type release struct {
 	root    string // of the repository
+	tree    string // a folder with the commit alone, of which everything is made
 	version string
 	commit  string
 	time    time.Time     // of the commit; nothing in the files depends on another clock
@@ -28,15 +31,16 @@ type release struct {
 	changes string
 }
 
-var versions = regexp.MustCompile(`^v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z]+([.-][0-9A-Za-z]+)*)?$`)
+// longest is what a registry takes as a tag.
+const longest = 128
 
 // open finds out whether the version can be made of the repository at root. It writes nothing.
 func open(ctx context.Context, root, version string) (*release, error) {
-	if !versions.MatchString(version) {
-		return nil, fmt.Errorf("version %q is not like v1.2.3 or v1.2.3-rc.1: name such a one, as in: just release v1.2.3", version)
+	if !semver.IsValid(version) || semver.Canonical(version) != version || len(version) > longest {
+		return nil, fmt.Errorf("version %q is not one of semantic versioning, such as v1.2.3 or v1.2.3-rc.1, without build metadata and of at most %d characters: name such a one, as in: just release v1.2.3", version, longest)
 	}
 	r := &release{root: root, version: version}
-	changed, err := r.git(ctx, "status", "--porcelain")
+	changed, err := r.git(ctx, "status", "--porcelain", "--untracked-files=normal")
 	if err != nil {
 		return nil, err
 	}
@@ -54,22 +58,27 @@ func open(ctx context.Context, root, version string) (*release, error) {
 	}
 	r.time = time.Unix(seconds, 0).UTC()
 
-	if r.images, err = readImages(root); err != nil {
-		return nil, err
-	}
-	changelog, err := os.ReadFile(filepath.Join(root, "CHANGELOG.md"))
+	component, err := r.git(ctx, "cat-file", "blob", r.commit+":kustomize/images/kustomization.yaml")
 	if err != nil {
 		return nil, err
 	}
-	changes, own := section(string(changelog), version)
-	if r.changes = changes; !own {
-		var found bool
-		if r.changes, found = section(string(changelog), "Unreleased"); !found {
-			return nil, fmt.Errorf("CHANGELOG.md has nothing under %q and nothing under Unreleased: write what is new", version)
+	if r.images, err = readImages([]byte(component)); err != nil {
+		return nil, err
+	}
+	changelog, err := r.git(ctx, "cat-file", "blob", r.commit+":CHANGELOG.md")
+	if err != nil {
+		return nil, err
+	}
+	var own, found bool
+	if r.changes, own = section(changelog, version); !own {
+		if r.changes, found = section(changelog, ""); !found {
+			return nil, fmt.Errorf("CHANGELOG.md has nothing under %q, under Unreleased or under any version: write what is new", version)
 		}
 	}
+	r.changes = absolute(r.changes, source+"/blob/"+version+"/CHANGELOG.md")
 
-	// Without its tag the version is a trial. With it, whoever applies an overlay of the tag gets these images.
+	// Without its tag the version is a trial, with the newest changes. With it, whoever applies an overlay of the tag
+	// gets these images.
 	tagged, err := r.git(ctx, "for-each-ref", "--format=%(objectname) %(*objectname)", "refs/tags/"+version)
 	switch {
 	case err != nil:
@@ -91,25 +100,38 @@ func open(ctx context.Context, root, version string) (*release, error) {
 }
 
 // readImages reads the setting that the overlays have their images from.
-func readImages(root string) ([]types.Image, error) {
-	content, err := os.ReadFile(filepath.Join(root, "kustomize/images/kustomization.yaml"))
-	if err != nil {
-		return nil, err
-	}
+func readImages(content []byte) ([]types.Image, error) {
 	var component types.Kustomization
-	err = yaml.UnmarshalStrict(content, &component)
+	err := yaml.UnmarshalStrict(content, &component)
 	return component.Images, err
 }
 
-// section is the text under a title of a changelog, and whether there is any.
+// section is the text under a title of a changelog, or under the first one that has text where title is "", and
+// whether there is any.
 func section(changelog, title string) (string, bool) {
 	for _, part := range strings.Split("\n"+changelog, "\n## ")[1:] {
-		if first, rest, _ := strings.Cut(part, "\n"); strings.TrimSpace(first) == title {
-			text := strings.TrimSpace(rest)
-			return text + "\n", text != ""
+		first, rest, _ := strings.Cut(part, "\n")
+		text := strings.TrimSpace(rest)
+		if text != "" && (title == "" || title == strings.TrimSpace(first)) {
+			return text + "\n", true
 		}
 	}
 	return "", false
+}
+
+var codeOrLink = regexp.MustCompile("`[^`]*`|\\]\\([^)\\s]+\\)")
+
+// absolute is the text of a page with its links as they are followed from the page's address.
+func absolute(text, page string) string {
+	base, err := url.Parse(page)
+	return codeOrLink.ReplaceAllStringFunc(text, func(found string) string {
+		link, isLink := strings.CutPrefix(found, "](")
+		target, errLink := url.Parse(strings.TrimSuffix(link, ")"))
+		if !isLink || err != nil || errLink != nil {
+			return found
+		}
+		return "](" + base.ResolveReference(target).String() + ")"
+	})
 }
 
 // make writes the files.
@@ -119,6 +141,17 @@ func (r *release) make(ctx context.Context) error {
 		return err
 	}
 	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	var err error
+	if r.tree, err = os.MkdirTemp("", "imds-release-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(r.tree)
+	if err := r.buildPrograms(ctx); err != nil {
+		return err
+	}
+	if err := writeLicenses(ctx, r.tree); err != nil {
 		return err
 	}
 	if err := r.buildImages(ctx, folder); err != nil {
@@ -133,7 +166,7 @@ func (r *release) make(ctx context.Context) error {
 		"changes.md": []byte(r.changes),
 	}
 	for _, image := range r.images {
-		document, err := r.sbom(image)
+		document, err := r.sbom(ctx, image)
 		if err != nil {
 			return err
 		}
@@ -174,14 +207,15 @@ func writeSums(folder string) error {
 }
 
 func (r *release) git(ctx context.Context, args ...string) (string, error) {
-	return output(ctx, r.root, "git", args...)
+	return output(ctx, nil, r.root, "git", args...)
 }
 
-// output runs a program in a folder and returns what it says, without the last end of line.
-func output(ctx context.Context, folder, program string, args ...string) (string, error) {
+// output runs a program in a folder, with the environment of this process where none is given, and returns what it
+// says, without the last end of line.
+func output(ctx context.Context, environment []string, folder, program string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	command := exec.CommandContext(ctx, program, args...)
-	command.Dir, command.Stdout, command.Stderr = folder, &stdout, &stderr
+	command.Env, command.Dir, command.Stdout, command.Stderr = environment, folder, &stdout, &stderr
 	if err := command.Run(); err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
 	}

@@ -57,7 +57,7 @@ func write(t *testing.T, root, name, content string) {
 
 func git(t *testing.T, root string, args ...string) {
 	t.Helper()
-	if _, err := output(t.Context(), root, "git", args...); err != nil {
+	if _, err := output(t.Context(), nil, root, "git", args...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -70,12 +70,12 @@ func commit(t *testing.T, root string) {
 
 func TestVersions(t *testing.T) {
 	root := tree(t)
-	for _, version := range []string{"v0.1.0", "v1.2.3", "v10.20.30-rc.1", "v1.0.0-alpha"} {
+	for _, version := range []string{"v0.1.0", "v1.2.3", "v10.20.30-rc.1", "v1.0.0-alpha", "v1.0.0--x", "v1.0.0-0", "v1.0.0-01a", "v1.0.0-" + strings.Repeat("x", 121)} {
 		if err := run(t.Context(), root, []string{"check", version}, nil); err != nil {
 			t.Errorf("%s: %v", version, err)
 		}
 	}
-	for _, version := range []string{"", "1.2.3", "v1.2", "v1.2.3.4", "v01.2.3", "v1.2.3-", "v1.2.3-rc..1", "v1.2.3+build", "v1.2.3 ", "v1.2.3; true", "../v1.2.3", "latest"} {
+	for _, version := range []string{"", "1.2.3", "v1.2", "v1.2.3.4", "v01.2.3", "v1.2.3-", "v1.2.3-rc..1", "v1.2.3+build", "v1.0.0-01", "v1.0.0-" + strings.Repeat("x", 122), "v1.2.3 ", "v1.2.3; true", "../v1.2.3", "latest"} {
 		err := run(t.Context(), root, []string{"check", version}, nil)
 		if err == nil || !strings.Contains(err.Error(), `"`+version+`"`) || !strings.Contains(err.Error(), "just release v1.2.3") {
 			t.Errorf("%q: %v", version, err)
@@ -93,13 +93,9 @@ func TestRefusals(t *testing.T) {
 		"a changed file": {func(t *testing.T, root string) { write(t, root, "CHANGELOG.md", "") }, []string{"CHANGELOG.md", "commit, or stash"}},
 		"a new file":     {func(t *testing.T, root string) { write(t, root, "server/new.go", "") }, []string{"server/", "commit, or stash"}},
 		"no section": {func(t *testing.T, root string) {
-			write(t, root, "CHANGELOG.md", "## v1.0.0\n\n- old\n")
+			write(t, root, "CHANGELOG.md", "# Changes\n\n## Unreleased\n")
 			commit(t, root)
-		}, []string{version, "write what is new"}},
-		"an empty section": {func(t *testing.T, root string) {
-			write(t, root, "CHANGELOG.md", "## Unreleased\n\n## v1.0.0\n\n- old\n")
-			commit(t, root)
-		}, []string{version, "write what is new"}},
+		}, []string{"CHANGELOG.md", "write what is new"}},
 		"the tag of another commit": {func(t *testing.T, root string) {
 			git(t, root, "tag", "--annotate", "--message=release", version)
 			commit(t, root)
@@ -157,6 +153,57 @@ func TestTaggedTree(t *testing.T) {
 	}
 }
 
+// TestReleasing walks this repository through a release, as usage says. CI makes a trial version at each step.
+func TestReleasing(t *testing.T) {
+	const version, trial = "v1234.5.6", "v0.0.0-ci"
+	root := tree(t)
+	changelog, err := os.ReadFile(filepath.Join(repository, "CHANGELOG.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(filepath.Join(repository, "kustomize/images/kustomization.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	images := func(tag string) string {
+		return regexp.MustCompile("newTag: .*").ReplaceAllString(string(content), "newTag: "+tag)
+	}
+	const released = "# Changelog\n\n## " + version + "\n\n- new\n"
+	for _, step := range []struct{ name, changelog, images, tag, make string }{
+		{"before", string(changelog), images("dev"), "", trial},
+		{"tagged", released, images(version), version, trial},
+		{"tagged", released, images(version), version, version},
+		{"the next commit", released, images("dev"), "", trial},
+		{"nothing new yet", strings.Replace(released, "## ", "## Unreleased\n\n## ", 1), images("dev"), "", trial},
+	} {
+		write(t, root, "CHANGELOG.md", step.changelog)
+		write(t, root, "kustomize/images/kustomization.yaml", step.images)
+		commit(t, root)
+		if step.tag != "" {
+			git(t, root, "tag", "--force", step.tag)
+		}
+		r, err := open(t.Context(), root, step.make)
+		if err != nil {
+			t.Errorf("%s, %s: %v", step.name, step.make, err)
+		} else if step.name != "before" && r.changes != "- new\n" {
+			t.Errorf("%s, %s: changes %q", step.name, step.make, r.changes)
+		}
+	}
+}
+
+// TestChangesOutsideOfTheTree: on a release's page, a link leads into the tree of its tag.
+func TestChangesOutsideOfTheTree(t *testing.T) {
+	root := tree(t)
+	write(t, root, "CHANGELOG.md", "## v1.2.3\n\n[a](kustomize/README.md#upgrade), [b](https://example.com/b) [c](#v100)\n[d](./LICENSE), `[e](f)`\n")
+	commit(t, root)
+	r, err := open(t.Context(), root, "v1.2.3")
+	const tagged = source + "/blob/v1.2.3/"
+	want := "[a](" + tagged + "kustomize/README.md#upgrade), [b](https://example.com/b) [c](" + tagged + "CHANGELOG.md#v100)\n[d](" + tagged + "LICENSE), `[e](f)`\n"
+	if err != nil || r.changes != want {
+		t.Errorf("%v, changes\n%swant\n%s", err, r.changes, want)
+	}
+}
+
 // trial is a release of a copy of the manifests, with digests that no image has.
 func trial(t *testing.T) *release {
 	t.Helper()
@@ -166,17 +213,18 @@ func trial(t *testing.T) *release {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(root, "dist"), 0o755); err != nil {
+	content, err := os.ReadFile(filepath.Join(root, "kustomize/images/kustomization.yaml"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	images, err := readImages(root)
+	images, err := readImages(content)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range images {
 		images[i].Digest = "sha256:" + strings.Repeat(string("ab"[i]), 64)
 	}
-	return &release{root: root, version: "v1.2.3", commit: strings.Repeat("c", 40), time: time.Unix(1e9, 0).UTC(), images: images}
+	return &release{tree: root, version: "v1.2.3", commit: strings.Repeat("c", 40), time: time.Unix(1e9, 0).UTC(), images: images}
 }
 
 // TestRenderedAreTheOverlays: but for tag and digest they are what is committed for review.
@@ -204,9 +252,9 @@ func TestRenderedAreTheOverlays(t *testing.T) {
 	}
 }
 
-// TestSBOM has this test in the place of the programs: it has modules, too.
-func TestSBOM(t *testing.T) {
-	r := trial(t)
+// selves puts this test in the place of the programs: it has modules, too.
+func selves(t *testing.T, tree string) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -218,10 +266,15 @@ func TestSBOM(t *testing.T) {
 	for _, architecture := range architectures {
 		for _, names := range programs {
 			for _, name := range names {
-				write(t, r.root, "bin/linux-"+architecture+"/"+name, string(content))
+				write(t, tree, "bin/linux-"+architecture+"/"+name, string(content))
 			}
 		}
 	}
+}
+
+func TestSBOM(t *testing.T) {
+	r := trial(t)
+	selves(t, r.tree)
 	for _, image := range r.images {
 		first, second := r.mustSBOM(t, image), r.mustSBOM(t, image)
 		if !bytes.Equal(first, second) {
@@ -231,13 +284,14 @@ func TestSBOM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		known, names := map[string]bool{"DOCUMENT": true}, []string{}
+		known, names, licenses := map[string]bool{"DOCUMENT": true}, []string{}, map[string]string{}
 		for _, p := range document.Packages {
 			if known[string(p.PackageSPDXIdentifier)] {
 				t.Errorf("%s is there twice", p.PackageSPDXIdentifier)
 			}
 			known[string(p.PackageSPDXIdentifier)] = true
 			names = append(names, p.PackageName)
+			licenses[p.PackageName] = p.PackageLicenseDeclared
 		}
 		for _, relation := range document.Relationships {
 			if !known[string(relation.RefA.ElementRefID)] || !known[string(relation.RefB.ElementRefID)] {
@@ -249,16 +303,48 @@ func TestSBOM(t *testing.T) {
 				t.Errorf("%s: no %s among %v", image.Name, want, names)
 			}
 		}
+		for name, want := range map[string]string{
+			image.NewName: "Apache-2.0", "stdlib": "BSD-3-Clause", "sigs.k8s.io/kustomize/api": "Apache-2.0", "github.com/go-errors/errors": "MIT",
+			"gopkg.in/evanphx/json-patch.v4": "BSD-3-Clause", "sigs.k8s.io/yaml": noAssertion, // of several
+		} {
+			if licenses[name] != want {
+				t.Errorf("%s: the license of %s is %s, want %s", image.Name, name, licenses[name], want)
+			}
+		}
 	}
 }
 
 func (r *release) mustSBOM(t *testing.T, image types.Image) []byte {
 	t.Helper()
-	content, err := r.sbom(image)
+	content, err := r.sbom(t.Context(), image)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return content
+}
+
+// TestLicenseTexts: an image has the text of each license in it, once.
+func TestLicenseTexts(t *testing.T) {
+	root := t.TempDir()
+	selves(t, root)
+	write(t, root, "LICENSE", "our own\n")
+	if err := run(t.Context(), root, []string{"licenses"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for image := range programs {
+		content, err := os.ReadFile(filepath.Join(root, "bin/licenses", target(image)+".txt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"our own", "\nstdlib ", "The Go Authors", "\nsigs.k8s.io/kustomize/api v", "\nsigs.k8s.io/yaml v", "third_party/go-json-experiment/json/LICENSE\n", "Apache License", "Permission is hereby granted"} {
+			if !strings.Contains(string(content), want) {
+				t.Errorf("%s: no %q", image, want)
+			}
+		}
+		if found := strings.Count(string(content), "TERMS AND CONDITIONS FOR USE, REPRODUCTION"); found > 6 {
+			t.Errorf("%s has the Apache license %d times", image, found)
+		}
+	}
 }
 
 // TestProgramsAreThoseOfTheContainerfile: what is in an image is in its SBOM.
@@ -279,6 +365,9 @@ func TestProgramsAreThoseOfTheContainerfile(t *testing.T) {
 		}
 		if want := programs["kubevirt-imds-"+name]; !slices.Equal(copied, want) {
 			t.Errorf("the image %s has %v, its SBOM %v", name, copied, want)
+		}
+		if text := "bin/licenses/" + name + ".txt /licenses/\n"; !strings.Contains(stage, text) {
+			t.Errorf("the image %s has no %s", name, text)
 		}
 	}
 }

@@ -13,9 +13,9 @@ import (
 // render builds an overlay with components, as a user's kustomization beside a clone does, with the release's
 // images by tag and digest.
 func (r *release) render(overlay string, components ...string) ([]byte, error) {
-	kustomization := types.Kustomization{Resources: []string{"../../overlays/" + overlay}}
+	kustomization := types.Kustomization{Resources: []string{"../overlays/" + overlay}}
 	for _, component := range components {
-		kustomization.Components = append(kustomization.Components, "../../kustomize/components/"+component)
+		kustomization.Components = append(kustomization.Components, "../kustomize/components/"+component)
 	}
 	for _, image := range r.images {
 		kustomization.Images = append(kustomization.Images, types.Image{Name: image.NewName, NewTag: r.version, Digest: image.Digest})
@@ -24,7 +24,7 @@ func (r *release) render(overlay string, components ...string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	folder, err := os.MkdirTemp(filepath.Join(r.root, "dist"), "render-")
+	folder, err := os.MkdirTemp(r.tree, "render-")
 	if err != nil {
 		return nil, err
 	}

@@ -2,8 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
-	"debug/buildinfo"
 	"encoding/hex"
 	"fmt"
 	"net/url"
@@ -34,8 +34,12 @@ var programs = map[string][]string{
 
 // sbom describes an image: the programs in it for each architecture and, as the Go linker has written it into
 // them, the modules of each.
-func (r *release) sbom(image types.Image) ([]byte, error) {
-	d := &document{Document: spdx.Document{
+func (r *release) sbom(ctx context.Context, image types.Image) ([]byte, error) {
+	sources, err := findSources(ctx, r.tree)
+	if err != nil {
+		return nil, err
+	}
+	d := &document{sources: sources, Document: spdx.Document{
 		SPDXVersion: spdx.Version, DataLicense: spdx.DataLicense, SPDXIdentifier: "DOCUMENT",
 		DocumentName:      image.Name + " " + r.version,
 		DocumentNamespace: source + "/spdx/" + image.Name + "/" + r.version + "/" + strings.TrimPrefix(image.Digest, "sha256:"),
@@ -57,17 +61,17 @@ func (r *release) sbom(image types.Image) ([]byte, error) {
 		}
 	}
 	var content bytes.Buffer
-	err := spdxjson.Write(&d.Document, &content, spdxjson.Indent("  "))
+	err = spdxjson.Write(&d.Document, &content, spdxjson.Indent("  "))
 	return content.Bytes(), err
 }
 
 func (r *release) addProgram(d *document, whole spdx.ElementID, architecture, name string) error {
-	file := filepath.Join(r.root, "bin", "linux-"+architecture, name)
+	file := filepath.Join(r.tree, "bin", "linux-"+architecture, name)
 	content, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	info, err := buildinfo.Read(bytes.NewReader(content))
+	modules, err := modulesOf(content)
 	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
@@ -77,38 +81,34 @@ func (r *release) addProgram(d *document, whole spdx.ElementID, architecture, na
 		PackageComment: "for linux/" + architecture, PackageLicenseDeclared: license,
 	}, "", spdx.Checksum{Algorithm: spdx.SHA256, Value: hex.EncodeToString(hash[:])})
 	d.relate(whole, spdx.RelationshipContains, program)
-	// The standard library is no module, but has a version and, at times, faults.
-	modules := []module{{"stdlib", strings.TrimPrefix(info.GoVersion, "go")}}
-	for _, dependency := range info.Deps {
-		if dependency.Replace != nil {
-			dependency = dependency.Replace
-		}
-		modules = append(modules, module{dependency.Path, dependency.Version})
-	}
 	for _, m := range modules {
-		d.relate(program, spdx.RelationshipDependsOn, d.module(m))
+		id, err := d.module(m)
+		if err != nil {
+			return err
+		}
+		d.relate(program, spdx.RelationshipDependsOn, id)
 	}
 	return nil
 }
 
-type module struct{ path, version string }
-
 // document is one that gives each package and module an identifier.
 type document struct {
 	spdx.Document
+	sources sources
 	modules []module
 }
 
 // module adds a module, unless it is there.
-func (d *document) module(m module) spdx.ElementID {
+func (d *document) module(m module) (spdx.ElementID, error) {
 	id := fmt.Sprintf("module-%d", slices.Index(d.modules, m))
 	if slices.Contains(d.modules, m) {
-		return spdx.ElementID(id)
+		return spdx.ElementID(id), nil
 	}
+	declared, err := d.sources.declared(m)
 	d.modules = append(d.modules, m)
 	return d.add(fmt.Sprintf("module-%d", len(d.modules)-1),
-		spdx.Package{PackageName: m.path, PackageVersion: m.version, PackageDownloadLocation: noAssertion},
-		"pkg:golang/"+m.path+"@"+url.QueryEscape(m.version))
+		spdx.Package{PackageName: m.path, PackageVersion: m.version, PackageDownloadLocation: noAssertion, PackageLicenseDeclared: declared},
+		"pkg:golang/"+m.path+"@"+url.QueryEscape(m.version)), err
 }
 
 func (d *document) add(id string, p spdx.Package, purl string, sums ...spdx.Checksum) spdx.ElementID {
