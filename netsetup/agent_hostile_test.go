@@ -72,14 +72,14 @@ func TestWhatAPodHandsOverIsChecked(t *testing.T) {
 		descriptors []int
 		reason      string
 	}{
-		"no descriptor":                  {honest, nil, "not one file descriptor"},
-		"two descriptors":                {honest, []int{own.FD(), own.FD()}, "not one file descriptor"},
-		"many descriptors":               {honest, []int{own.FD(), own.FD(), own.FD(), own.FD(), own.FD()}, "not one file descriptor"},
-		"a file":                         {honest, []int{openFile(t, "/proc/self/exe", unix.O_RDONLY)}, "no network namespace"},
-		"a folder":                       {honest, []int{openFile(t, "/", unix.O_RDONLY)}, "no network namespace"},
-		"a terminal":                     {honest, []int{openFile(t, "/dev/null", unix.O_RDWR)}, "no network namespace"},
-		"another kind of namespace":      {honest, []int{openFile(t, "/proc/self/ns/mnt", unix.O_RDONLY)}, "no network namespace"},
-		"a path to a namespace":          {honest, []int{openFile(t, own.Path(), unix.O_PATH)}, "no network namespace"},
+		"no descriptor":                  {honest, nil, "no file descriptor, or more than one"},
+		"two descriptors":                {honest, []int{own.FD(), own.FD()}, "no file descriptor, or more than one"},
+		"many descriptors":               {honest, []int{own.FD(), own.FD(), own.FD(), own.FD(), own.FD()}, "no file descriptor, or more than one"},
+		"a file":                         {honest, []int{openFile(t, "/proc/self/exe", unix.O_RDONLY)}, "is not a network namespace"},
+		"a folder":                       {honest, []int{openFile(t, "/", unix.O_RDONLY)}, "is not a network namespace"},
+		"a terminal":                     {honest, []int{openFile(t, "/dev/null", unix.O_RDWR)}, "is not a network namespace"},
+		"another kind of namespace":      {honest, []int{openFile(t, "/proc/self/ns/mnt", unix.O_RDONLY)}, "is not a network namespace"},
+		"a path to a namespace":          {honest, []int{openFile(t, own.Path(), unix.O_PATH)}, "is not a network namespace"},
 		"the node's network":             {honest, []int{openFile(t, "/proc/thread-self/ns/net", unix.O_RDONLY)}, "the node's own network"},
 		"a nested user namespace's":      {honest, []int{nestedNamespace(t)}, "belongs to another user namespace"},
 		"another pod's":                  {honest, []int{honestPod.Pod.Pod.FD()}, "the pod with the UID honest has handed over the same"},
@@ -88,12 +88,12 @@ func TestWhatAPodHandsOverIsChecked(t *testing.T) {
 		"half a message":                 {honest[:20], []int{own.FD()}, "not the JSON"},
 		"two messages":                   {honest + honest, []int{own.FD()}, "not the JSON"},
 		"a later version":                {message("", 0, "", 2), []int{own.FD()}, "has the version 2, and this agent understands up to 1: upgrade the agent first"},
-		"a slash in the bridge's name":   {message("../tap0", 0, "", 1), []int{own.FD()}, `the bridge "../tap0" is no interface name`},
+		"a slash in the bridge's name":   {message("../tap0", 0, "", 1), []int{own.FD()}, `the bridge "../tap0" is not an interface name`},
 		"a long bridge's name":           {message(strings.Repeat("b", 16), 0, "", 1), []int{own.FD()}, "is longer than 15 bytes"},
-		"a slash in the pod's name":      {message("", 0, "../../etc/passwd", 1), []int{own.FD()}, `"../../etc/passwd" is no name`},
-		"a line break in the pod's name": {message("", 0, "vm\nlevel=ERROR", 1), []int{own.FD()}, "is no name"},
-		"the VM's port":                  {message("", 80, "", 1), []int{own.FD()}, "the redirect port 80 is no port"},
-		"a negative port":                {message("", -1, "", 1), []int{own.FD()}, "the redirect port -1 is no port"},
+		"a slash in the pod's name":      {message("", 0, "../../etc/passwd", 1), []int{own.FD()}, `"../../etc/passwd" is not a name`},
+		"a line break in the pod's name": {message("", 0, "vm\nlevel=ERROR", 1), []int{own.FD()}, "is not a name"},
+		"the VM's port":                  {message("", 80, "", 1), []int{own.FD()}, "the redirect port 80 is not a port"},
+		"a negative port":                {message("", -1, "", 1), []int{own.FD()}, "the redirect port -1 is not a port"},
 		"1 MB of JSON":                   {`{"version":1,"pod":"` + strings.Repeat("p", 1<<20) + `"}`, []int{own.FD()}, "longer than 4096 bytes"},
 		"deep JSON":                      {strings.Repeat("[", maxMessage), []int{own.FD()}, "not the JSON"},
 	} {
@@ -144,7 +144,7 @@ func TestHowAPodSpeaks(t *testing.T) {
 	}
 	pod := newAgentPod(t, n, "honest", podnet.Options{})
 	pod.serveGuest(t)
-	endless.await(t, stateFailed, "says more than its message")
+	endless.await(t, stateFailed, "sent more after its message")
 	silent.await(t, stateFailed, "said nothing within")
 	if got := times.Load(); got > connectionsAtOnce+2 {
 		t.Errorf("the agent connected %d times to a pod that ends each connection at once", got)

@@ -28,8 +28,8 @@ func TestCommandLine(t *testing.T) {
 		{nil, map[string]string{"IMDS_BRIDGE_NAME": "k6t-a-name-too-long"}, exitFailed, "", `IMDS_BRIDGE_NAME "k6t-a-name-too-long" is longer than 15 bytes; give the name`},
 		{nil, map[string]string{"IMDS_BRIDGE_NAME": "../tap0"}, exitFailed, "", `IMDS_BRIDGE_NAME "../tap0" is not an interface name; give the name`},
 		{nil, map[string]string{"IMDS_REDIRECT_PORT": "80"}, exitFailed, "", `IMDS_REDIRECT_PORT "80" is not a port from 1024 to 65535; give the one`},
-		{nil, map[string]string{"IMDS_REDIRECT_PORT": "65536"}, exitFailed, "", `IMDS_REDIRECT_PORT "65536" is no port`},
-		{nil, map[string]string{"IMDS_REDIRECT_PORT": "http"}, exitFailed, "", `IMDS_REDIRECT_PORT "http" is no port`},
+		{nil, map[string]string{"IMDS_REDIRECT_PORT": "65536"}, exitFailed, "", `IMDS_REDIRECT_PORT "65536" is not a port`},
+		{nil, map[string]string{"IMDS_REDIRECT_PORT": "http"}, exitFailed, "", `IMDS_REDIRECT_PORT "http" is not a port`},
 	} {
 		t.Run(fmt.Sprint(c.args, c.env), func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
