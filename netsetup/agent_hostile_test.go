@@ -122,13 +122,17 @@ func TestHowAPodSpeaks(t *testing.T) {
 	silent := speak(t, n.addPod(t, "silent"), func(*net.UnixConn) error { return nil })
 	own := newNamespace(t)
 	endless := speak(t, n.addPod(t, "endless"), func(conn *net.UnixConn) error {
-		err := say(conn, honest, own.FD())
+		if err := say(conn, honest, own.FD()); err != nil {
+			return err
+		}
 		go func() {
-			for err == nil {
-				_, err = io.WriteString(conn, "more")
+			for {
+				if _, err := io.WriteString(conn, "more"); err != nil {
+					return
+				}
 			}
 		}()
-		return err
+		return nil
 	})
 	var times atomic.Int32
 	speak(t, n.addPod(t, "ends"), func(conn *net.UnixConn) error { times.Add(1); return conn.Close() })
