@@ -35,7 +35,7 @@ type connection struct {
 	host     string
 	since    time.Time
 	parts    int          // itself and its requests: what has not ended
-	asking   atomic.Int32 // requests that have a place now
+	placed   atomic.Int32 // requests that have a place now
 	reviewed atomic.Int64 // when a valid review was answered last, in Unix nanoseconds
 }
 
@@ -58,7 +58,9 @@ func boundConnections(server *http.Server, most int) {
 		host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 		opened := &connection{of: c, conn: conn, host: host, since: time.Now(), parts: 1}
 		if secure, isTLS := conn.(*tls.Conn); isTLS {
-			opened.metered, _ = secure.NetConn().(*meteredConn)
+			if metered, isMetered := secure.NetConn().(*meteredConn); isMetered {
+				opened.metered, metered.placed = metered, &opened.placed
+			}
 		}
 		for _, other := range c.open { // who is known stays so with the next connection
 			if other.host == host {
@@ -91,6 +93,12 @@ func (c *connection) add(parts int) {
 	}
 }
 
+// place notes that a request has a place, or with -1 that it has none any more.
+func (c *connection) place(requests int32) {
+	c.placed.Add(requests)
+	c.metered.lookAgain()
+}
+
 func (c *connections) makeRoom() {
 	count, strangers := map[string]int{}, 0
 	for _, one := range c.open {
@@ -101,7 +109,7 @@ func (c *connections) makeRoom() {
 	}
 	goes := func(one *connection) int { // 0: before those of the other half, and these before what is in use
 		switch known := one.reviewed.Load() != 0; {
-		case known && one.asking.Load() > 0:
+		case known && one.placed.Load() > 0:
 			return 2
 		case known == (strangers > c.most/2):
 			return 1

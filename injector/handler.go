@@ -28,7 +28,7 @@ const (
 	maxSmall    = 256 << 10            // the largest pod that KubeVirt made for us has 13 KB
 	smallPlaces = 32
 	largePlaces = 2
-	smallWait   = 16 << 20 // what all of them that wait may hold
+	smallWait   = 8 << 20 // what all of them that wait may hold
 	largeWait   = 8 << 20
 )
 
@@ -81,10 +81,8 @@ func (a *admission) bounded(reviews *http.ServeMux) http.Handler {
 		}
 		defer gate.leave(place)
 		_ = client.SetReadDeadline(time.Now().Add(a.arrival))
-		on.asking.Add(1)
-		defer on.asking.Add(-1)
-		on.metered.place(1)
-		defer on.metered.place(-1)
+		on.place(1)
+		defer on.place(-1)
 		r.Body = meteredBody{r.Body, on.metered}
 		reviews.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), placeKey{}, place)))
 		_ = client.Flush() // else it would wait for that outside

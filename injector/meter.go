@@ -5,6 +5,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // meter bounds what has been read from all connections and has not been used: bodies that nobody reads yet, which
@@ -17,7 +18,7 @@ type meter struct {
 }
 
 const (
-	meterMost  = 8 << 20
+	meterMost  = 4 << 20
 	meterShare = 16 << 10 // what any connection may have
 )
 
@@ -40,15 +41,16 @@ type meteredConn struct {
 	meter *meter
 	wake  chan struct{}
 
-	held   int // of the fields below, too, the meter's lock
-	placed int // requests that have a place
+	placed *atomic.Int32 // requests that have a place: the connection's, before it is first read
+
+	held   int // with closed under the meter's lock
 	closed bool
 }
 
 func (c *meteredConn) Read(p []byte) (int, error) {
 	for m := c.meter; ; <-c.wake {
 		m.mu.Lock()
-		may := m.all < meterMost || c.held < meterShare || c.placed > 0 || c.closed
+		may := m.all < meterMost || c.held < meterShare || c.placed.Load() > 0 || c.closed
 		if i := slices.Index(m.waiting, c); may && i >= 0 {
 			m.waiting = slices.Delete(m.waiting, i, i+1)
 		} else if !may && i < 0 {
@@ -74,13 +76,8 @@ func (c *meteredConn) use(bytes int) { c.change(func() { c.drop(min(bytes, c.hel
 // useAll notes that the connection has no request any more, and so holds nothing.
 func (c *meteredConn) useAll() { c.change(func() { c.drop(c.held) }) }
 
-// place notes that a request has a place, or with -1 that it has none any more.
-func (c *meteredConn) place(requests int) {
-	c.change(func() {
-		c.placed += requests
-		c.signal()
-	})
-}
+// lookAgain has Read look whether it may go on.
+func (c *meteredConn) lookAgain() { c.change(func() { c.signal() }) }
 
 func (c *meteredConn) change(f func()) {
 	if c == nil {

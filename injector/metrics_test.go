@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"regexp"
 	"slices"
@@ -145,10 +143,7 @@ func TestMetricsOfFaultsAndOfWhoIsTurnedAway(t *testing.T) {
 	a := newAdmission(log, log, time.Minute)
 	faulty := http.NewServeMux()
 	faulty.Handle("POST /mutate-pod", a.handler(func(*review.Request) review.Verdict { panic("nobody has thought of that") }))
-	answer := httptest.NewRecorder()
-	request := httptest.NewRequest(http.MethodPost, "/mutate-pod", bytes.NewReader(reviewOf(t, podRequest(fixture(t, "masquerade")))))
-	request.Header.Set("Content-Type", "application/json")
-	faulty.ServeHTTP(answer, request)
+	answer := record(faulty, "/mutate-pod", reviewOf(t, podRequest(fixture(t, "masquerade"))))
 	if got := a.metrics.of("POST /mutate-pod", failed).Get(); got != 1 || answer.Code != http.StatusInternalServerError {
 		t.Errorf("%v faults, answered %d", got, answer.Code)
 	}

@@ -226,13 +226,13 @@ func TestStrangersDoNotFillTheLog(t *testing.T) {
 func TestWhichConnectionGoes(t *testing.T) {
 	c := &connections{most: 8, open: map[net.Conn]*connection{}, going: map[net.Conn]*connection{}}
 	names := map[net.Conn]string{}
-	add := func(name, host string, known bool, asking int32) {
+	add := func(name, host string, known bool, placed int32) {
 		conn, _ := net.Pipe()
 		one := &connection{host: host, since: time.Now()}
 		if known {
 			one.reviewed.Store(time.Now().UnixNano())
 		}
-		one.asking.Store(asking)
+		one.placed.Store(placed)
 		c.open[conn], names[conn] = one, name
 	}
 	for n := range 5 {

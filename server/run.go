@@ -38,16 +38,15 @@ func run(ctx context.Context, args []string, lookupEnv config.Lookup, stdout, st
 		command, rest = rest[0], rest[1:]
 	}
 	switch command {
-	case "serve":
+	case "serve", "agent-metrics":
 		if len(rest) > 0 {
-			return usageError(stderr, "serve takes no arguments, got %q", rest)
+			return usageError(stderr, "%s takes no arguments, got %q", command, rest)
 		}
-		return exitStatus(runServe(ctx, lookupEnv, stderr), stderr)
-	case "agent-metrics":
-		if len(rest) > 0 {
-			return usageError(stderr, "agent-metrics takes no arguments, got %q", rest)
+		start := runServe
+		if command == "agent-metrics" {
+			start = runAgentMetrics
 		}
-		return exitStatus(runAgentMetrics(ctx, lookupEnv, stderr), stderr)
+		return exitStatus(start(ctx, lookupEnv, stderr), stderr)
 	case "probe":
 		options := newFlagSet("imds-server probe")
 		live := options.Bool("live", false, "")
